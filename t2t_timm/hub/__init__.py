@@ -1,0 +1,1 @@
+"""The weights: what is known of them, where they come from, how they are converted and published."""

@@ -1,0 +1,80 @@
+"""The weights manifest: what is known of every published file, read from manifest.yaml."""
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Dict
+
+import yaml
+
+__all__ = ['hub_repo', 'load_manifest', 'pretrained_cfg', 'weight_entry']
+
+DATA_DIR = Path(__file__).parent
+
+
+@lru_cache(maxsize=None)
+def load_manifest() -> Dict[str, Any]:
+    """Return the whole manifest, each weight completed with its name, its dataset's fields and its url."""
+    with open(DATA_DIR / 'manifest.yaml', encoding='utf-8') as f:
+        manifest = yaml.safe_load(f)
+    for name, entry in manifest['weights'].items():
+        entry['name'] = name
+        entry.setdefault('dataset', 'imagenet-1k')
+        source = manifest['sources'][entry['source']]
+        entry['license'] = source['license']
+        if 'base_url' in source:
+            entry['url'] = source['base_url'] + entry['file']
+        else:
+            entry['path'] = str(DATA_DIR / entry['file'])
+    return manifest
+
+
+def weight_entry(name: str) -> Dict[str, Any]:
+    """Return the manifest's entry of an architecture.tag.
+
+    Raises:
+        KeyError: No such weights.
+    """
+    return load_manifest()['weights'][name]
+
+
+def hub_repo(name: str) -> str:
+    """Return the Hub repo of an architecture.tag; T2T_TIMM_HUB_NAMESPACE overrides the namespace."""
+    return f"{os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
+
+
+def pretrained_cfg(name: str) -> Dict[str, Any]:
+    """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights."""
+    cfg = dict(
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=None,
+        crop_pct=0.9,  # timm resizes to 248 and crops 224
+        interpolation='bicubic',
+        fixed_input_size=True,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        first_conv='tokens_to_token.attention1.kqv',
+        classifier='head',
+        paper_ids='arXiv:' + load_manifest()['paper']['arxiv'],
+        paper_name=load_manifest()['paper']['title'],
+    )
+    entry = load_manifest()['weights'].get(name)
+    if entry is None:
+        return cfg
+    for facts in (load_manifest()['datasets'][entry['dataset']], entry):
+        cfg.update({k: _frozen(v) for k, v in facts.items() if k in _CFG_KEYS})
+    cfg.update(license=entry['license'], origin_url=load_manifest()['sources'][entry['source']].get('code'))
+    if 'path' in entry:
+        cfg.update(file=entry['path'])
+    else:
+        cfg.update(hf_hub_id=hub_repo(name), url=entry['url'])
+    return cfg
+
+
+_CFG_KEYS = (
+    'num_classes', 'input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'label_names',
+)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,194 @@
+"""Attention of the backbone blocks: timm's, able to answer for the class token alone, and the study variants."""
+from typing import Optional, Type
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
+
+__all__ = ['ClassTokenAttention', 'GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
+
+
+class ClassTokenAttention(Attention):
+    """timm's attention, which can also compute the output row of the class token alone.
+
+    The logits read the class token only, so in the last block one query is enough; the keys and values stay those of
+    all tokens.
+    """
+
+    def class_token(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `self(x)[:, :1]`: tokens (B, N, C) to the class token (B, 1, C).
+
+        With one query q per head, keys and values need not exist either:
+
+            q'(Wk x_n + bk) = (Wk' q)'x_n + const,    sum_n a_n (Wv x_n + bv) = Wv (sum_n a_n x_n) + bv sum_n a_n
+
+        and the softmax does not see the constant.
+        """
+        B, N, C = x.shape
+        wq, wk, wv = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)  # (heads, head_dim, C)
+        q = torch.einsum('bc,hdc->bhd', x[:, 0], wq)
+        if self.qkv.bias is not None:
+            q = q + self.qkv.bias[:C].view(self.num_heads, self.head_dim)
+        query = torch.einsum('bhd,hdc->bhc', q * self.scale, wk)
+        attn = self.attn_drop((query @ x.transpose(1, 2)).softmax(dim=-1))  # (B, heads, N)
+        out = torch.einsum('bhc,hdc->bhd', attn @ x, wv)
+        if self.qkv.bias is not None:
+            out = out + attn.sum(dim=-1, keepdim=True) * self.qkv.bias[2 * C:].view(self.num_heads, self.head_dim)
+        return self.proj_drop(self.proj(out.reshape(B, 1, C)))
+
+
+class SqueezeExciteAttention(Attention):
+    """Attention whose projected output is gated by squeeze-excitation over all tokens (paper section 4.3, SE)."""
+
+    def __init__(self, dim: int, *args, reduction: int = 16, proj_drop: float = 0., device=None, dtype=None, **kwargs):
+        """Initialize the layer.
+
+        Args:
+            dim: Width of the tokens.
+            *args: Passed to timm's Attention.
+            reduction: How many times narrower the gate's bottleneck is.
+            proj_drop: Dropout rate after the gate.
+            **kwargs: Passed to timm's Attention.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(dim, *args, proj_drop=0., **kwargs, **dd)
+        self.se_layer = SqueezeExcite(dim, reduction, **dd)
+        self.se_drop = nn.Dropout(proj_drop)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        return self.se_drop(self.se_layer(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Gate of each channel from the mean over all tokens, class token included; no biases."""
+
+    def __init__(self, dim: int, reduction: int = 16, device=None, dtype=None) -> None:
+        """Initialize the gate of `dim` channels with a bottleneck `reduction` times narrower."""
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(dim, dim // reduction, bias=False, **dd),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim // reduction, dim, bias=False, **dd),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Gate tokens (B, N, C)."""
+        return x * self.fc(x.mean(dim=1)).unsqueeze(1)
+
+
+def _scale_channels(dim: int, **dd) -> nn.Conv1d:
+    # the published code keeps a learned scale per channel as a depthwise convolution of width 1
+    return nn.Conv1d(dim, dim, kernel_size=1, groups=dim, bias=False, **dd)
+
+
+class GhostAttention(nn.Module):
+    """Attention on ghost features: q, k and v are half projected, half a scaled copy of that (paper section 4.3)."""
+    fused_attn: torch.jit.Final[bool]
+
+    def __init__(
+            self,
+            dim: int,
+            num_heads: int = 8,
+            qkv_bias: bool = False,
+            attn_drop: float = 0.,
+            proj_drop: float = 0.,
+            device=None,
+            dtype=None,
+            **_,
+    ) -> None:
+        """Initialize the layer; arguments as timm's Attention has them."""
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim ** -0.5
+        self.fused_attn = use_fused_attn()
+        half_dim = dim // 2
+        self.q = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
+        self.k = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
+        self.v = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
+        self.cheap_operation_q = _scale_channels(half_dim, **dd)
+        self.cheap_operation_k = _scale_channels(half_dim, **dd)
+        self.cheap_operation_v = _scale_channels(half_dim, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def _heads(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        B, N, _ = x.shape
+        x = torch.cat([x, x * scale.view(-1)], dim=-1)
+        return x.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        B, N, C = x.shape
+        q = self._heads(self.q(x), self.cheap_operation_q.weight)
+        k = self._heads(self.k(x), self.cheap_operation_k.weight)
+        v = self._heads(self.v(x), self.cheap_operation_v.weight)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(
+                q, k, v,
+                attn_mask=attn_mask,
+                dropout_p=self.attn_drop.p if self.training else 0.,
+                is_causal=is_causal,
+            )
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
+        x = x.transpose(1, 2).reshape(B, N, C)
+        return self.proj_drop(self.proj(x))
+
+
+class GhostMlp(nn.Module):
+    """MLP on ghost features: fc1 keeps the width, two scaled copies of its activation are appended (section 4.3)."""
+
+    def __init__(
+            self,
+            in_features: int,
+            hidden_features: int,
+            act_layer: Type[nn.Module] = nn.GELU,
+            drop: float = 0.,
+            device=None,
+            dtype=None,
+            **_,
+    ) -> None:
+        """Initialize the layer; arguments as timm's Mlp has them, hidden_features being 3 * in_features.
+
+        Raises:
+            ValueError: hidden_features is not 3 * in_features.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if hidden_features != 3 * in_features:
+            raise ValueError(
+                f'GhostMlp makes three times as many features as it reads: hidden_features must be {3 * in_features} '
+                f'(mlp_ratio=3), not {hidden_features}.'
+            )
+        self.fc1 = nn.Linear(in_features, in_features, **dd)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_features, in_features, **dd)
+        self.drop = nn.Dropout(drop)
+        self.cheap_operation2 = _scale_channels(in_features, **dd)
+        self.cheap_operation3 = _scale_channels(in_features, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map tokens (B, N, C) to (B, N, C)."""
+        x = self.act(self.fc1(x))
+        x2 = self.act(x * self.cheap_operation2.weight.view(-1))
+        x3 = self.act(x * self.cheap_operation3.weight.view(-1))
+        x = self.drop(torch.cat([x, x2, x3], dim=-1))
+        return self.drop(self.fc2(x))

@@ -1,0 +1,41 @@
+"""Whether somebody looks at, or has replaced, a part of a model that a fast path would walk around."""
+import torch
+import torch.nn as nn
+from torch.nn.modules import module as _global
+
+__all__ = ['is_observed', 'is_plain']
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or 'forward' in module.__dict__
+    )
+
+
+@torch.jit.ignore
+def is_observed(*modules: nn.Module) -> bool:
+    """Return True if a hook or a patched `forward` anywhere inside the modules expects them to be called as they are.
+
+    Class activation maps, probing tools, quantization observers and FSDP work through hooks; a fast path that would not
+    call a module has to step aside for them.
+    """
+    return bool(
+        _global._global_forward_hooks
+        or _global._global_forward_pre_hooks
+        or _global._global_backward_hooks
+        or _global._global_backward_pre_hooks
+        or any(_has_hooks(m) for module in modules for m in module.modules())
+    )
+
+
+@torch.jit.ignore
+def is_plain(*modules: nn.Module) -> bool:
+    """Return True if the modules are torch's own Linear and LayerNorm, unobserved: reading their weights is enough.
+
+    Adapters (LoRA) and quantizers put modules of their own in their place, which must be called.
+    """
+    return all(type(m) is nn.Linear or type(m) is nn.LayerNorm for m in modules) and not is_observed(*modules)

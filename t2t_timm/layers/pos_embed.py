@@ -1,0 +1,25 @@
+"""Sinusoidal position table (paper section 3.2, which takes it from "Attention Is All You Need", section 3.5)."""
+import torch
+
+__all__ = ['sinusoidal_pos_embed']
+
+
+def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=None) -> torch.Tensor:
+    """Make the sinusoidal table; position 0 belongs to the class token.
+
+    Computed in float64 and rounded to float32, as the published table is, before it takes the dtype asked for.
+
+    Args:
+        num_positions: Number of positions, 1 + the number of tokens.
+        embed_dim: Width of a position's vector.
+        device: Device of the result.
+        dtype: Dtype of the result.
+
+    Returns:
+        Table of shape (1, num_positions, embed_dim): sine in the even channels, cosine in the odd ones.
+    """
+    channel = torch.arange(embed_dim, dtype=torch.float64, device='cpu')
+    inv_wavelength = 10000. ** (-2 * torch.div(channel, 2, rounding_mode='floor') / embed_dim)
+    angle = torch.arange(num_positions, dtype=torch.float64, device='cpu')[:, None] * inv_wavelength
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
+    return table.to(device=device, dtype=dtype or torch.get_default_dtype())

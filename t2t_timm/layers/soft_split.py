@@ -1,0 +1,191 @@
+"""Soft split (paper section 3.1, equation 3): overlapping patches of a map, unfolded into tokens.
+
+A soft split is always followed by a linear map here, with or without a LayerNorm between the two. Both pairs are
+convolutions, so the unfolded tensor, k * k / stride^2 times the size of the map, never has to exist.
+"""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+
+from .observe import is_plain
+
+__all__ = [
+    'fold_norm_linear', 'soft_split', 'soft_split_linear', 'soft_split_norm_linear', 'soft_split_size',
+    'split_norm_linear',
+]
+
+
+def soft_split_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    """Return how many tokens a soft split makes along an axis of `size` pixels: what a convolution gives."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+def soft_split(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+    """Unfold overlapping patches of a map into tokens (paper equation 3).
+
+    Args:
+        x: Map of shape (B, C, H, W).
+        kernel_size: Side of a patch, in pixels.
+        stride: Distance of neighbouring patches, in pixels.
+        padding: Zeros added on each side, in pixels.
+
+    Returns:
+        Tokens of shape (B, H' * W', C * kernel_size ** 2), channel-major within a token.
+    """
+    return F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def soft_split_linear(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],
+        kernel_size: int,
+        stride: int,
+        padding: int,
+) -> torch.Tensor:
+    """Return `linear(soft_split(x))` as the convolution it is.
+
+    Args:
+        x: Map of shape (B, C, H, W).
+        weight: Weight of the linear map, (D, C * kernel_size ** 2).
+        bias: Its bias, (D,), or None.
+        kernel_size: Side of a patch, in pixels.
+        stride: Distance of neighbouring patches, in pixels.
+        padding: Zeros added on each side, in pixels.
+
+    Returns:
+        Map of shape (B, D, H', W').
+    """
+    weight = weight.reshape(weight.shape[0], x.shape[1], kernel_size, kernel_size)
+    # channels last, so that the map that leaves is a view of its tokens (B, H' * W', D)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+
+
+def fold_norm_linear(
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Fold a LayerNorm's affine part and its centring into the linear map that follows it.
+
+    With a patch u of n values, its mean m = 1'u / n and s = (var(u) + eps)^-1/2,
+
+        W (g * (u - m 1) s + b) + c  =  s (W G - W G 1 1'/n) u  +  (W b + c),    G = diag(g),
+
+    so the folded weight acts on the raw patch, and the mean is never formed.
+
+    Args:
+        norm_weight: LayerNorm gain g, (n,).
+        norm_bias: LayerNorm bias b, (n,).
+        weight: Weight W of the linear map, (D, n).
+        bias: Its bias c, (D,), or None.
+
+    Returns:
+        Folded weight (D, n), its rows summing to zero, and folded bias (D,).
+    """
+    folded = weight * norm_weight
+    folded_bias = torch.mv(weight, norm_bias)
+    return folded - folded.mean(dim=1, keepdim=True), folded_bias if bias is None else folded_bias + bias
+
+
+def soft_split_rstd(x: torch.Tensor, kernel_size: int, stride: int, padding: int, eps: float) -> torch.Tensor:
+    """Return 1 / standard deviation of each patch of a soft split, from box sums over one channel.
+
+    Args:
+        x: Map of shape (B, C, H, W), float32 or float64: sums of squares cancel.
+        kernel_size: Side of a patch, in pixels.
+        stride: Distance of neighbouring patches, in pixels.
+        padding: Zeros added on each side, in pixels.
+        eps: Added to the variance, as LayerNorm does.
+
+    Returns:
+        Map of shape (B, 1, H', W').
+    """
+    # avg_pool2d counts the padding, as the unfolded zeros count in the LayerNorm
+    moments = torch.stack([x.mean(dim=1), x.square().mean(dim=1)], dim=1)
+    mean, mean_square = F.avg_pool2d(moments, kernel_size, stride, padding).split(1, dim=1)
+    return torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def soft_split_norm_linear(
+        x: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],
+        eps: float,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+) -> torch.Tensor:
+    """Return `linear(norm(soft_split(x)))` without unfolding: a convolution, scaled per token and shifted.
+
+    Half-precision maps are convolved in float32, whatever the autocast dtype: where an image is flat, 1 / standard
+    deviation reaches 316 and multiplies the rounding of the convolution.
+
+    Args:
+        x: Map of shape (B, C, H, W).
+        norm_weight: LayerNorm gain, (C * kernel_size ** 2,).
+        norm_bias: LayerNorm bias, as long.
+        weight: Weight of the linear map, (D, C * kernel_size ** 2).
+        bias: Its bias, (D,), or None.
+        eps: The LayerNorm's eps.
+        kernel_size: Side of a patch, in pixels.
+        stride: Distance of neighbouring patches, in pixels.
+        padding: Zeros added on each side, in pixels.
+
+    Returns:
+        Map of shape (B, D, H', W'), in the dtype of x.
+    """
+    if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return _soft_split_norm_linear(
+                x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
+    return _soft_split_norm_linear(x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
+
+
+def _soft_split_norm_linear(
+        x: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],
+        eps: float,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+) -> torch.Tensor:
+    dtype = x.dtype
+    if dtype == torch.float16 or dtype == torch.bfloat16:
+        x, norm_weight, norm_bias, weight = x.float(), norm_weight.float(), norm_bias.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+    rstd = soft_split_rstd(x, kernel_size, stride, padding, eps)
+    y = soft_split_linear(x, weight, None, kernel_size, stride, padding)
+    return torch.addcmul(bias.view(-1, 1, 1), y, rstd).to(dtype)
+
+
+def split_norm_linear(
+        x: torch.Tensor,
+        norm: nn.LayerNorm,
+        linear: nn.Linear,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+) -> torch.Tensor:
+    """Map (B, C, H, W) to `linear(norm(soft_split(x)))` as a map (B, D, H', W'), fused if both modules are plain."""
+    if torch.jit.is_scripting() or is_plain(norm, linear):
+        return soft_split_norm_linear(
+            x, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, kernel_size, stride, padding)
+    height = soft_split_size(x.shape[2], kernel_size, stride, padding)
+    width = soft_split_size(x.shape[3], kernel_size, stride, padding)
+    return linear(norm(soft_split(x, kernel_size, stride, padding))).transpose(1, 2).unflatten(2, (height, width))

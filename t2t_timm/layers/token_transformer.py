@@ -1,0 +1,90 @@
+"""Token transformer: the T2T transformer with softmax attention (paper section 3.1, equations 1 and 2)."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import Mlp, use_fused_attn
+
+from .observe import is_observed
+from .soft_split import soft_split, soft_split_size, split_norm_linear
+
+__all__ = ['TokenTransformer']
+
+
+class TokenAttention(nn.Module):
+    """Single-head attention that changes the width; its values are the skip connection."""
+    fused_attn: torch.jit.Final[bool]
+
+    def __init__(self, in_dim: int, dim: int, device=None, dtype=None) -> None:
+        """Initialize the attention of tokens of width in_dim into tokens of width dim."""
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.scale = in_dim ** -0.5  # of the input width, as published
+        self.fused_attn = use_fused_attn()
+        self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **dd)
+        self.attn_drop = nn.Identity()
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map tokens (B, N, in_dim) to (B, N, dim)."""
+        return self.attend(self.qkv(x))
+
+    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Map projected tokens (B, N, 3 * dim) to (B, N, dim)."""
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            attn = attn.softmax(dim=-1)
+            attn = self.attn_drop(attn)
+            x = attn @ v
+        return v.squeeze(1) + self.proj(x.squeeze(1))
+
+
+class TokenTransformer(nn.Module):
+    """Soft split followed by one transformer layer, the re-structurization of a tokens-to-token step.
+
+    With u the unfolded patches: y = attn(norm1(u)), out = y + mlp(norm2(y)).
+    """
+
+    def __init__(
+            self,
+            in_dim: int,
+            dim: int = 64,
+            kernel_size: int = 3,
+            stride: int = 2,
+            padding: int = 1,
+            device=None,
+            dtype=None,
+    ) -> None:
+        """Initialize the layer.
+
+        Args:
+            in_dim: Channels of the map that the soft split reads.
+            dim: Width of the tokens.
+            kernel_size: Side of a patch of the soft split, in pixels.
+            stride: Distance of neighbouring patches, in pixels.
+            padding: Zeros added on each side, in pixels.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        patch_dim = in_dim * kernel_size ** 2
+        self.norm1 = nn.LayerNorm(patch_dim, eps=1e-5, **dd)
+        self.attn = TokenAttention(patch_dim, dim, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.mlp = Mlp(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_dim, H, W) to (B, dim, H', W')."""
+        H = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
+        W = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
+        if torch.jit.is_scripting() or not is_observed(self.attn):
+            qkv = split_norm_linear(x, self.norm1, self.attn.qkv, self.kernel_size, self.stride, self.padding)
+            x = self.attn.attend(qkv.flatten(2).transpose(1, 2))
+        else:
+            x = self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
+        x = x + self.mlp(self.norm2(x))
+        return x.transpose(1, 2).unflatten(2, (H, W))

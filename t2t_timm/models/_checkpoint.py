@@ -1,0 +1,139 @@
+"""Checkpoints on their way into a model: other frameworks' names, the stem's channels, the position grid."""
+import logging
+import math
+import re
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.layers import resample_abs_pos_embed, to_2tuple
+
+from ..layers import tokens_grid_size
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'rename_keys']
+
+PATCH_SIZE = 7 * 7  # of the first soft split, in pixels
+
+# OpenMMLab's names, in order; the token transformer's attention and the backbone's share theirs
+_OPENMMLAB = (
+    (r'^backbone\.', ''),
+    (r'^head\.layers\.head\.', 'head.'),
+    (r'^encoder\.', 'blocks.'),
+    (r'\.ln(\d)\.', r'.norm\1.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+)
+
+
+def rename_keys(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a state dict under the official names, without wrappers and without token labeling's auxiliary head.
+
+    Args:
+        state_dict: A state dict, or a checkpoint holding one under state_dict_ema, state_dict or model.
+    """
+    for key in ('state_dict_ema', 'state_dict', 'model'):
+        if isinstance(state_dict.get(key), dict):
+            state_dict = state_dict[key]
+    state_dict = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in state_dict.items()}
+    if any(k.startswith('backbone.') for k in state_dict):
+        for pattern, name in _OPENMMLAB:
+            state_dict = {re.sub(pattern, name, k): v for k, v in state_dict.items()}
+    aux = [k for k in state_dict if k.startswith('aux_head.')]
+    if aux:
+        _logger.info(f'Leaving out the auxiliary head of token labeling ({", ".join(aux)}).')
+        state_dict = {k: v for k, v in state_dict.items() if k not in aux}
+    return state_dict
+
+
+def _stem_key(state_dict: Dict[str, Any]) -> Tuple[Optional[str], bool]:
+    # name of the first layer that reads pixels, and whether its attention's scale depends on their number
+    for name, scaled in (('attention1.kqv', False), ('attention1.attn.qkv', True), ('soft_split0', False)):
+        if f'tokens_to_token.{name}.weight' in state_dict:
+            return f'tokens_to_token.{name}', scaled
+    return None, False
+
+
+def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, torch.Tensor]:
+    """Adapt the layer that reads the image to another number of channels, as timm adapts a convolution.
+
+    More channels repeat the checkpoint's, the weights scaled down. For one channel the weights are summed, and a grey
+    image gives what its repetition over the checkpoint's channels gave, exactly: repeated values have the mean and
+    variance of one copy, and with n the normalized patch of one channel (which sums to zero), G_c, b_c the norm's gain
+    and bias of channel c and W_c the linear map's columns, A = sum_c W_c G_c and d = sum_c W_c b_c,
+
+        sum_c W_c (G_c n + b_c)  =  A n + d  =  (A + (d - A 1) 1' / p) (n + 1)
+
+    for p pixels a patch: a linear map without a bias of its own can carry d if the norm's gain and bias are ones.
+    The token transformer's attention scale follows the input width, so its queries are rescaled.
+
+    Args:
+        state_dict: State dict under the official names.
+        in_chans: Channels that the model reads.
+    """
+    key, scaled = _stem_key(state_dict)
+    if key is None:
+        return state_dict
+    weight = state_dict[f'{key}.weight']
+    shape, dtype = weight.shape, weight.dtype
+    base_chans = shape[1] if weight.ndim == 4 else shape[1] // PATCH_SIZE
+    if base_chans == in_chans:
+        return state_dict
+
+    state_dict = dict(state_dict)
+    weight = weight.double().reshape(shape[0], base_chans, PATCH_SIZE)
+    norm = 'tokens_to_token.attention1.norm1.'
+    if in_chans == 1:
+        if norm + 'weight' in state_dict:
+            gain, bias = (state_dict[norm + k].double().reshape(base_chans, PATCH_SIZE) for k in ('weight', 'bias'))
+            shift = (weight * bias).sum(dim=(1, 2))
+            weight = (weight * gain).sum(dim=1)
+            weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
+            for k in ('weight', 'bias'):
+                state_dict[norm + k] = torch.ones(PATCH_SIZE, dtype=state_dict[norm + k].dtype)
+        else:
+            weight = weight.sum(dim=1)
+    else:
+        index = torch.arange(in_chans) % base_chans
+        weight = weight[:, index] * (base_chans / in_chans)
+        for k in ('weight', 'bias'):
+            if norm + k in state_dict:
+                state_dict[norm + k] = state_dict[norm + k].reshape(base_chans, PATCH_SIZE)[index].flatten()
+    weight = weight.reshape(shape[0], -1)
+    if scaled:
+        weight[:shape[0] // 3] *= math.sqrt(in_chans / base_chans)
+    if len(shape) == 4:
+        weight = weight.reshape(shape[0], in_chans, *shape[2:])
+    state_dict[f'{key}.weight'] = weight.to(dtype)
+    _logger.info(f'Adapted {key} from {base_chans} to {in_chans} input channels.')
+    return state_dict
+
+
+def _source_grid(model: nn.Module, num_tokens: int) -> Optional[Tuple[int, int]]:
+    # the size a checkpoint was made for stands in its config; without one, or if it does not fit, the grid is square
+    img_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
+    if img_size is None:
+        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 224, 224))[-2:]
+    grid = tokens_grid_size(to_2tuple(img_size))
+    if grid[0] * grid[1] == num_tokens:
+        return grid
+    side = math.isqrt(num_tokens)
+    return (side, side) if side * side == num_tokens else None
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Make a checkpoint fit a model: names, input channels and position grid.
+
+    Args:
+        state_dict: State dict of any known origin (official, OpenMMLab, timm).
+        model: Model that will load it.
+    """
+    state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
+    pos_embed = state_dict.get('pos_embed')
+    if pos_embed is not None:
+        grid = _source_grid(model, pos_embed.shape[1] - model.num_prefix_tokens)
+        if grid is not None and grid != model.grid_size:
+            state_dict['pos_embed'] = resample_abs_pos_embed(
+                pos_embed, list(model.grid_size), old_size=list(grid), verbose=True)
+    return state_dict

@@ -1,0 +1,66 @@
+"""The feature pyramid that T2T makes on its way from pixels to tokens: strides 4, 8 and 16."""
+from typing import List, Sequence, Union
+
+import torch
+import torch.nn as nn
+from timm.models import FeatureInfo
+from timm.models._features import feature_take_indices
+
+__all__ = ['T2TFeaturePyramid']
+
+
+class T2TFeaturePyramid(nn.Module):
+    """Maps at strides 4 and 8 from the tokens-to-token module, and at stride 16 the tokens that leave the last block.
+
+    What `features_only=True` gives; pruned of all that the chosen levels do not need.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            out_indices: Union[int, Sequence[int]] = (0, 1, 2),
+            output_fmt: str = 'NCHW',
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: T2TViT to wrap.
+            out_indices: Levels to return, of 0, 1 and 2, or the last n if int.
+            output_fmt: Shape of the maps; 'NCHW' is the only one.
+
+        Raises:
+            ValueError: Another output_fmt, or a level that is not there.
+        """
+        super().__init__()
+        if output_fmt != 'NCHW':
+            raise ValueError(f"The feature pyramid gives NCHW maps only, not {output_fmt!r}.")
+        token_dim = model.tokens_to_token.token_dim
+        info = [
+            dict(module='tokens_to_token.attention1', num_chs=token_dim, reduction=4),
+            dict(module='tokens_to_token.attention2', num_chs=token_dim, reduction=8),
+            dict(model.feature_info[-1]),
+        ]
+        levels = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+        if not all(-3 <= i < 3 for i in levels) or isinstance(out_indices, int) and not 1 <= out_indices <= 3:
+            raise ValueError(
+                f'The feature pyramid has levels 0, 1 and 2 (strides 4, 8 and 16), not {out_indices}. '
+                "For more, use feature_cls='getter': it gives the blocks."
+            )
+        self.out_indices, max_index = feature_take_indices(3, out_indices)
+        self.feature_info = FeatureInfo(info, tuple(self.out_indices))
+        self.num_levels = max_index + 1
+        model.prune_intermediate_layers([-1], prune_norm=True)
+        model.tokens_to_token.prune_levels(self.num_levels)
+        if self.num_levels < 3:
+            model.prune_backbone()
+        self.model = model
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing."""
+        self.model.set_grad_checkpointing(enable)
+
+    def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
+        """Map images (B, in_chans, H, W) to the chosen levels, finest first if so chosen."""
+        levels = self.model.forward_levels(x, self.num_levels)
+        return [levels[i] for i in self.out_indices]

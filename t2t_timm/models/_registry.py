@@ -1,0 +1,17 @@
+"""Registration that steps back where timm has grown a model of the same name."""
+import logging
+from typing import Any, Callable
+
+from timm.models import is_model, model_entrypoint
+from timm.models import register_model as timm_register_model
+
+_logger = logging.getLogger(__name__)
+
+
+def register_model(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an entrypoint with timm under its own name, unless timm itself has a model of that name."""
+    name = fn.__name__
+    if is_model(name) and model_entrypoint(name).__module__ != fn.__module__:
+        _logger.debug(f'timm has its own {name} ({model_entrypoint(name).__module__}); leaving it alone.')
+        return fn
+    return timm_register_model(fn)

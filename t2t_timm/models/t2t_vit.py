@@ -1,0 +1,620 @@
+"""T2T-ViT: Tokens-to-Token ViT
+
+Paper: `Tokens-to-Token ViT: Training Vision Transformers From Scratch on ImageNet`
+    - https://arxiv.org/abs/2101.11986
+
+The state dict is that of the published checkpoints (https://github.com/yitu-opensource/T2T-ViT, Clear BSD License).
+"""
+from functools import partial
+from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
+
+import torch
+import torch.nn as nn
+from timm.layers import (
+    LayerType,
+    Mlp,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint, generate_default_cfgs, named_apply
+from timm.models._features import feature_take_indices
+
+from ..layers import (
+    Block,
+    ClassTokenAttention,
+    ConvTokens,
+    GhostAttention,
+    GhostMlp,
+    SqueezeExciteAttention,
+    TokensToToken,
+    check_image,
+    is_observed,
+    sinusoidal_pos_embed,
+    tokens_grid_size,
+)
+from ._builder import build_t2t_vit, pretrained_cfgs, record_input_size
+from ._registry import register_model
+
+__all__ = ['T2TViT']
+
+POOL_TYPES = ('token', 'avg', 'avgmax', 'max', '')
+TOKEN_TYPES = ('performer', 'transformer', 'convolution')
+
+
+class T2TViT(nn.Module):
+    """Tokens-to-Token ViT: a tokens-to-token module, sinusoidal positions, a class token and a deep-narrow backbone.
+
+    `class_token_only` is the switch of the last block's shortcut: when the logits read the class token alone, the last
+    block computes that row alone. It steps aside by itself where a hook, a patched forward or fx tracing looks at the
+    last block or the final norm; `forward_features` and `forward_intermediates` always give every token.
+    """
+    dynamic_img_size: torch.jit.Final[bool]
+
+    def __init__(
+            self,
+            img_size: Union[int, Tuple[int, int]] = 224,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'token',
+            token_type: str = 'performer',
+            token_dim: int = 64,
+            embed_dim: int = 384,
+            depth: int = 14,
+            num_heads: int = 6,
+            mlp_ratio: float = 3.,
+            qkv_bias: bool = False,
+            dynamic_img_size: bool = False,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            token_drop_rate: float = 0.1,
+            norm_layer: Type[nn.Module] = partial(nn.LayerNorm, eps=1e-5),
+            attn_layer: LayerType = ClassTokenAttention,
+            mlp_layer: Type[nn.Module] = Mlp,
+            device=None,
+            dtype=None,
+    ) -> None:
+        """Initialize the model.
+
+        Args:
+            img_size: Input image size (H, W), in pixels.
+            in_chans: Number of image input channels.
+            num_classes: Number of classes for the classification head, 0 for none.
+            global_pool: Pooling of the final tokens: 'token', 'avg', 'avgmax', 'max', or '' for none.
+            token_type: 'performer', 'transformer' or 'convolution' tokens (paper section 3.1; 4.3 for the last).
+            token_dim: Width of the tokens inside the tokens-to-token module.
+            embed_dim: Width of the backbone's tokens.
+            depth: Number of blocks.
+            num_heads: Number of attention heads.
+            mlp_ratio: Ratio of the MLP's hidden width to embed_dim.
+            qkv_bias: Add a bias to query, key and value; the published models have none.
+            dynamic_img_size: Take images of any size, resampling the position table.
+            drop_rate: Head dropout rate.
+            pos_drop_rate: Dropout rate after the position table.
+            proj_drop_rate: Dropout rate after the projections of attention and MLP.
+            attn_drop_rate: Attention dropout rate.
+            drop_path_rate: Stochastic depth rate of the last block.
+            token_drop_rate: Dropout rate inside the token performers.
+            norm_layer: Normalization layer of the backbone.
+            attn_layer: Attention layer of the blocks.
+            mlp_layer: MLP layer of the blocks.
+
+        Raises:
+            ValueError: Unknown global_pool or token_type, or an img_size below 3 x 3 pixels.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        _check_choice('token_type', token_type, TOKEN_TYPES)
+        _check_choice('global_pool', global_pool, POOL_TYPES)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.embed_dim = embed_dim
+        self.num_prefix_tokens = 1
+        self.dynamic_img_size = dynamic_img_size
+        self.class_token_only = True
+        self.grad_checkpointing = False
+        self._traits = {'first_conv': None}  # the checkpoint filter adapts the stem, timm need not
+        self._set_img_size(img_size)
+
+        if token_type == 'convolution':
+            self.tokens_to_token = ConvTokens(in_chans, embed_dim, token_dim, **dd)
+        else:
+            self.tokens_to_token = TokensToToken(token_type, in_chans, embed_dim, token_dim, token_drop_rate, **dd)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        num_tokens = self.grid_size[0] * self.grid_size[1]
+        self.register_buffer('pos_embed', torch.empty(1, self.num_prefix_tokens + num_tokens, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(p=pos_drop_rate)
+        self.blocks = self._make_blocks(
+            depth,
+            drop_path_rate,
+            dict(
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                proj_drop=proj_drop_rate,
+                attn_drop=attn_drop_rate,
+                norm_layer=norm_layer,
+                attn_layer=attn_layer,
+                mlp_layer=mlp_layer,
+                **dd,
+            ),
+        )
+        self.num_features = self.head_hidden_size = self.feature_info[-1]['num_chs']
+        self.norm = norm_layer(self.num_features, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+        self.init_weights(needs_reset=False)
+
+    def _make_blocks(self, depth: int, drop_path_rate: float, kwargs: Dict[str, Any]) -> nn.Sequential:
+        self.feature_info = [
+            dict(module=f'blocks.{i}', num_chs=self.embed_dim, reduction=16) for i in range(depth)]
+        return nn.Sequential(*[
+            Block(self.embed_dim, drop_path=rate, **kwargs)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)])
+
+    def _set_img_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
+        img_size = to_2tuple(img_size)
+        if len(img_size) != 2 or min(img_size) < 3:
+            raise ValueError(f'img_size must be at least 3 x 3 pixels for the soft splits, not {tuple(img_size)}.')
+        self.img_size = (int(img_size[0]), int(img_size[1]))
+        self.grid_size = tokens_grid_size(self.img_size)
+
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialize all weights and buffers.
+
+        Args:
+            needs_reset: Also call reset_parameters() of modules that have it; needed after `to_empty()`.
+        """
+        with torch.no_grad():
+            self.pos_embed.copy_(sinusoidal_pos_embed(self.pos_embed.shape[1], self.embed_dim))
+        trunc_normal_(self.cls_token, std=.02)
+        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # any route may bring a checkpoint of another image size: resample its grid, which has to be square here
+        key = prefix + 'pos_embed'
+        num_tokens = state_dict[key].shape[1] - self.num_prefix_tokens if key in state_dict else -1
+        if num_tokens > 0 and num_tokens != self.pos_embed.shape[1] - self.num_prefix_tokens:
+            if int(num_tokens ** 0.5) ** 2 == num_tokens:
+                state_dict[key] = resample_abs_pos_embed(state_dict[key], list(self.grid_size), verbose=True)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Set of parameters that should not use weight decay."""
+        return {'cls_token'}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Union[str, List]]:
+        """Create regex patterns for parameter grouping.
+
+        Args:
+            coarse: Use coarse grouping; the groups are the same.
+
+        Returns:
+            Dictionary mapping group names to regex patterns.
+        """
+        return dict(
+            stem=r'^cls_token|pos_embed|tokens_to_token',
+            blocks=[(r'^blocks\.(\d+)', None), (r'^norm', (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of the tokens-to-token steps and the blocks."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Get the classifier head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Reset the classifier head.
+
+        Args:
+            num_classes: Number of classes for the new classifier, 0 for none.
+            global_pool: Pooling type, None to keep the current one.
+
+        Raises:
+            ValueError: Unknown global_pool.
+        """
+        dd = get_device_dtype(self)
+        if global_pool is not None:
+            _check_choice('global_pool', global_pool, POOL_TYPES)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head.train(self.training)
+
+    def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
+        """Change the input image size, resampling the position table bicubically.
+
+        Args:
+            img_size: New size (H, W), in pixels.
+
+        Raises:
+            ValueError: A size below 3 x 3 pixels.
+        """
+        prev_grid_size = self.grid_size
+        self._set_img_size(img_size)
+        if self.grid_size != prev_grid_size:
+            self.pos_embed = self._resampled_pos_embed(self.grid_size, prev_grid_size)
+        record_input_size(self, self.img_size)
+
+    def _resampled_pos_embed(self, grid_size: Tuple[int, int], old_grid_size: Tuple[int, int]) -> torch.Tensor:
+        return resample_abs_pos_embed(
+            self.pos_embed,
+            new_size=list(grid_size),
+            old_size=list(old_grid_size),
+            num_prefix_tokens=self.num_prefix_tokens,
+        )
+
+    def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, Tuple[int, int]]:
+        """Map images to the class token and tokens with positions, (B, 1 + N, C), and their grid."""
+        x = check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint(self.tokens_to_token, x)
+        else:
+            x = self.tokens_to_token(x)
+        H, W = x.shape[-2:]
+        return self._add_positions(x), (H, W)
+
+    def _add_positions(self, x: torch.Tensor) -> torch.Tensor:
+        """Map the grid of tokens (B, C, H', W') to class token and tokens with positions, (B, 1 + N, C)."""
+        H, W = x.shape[-2:]
+        pos_embed = self._resampled_pos_embed((H, W), self.grid_size) if self.dynamic_img_size else self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
+        return self.pos_drop(x + pos_embed)
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: Optional[Union[int, List[int]]] = None,
+            return_prefix_tokens: bool = False,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+            output_dict: bool = False,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]], Dict[str, Any]]:
+        """Forward features that returns intermediates.
+
+        Args:
+            x: Images of shape (B, in_chans, H, W).
+            indices: Take last n blocks if int, all if None, select matching indices if sequence.
+            return_prefix_tokens: Return both prefix and spatial intermediate tokens.
+            norm: Apply the final norm to all intermediates.
+            stop_early: Stop iterating over blocks when the last desired intermediate is hit.
+            output_fmt: Shape of the intermediates, 'NCHW' or 'NLC'.
+            intermediates_only: Only return the intermediates.
+            output_dict: Return a dictionary with 'image_features', 'image_intermediates' and, if asked for,
+                'image_intermediates_prefix'.
+            attn_mask: Optional mask for the attention of the blocks.
+            is_causal: Use causal attention in the blocks.
+
+        Returns:
+            (final tokens, intermediates), the intermediates alone, or a dictionary.
+        """
+        assert output_fmt in ('NCHW', 'NLC'), 'Output format must be one of NCHW or NLC.'
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        intermediates = []
+
+        x, (H, W) = self._embed(x)
+        if torch.jit.is_scripting() or not stop_early:  # can't slice blocks in torchscript
+            blocks = self.blocks
+        else:
+            blocks = self.blocks[:max_index + 1]
+        for i, blk in enumerate(blocks):
+            if attn_mask is not None or is_causal:
+                x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
+            elif self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(blk, x)
+            else:
+                x = blk(x)
+            if i in take_indices:
+                intermediates.append(self.norm(x) if norm else x)
+
+        prefix_tokens = [y[:, :self.num_prefix_tokens] for y in intermediates]
+        intermediates = [y[:, self.num_prefix_tokens:] for y in intermediates]
+        if output_fmt == 'NCHW':
+            intermediates = [y.transpose(1, 2).reshape(y.shape[0], -1, H, W).contiguous() for y in intermediates]
+
+        if output_dict:
+            result = {'image_intermediates': intermediates}
+            if return_prefix_tokens:
+                result['image_intermediates_prefix'] = prefix_tokens
+            if not intermediates_only:
+                result['image_features'] = self.norm(x)
+            return result
+
+        if not torch.jit.is_scripting() and return_prefix_tokens:
+            # return_prefix not supported in torchscript due to poor type handling
+            intermediates = list(zip(intermediates, prefix_tokens))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x), intermediates
+
+    @torch.jit.ignore
+    def prune_backbone(self) -> None:
+        """Drop all behind the tokens-to-token module: the blocks, their norm, the class token and the positions."""
+        self.blocks = nn.Sequential()
+        self.norm = nn.Identity()
+        self.cls_token = None
+        self.pos_embed = None
+
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """Prune layers not required for the specified intermediates.
+
+        Args:
+            indices: Indices of the intermediates to keep, or the last n if int.
+            prune_norm: Whether to prune the final norm.
+            prune_head: Whether to prune the classifier head.
+
+        Returns:
+            List of indices that were kept.
+        """
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[:max_index + 1]  # truncate blocks
+        if prune_norm or self.feature_info[max_index]['num_chs'] != self.num_features:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def get_intermediate_layers(
+            self,
+            x: torch.Tensor,
+            n: Union[int, List[int], Tuple[int]] = 1,
+            reshape: bool = False,
+            return_prefix_tokens: bool = False,
+            norm: bool = False,
+            attn_mask: Optional[torch.Tensor] = None,
+    ) -> List[torch.Tensor]:
+        """Get intermediate layer outputs (DINO interface compatibility).
+
+        Args:
+            x: Images of shape (B, in_chans, H, W).
+            n: Number or indices of blocks.
+            reshape: Reshape to NCHW.
+            return_prefix_tokens: Return prefix tokens too.
+            norm: Apply the final norm.
+            attn_mask: Optional mask for the attention of the blocks.
+
+        Returns:
+            List of intermediates.
+        """
+        return self.forward_intermediates(
+            x, n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt='NCHW' if reshape else 'NLC',
+            intermediates_only=True,
+            attn_mask=attn_mask,
+        )
+
+    def forward_features(
+            self,
+            x: torch.Tensor,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Map images (B, in_chans, H, W) to normalized tokens (B, 1 + N, C), class token first."""
+        x, _ = self._embed(x)
+        if attn_mask is not None or is_causal:
+            for blk in self.blocks:
+                x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
+        elif self.grad_checkpointing and not torch.jit.is_scripting():
+            for blk in self.blocks:
+                x = checkpoint(blk, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
+        """Map images to the first num_levels maps at strides 4, 8 and 16, the last of them behind the blocks."""
+        x = check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
+        levels = self.tokens_to_token.forward_levels(x, num_levels)
+        if num_levels > 2:
+            B, _, H, W = levels[2].shape
+            x = self._add_positions(levels[2])
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                for blk in self.blocks:
+                    x = checkpoint(blk, x)
+            else:
+                x = self.blocks(x)
+            levels[2] = x[:, self.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
+        return levels
+
+    @torch.jit.unused
+    def _reads_class_token_only(self, x: torch.Tensor) -> bool:
+        return (
+            self.class_token_only
+            and self.global_pool == 'token'
+            and isinstance(self.blocks[-1], Block)
+            and not isinstance(x, torch.fx.Proxy)
+            and not is_observed(self.blocks[-1], self.norm)
+        )
+
+    @torch.jit.unused
+    def _forward_class_token(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `forward_features(x)[:, :1]`, of the last block computing that row alone."""
+        x, _ = self._embed(x)
+        for blk in self.blocks[:-1]:
+            x = checkpoint(blk, x) if self.grad_checkpointing else blk(x)
+        return self.norm(self.blocks[-1].class_token(x))
+
+    def pool(self, x: torch.Tensor, pool_type: Optional[str] = None) -> torch.Tensor:
+        """Pool tokens (B, 1 + N, C) to (B, C), or leave them for pool_type ''."""
+        pool_type = self.global_pool if pool_type is None else pool_type
+        return global_pool_nlc(x, pool_type=pool_type, num_prefix_tokens=self.num_prefix_tokens)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Map tokens (B, 1 + N, C) to logits (B, num_classes), or to what the classifier reads if pre_logits."""
+        x = self.head_drop(self.pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
+        if not torch.jit.is_scripting():
+            if attn_mask is None and not is_causal and self._reads_class_token_only(x):
+                return self.forward_head(self._forward_class_token(x))
+        return self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal))
+
+
+def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Unknown {name} {value!r}: use one of {', '.join(map(repr, choices))}.")
+
+
+def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif needs_reset and hasattr(module, 'reset_parameters'):
+        module.reset_parameters()
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    't2t_vit_7', 't2t_vit_10', 't2t_vit_12', 't2t_vit_14', 't2t_vit_19', 't2t_vit_24', 't2t_vit_14_384',
+    't2t_vit_t_14', 't2t_vit_t_19', 't2t_vit_t_24', 't2t_vit_c_14', 't2t_vit_14_resnext', 't2t_vit_14_wide',
+    't2t_vit_14_se', 't2t_vit_16_ghost', 'test_t2t_vit',
+))
+
+
+def _create_t2t_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    return build_t2t_vit(T2TViT, variant, pretrained, **kwargs)
+
+
+@register_model
+def t2t_vit_7(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-7, performer tokens."""
+    model_args = dict(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.)
+    return _create_t2t_vit('t2t_vit_7', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_10(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-10, performer tokens."""
+    model_args = dict(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.)
+    return _create_t2t_vit('t2t_vit_10', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_12(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-12, performer tokens."""
+    model_args = dict(embed_dim=256, depth=12, num_heads=4, mlp_ratio=2.)
+    return _create_t2t_vit('t2t_vit_12', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-14, performer tokens."""
+    model_args = dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_14', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_19(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-19, performer tokens."""
+    model_args = dict(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_19', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_24(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-24, performer tokens."""
+    model_args = dict(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_24', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_14_384(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-14 for 384 x 384 pixels, performer tokens."""
+    model_args = dict(img_size=384, embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_14_384', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT_t-14, transformer tokens."""
+    model_args = dict(token_type='transformer', embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_t_14', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT_t-19, transformer tokens."""
+    model_args = dict(token_type='transformer', embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_t_19', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_t_24(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT_t-24, transformer tokens."""
+    model_args = dict(token_type='transformer', embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_t_24', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_c_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT_c-14, the soft splits as plain convolutions."""
+    model_args = dict(token_type='convolution', embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_c_14', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_14_resnext(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-14 with 32 heads, the ResNeXt study."""
+    model_args = dict(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_14_resnext', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_14_wide(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT shallow and wide, the Wide-ResNet study."""
+    model_args = dict(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.)
+    return _create_t2t_vit('t2t_vit_14_wide', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_14_se(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-14 with squeeze-excitation after the attention."""
+    model_args = dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3., attn_layer=SqueezeExciteAttention)
+    return _create_t2t_vit('t2t_vit_14_se', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def t2t_vit_16_ghost(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """T2T-ViT-16 with ghost features in attention and MLP."""
+    model_args = dict(
+        embed_dim=384, depth=16, num_heads=6, mlp_ratio=3., attn_layer=GhostAttention, mlp_layer=GhostMlp)
+    return _create_t2t_vit('t2t_vit_16_ghost', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def test_t2t_vit(pretrained: bool = False, **kwargs: Any) -> T2TViT:
+    """A small T2T-ViT for tests; its weights read handwritten digits and ship inside the package."""
+    model_args = dict(img_size=56, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.)
+    return _create_t2t_vit('test_t2t_vit', pretrained=pretrained, **dict(model_args, **kwargs))
