@@ -2,17 +2,19 @@
 import logging
 import math
 import re
+from functools import lru_cache
 from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
+from timm.models import list_models, model_entrypoint
 
 from ..layers import tokens_grid_size
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'rename_keys']
+__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'looks_like', 'rename_keys']
 
 PATCH_SIZE = 7 * 7  # of the first soft split, in pixels
 
@@ -110,6 +112,56 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
     return state_dict
 
 
+# what depends on the number of classes, the image size and the input channels rather than on the architecture
+_ADAPTED = re.compile(r'(head|tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0))\.(weight|bias)|pos_embed')
+
+
+def _shapes(state_dict: Dict[str, torch.Tensor]) -> Dict[str, Tuple[int, ...]]:
+    # an adapted tensor keeps its name, but for the head's, which may be missing
+    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not k.startswith('head.')}
+    return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
+
+
+@lru_cache(maxsize=None)
+def _architecture_shapes(architecture: str) -> Dict[str, Tuple[int, ...]]:
+    model = model_entrypoint(architecture)(device='meta')
+    return dict(_shapes(model.state_dict()), pos_embed=tuple(model.pos_embed.shape))
+
+
+def looks_like(state_dict: Dict[str, Any]) -> Optional[str]:
+    """Return the architecture that a checkpoint's names and shapes are those of, or None.
+
+    Classes, input channels and image size may differ. Of architectures that differ in none of the others (t2t_vit_14,
+    t2t_vit_14_384 and t2t_vit_14_resnext), the first with the checkpoint's number of positions.
+
+    Args:
+        state_dict: State dict of any known origin (official, OpenMMLab, timm).
+    """
+    state_dict = rename_keys(state_dict)
+    shapes = _shapes(state_dict)
+    candidates = {}
+    for architecture in list_models('*t2t_vit*'):
+        expected = dict(_architecture_shapes(architecture))
+        pos_embed = expected.pop('pos_embed')
+        if expected == {k: v for k, v in shapes.items() if k != 'pos_embed'}:
+            candidates[architecture] = pos_embed
+    pos_embed = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
+    return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
+
+
+def _check_architecture(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> None:
+    if not any(k.startswith('tokens_to_token.') for k in state_dict):
+        names = ', '.join(list(state_dict)[:3])
+        raise ValueError(f'This checkpoint holds no T2T-ViT: it has no tokens_to_token, it begins with {names}.')
+    if _shapes(state_dict) == _shapes(model.state_dict()):
+        return
+    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    found = looks_like(state_dict)
+    # None: a model of the user's own making, of which load_state_dict says best what does not fit
+    if found is not None and found != architecture:
+        raise ValueError(f'This checkpoint looks like {found}, not like {architecture or "this model"}.')
+
+
 def _source_grid(model: nn.Module, num_tokens: int) -> Optional[Tuple[int, int]]:
     # the size a checkpoint was made for stands in its config; without one, or if it does not fit, the grid is square
     img_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
@@ -128,8 +180,12 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
     Args:
         state_dict: State dict of any known origin (official, OpenMMLab, timm).
         model: Model that will load it.
+
+    Raises:
+        ValueError: The checkpoint is another architecture's, or no T2T-ViT's.
     """
     state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
+    _check_architecture(state_dict, model)
     pos_embed = state_dict.get('pos_embed')
     if pos_embed is not None:
         grid = _source_grid(model, pos_embed.shape[1] - model.num_prefix_tokens)
