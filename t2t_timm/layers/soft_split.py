@@ -146,7 +146,7 @@ def soft_split_norm_linear(
     Returns:
         Map of shape (B, D, H', W'), in the dtype of x.
     """
-    if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):
+    if not torch.jit.is_scripting() and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _soft_split_norm_linear(
                 x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)

@@ -126,7 +126,7 @@ def performer_attention(
     Returns:
         Tokens of shape (B, N, dim).
     """
-    if not torch.jit.is_scripting() and torch.is_autocast_enabled(kqv.device.type):
+    if not torch.jit.is_scripting() and not kqv.is_meta and torch.is_autocast_enabled(kqv.device.type):
         with torch.autocast(kqv.device.type, enabled=False):
             return _performer_attention(kqv, w, eps, weight, bias)
     return _performer_attention(kqv, w, eps, weight, bias)
