@@ -113,11 +113,11 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
 
 
 # what depends on the number of classes, the image size and the input channels rather than on the architecture
-_ADAPTED = re.compile(r'(head|tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0))\.(weight|bias)|pos_embed')
+_ADAPTED = re.compile(r'tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
 
 
 def _shapes(state_dict: Dict[str, torch.Tensor]) -> Dict[str, Tuple[int, ...]]:
-    # an adapted tensor keeps its name, but for the head's, which may be missing
+    # an adapted tensor keeps its name; the head may be missing
     shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not k.startswith('head.')}
     return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
 

@@ -1,0 +1,262 @@
+"""Where pretrained weights come from: the package, the Hub, the publisher's release; always checked before use."""
+import hashlib
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
+from zipfile import is_zipfile
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
+
+from .._errors import UserError
+from .._version import __version__
+from .manifest import hub_repo, weight_entry
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ['DownloadError', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file']
+
+PathLike = Union[str, 'os.PathLike[str]']
+T = TypeVar('T')
+
+RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
+
+_HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP library beneath, which huggingface_hub has changed twice
+_FAILURES = (OSError, ValueError, RuntimeError, _HTTPError)  # OSError: requests' errors, full disks, short bodies
+
+
+class DownloadError(UserError):
+    """Weights could not be fetched."""
+
+
+class IntegrityError(UserError):
+    """A file is not the one that the manifest describes."""
+
+
+def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
+    """Return the local file of an architecture.tag's weights, downloaded if need be and checked.
+
+    A file inside the package is taken from there. Others come from the Hub repo `<namespace>/<architecture>.<tag>`
+    and, only if the Hub says that there is no such repo, from the publisher's release, which T2T_TIMM_HUB_ONLY=1
+    forbids.
+
+    Args:
+        name: Architecture and tag, as in 't2t_vit_14.in1k'.
+        cache_dir: Folder to keep downloads in, by default the Hub's cache and torch.hub's checkpoints folder.
+
+    Raises:
+        KeyError: No such weights.
+        DownloadError: They could not be fetched.
+        IntegrityError: They are not what the manifest describes; they have been deleted.
+    """
+    entry = weight_entry(name)
+    if 'path' in entry:
+        _logger.info(f'{name}: in the package, {entry["file"]}.')
+        check_file(entry['path'], entry, name)
+        return Path(entry['path'])
+    repo = hub_repo(name)
+    _logger.info(f'{name}: asking the Hub for {repo}.')
+    try:
+        return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
+    except RepositoryNotFoundError as e:
+        if isinstance(e, GatedRepoError):
+            raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: its access has to be asked for.')) from e
+        if _is_set('T2T_TIMM_HUB_ONLY'):
+            raise DownloadError(_advice(
+                name, f'There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the release of its publisher.',
+            )) from e
+        _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
+    except LocalEntryNotFoundError as e:
+        file = _release_path(entry, cache_dir)
+        if _is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
+            raise DownloadError(_advice(
+                name, f'The Hub could not be asked for {repo}, and no cache has it. {_reason(e.__cause__ or e)}',
+            )) from e
+        _logger.warning(f'{name}: the Hub could not be asked for {repo}; taking the release downloaded before.')
+    return _release_file(name, entry, cache_dir)
+
+
+def check_file(file: PathLike, known: Dict[str, Any], name: str) -> List[str]:
+    """Compare a file with what is known of it.
+
+    Args:
+        file: File to check.
+        known: Any of size, sha256, sha384 and sha256_prefix, as the manifest has them.
+        name: What the file is, for messages.
+
+    Returns:
+        The names of the fields that were compared.
+
+    Raises:
+        IntegrityError: The file differs.
+    """
+    size = os.path.getsize(file)
+    prefix = known.get('sha256_prefix') or ''
+    actual = {
+        'size': lambda: size,
+        'sha256': lambda: file_hash(file, 'sha256'),
+        'sha384': lambda: file_hash(file, 'sha384'),
+        'sha256_prefix': lambda: file_hash(file, 'sha256')[:len(prefix)],
+    }
+    checked = [key for key in actual if known.get(key) is not None]
+    for key in checked:
+        value, expected = str(actual[key]()), str(known[key]).lower()
+        if value != expected:
+            raise IntegrityError(f'{name}: the {key} of {os.path.basename(file)} should be {expected} but is {value}.')
+    if any(key.startswith('sha') for key in checked):
+        _logger.info(f'{name}: verified ({", ".join(checked)}).')
+    else:
+        _logger.warning(f'{name}: unverified, the manifest knows no hash of {os.path.basename(file)} ({size} bytes).')
+    return checked
+
+
+def file_hash(file: PathLike, algorithm: str = 'sha256') -> str:
+    """Return the hex digest of a file."""
+    digest = hashlib.new(algorithm)
+    with open(file, 'rb') as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+    def download() -> str:
+        return hf_hub_download(
+            repo, HF_SAFE_WEIGHTS_NAME, cache_dir=cache_dir, library_name='t2t-timm', library_version=__version__)
+
+    try:
+        file = _retrying(download, name)
+    except (RepositoryNotFoundError, LocalEntryNotFoundError):
+        raise
+    except EntryNotFoundError as e:
+        raise DownloadError(_advice(name, f'The Hub repo {repo} has no {HF_SAFE_WEIGHTS_NAME}.')) from e
+    except _FAILURES as e:
+        raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {_reason(e)}')) from e
+    blob = os.path.basename(os.path.realpath(file))
+    if len(blob) == 64 and 'sha256' not in known:  # the cache names a large file by the SHA-256 that the Hub gave
+        _logger.warning(f'{name}: the manifest knows no hash of {repo}; comparing with what the Hub itself says.')
+        known = dict(known, sha256=blob)
+    _check_download(file, known, name)
+    return Path(file)
+
+
+def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+    file = _release_path(entry, cache_dir)
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(file.with_name(f'.{file.name}.lock')):
+                if not file.is_file():  # another process may have been here first
+                    part = file.with_name(f'{file.name}.incomplete')
+                    _retrying(partial(_download_release, entry, part), name)
+                    _check_is_torch_file(part, name)
+                    _check_download(part, entry, name)
+                    os.replace(part, file)
+                    return file
+        except IntegrityError:
+            raise
+        except _FAILURES as e:
+            raise DownloadError(_advice(name, f'Downloading {entry["url"]} failed. {_reason(e)}')) from e
+    _logger.info(f'{name}: downloaded before, {file}.')
+    _check_download(file, entry, name)
+    return file
+
+
+def _download_release(entry: Dict[str, Any], part: Path) -> None:
+    # what an earlier run has left is only continued where a hash tells whether beginning and end belong together
+    resume = any(key.startswith('sha') for key in entry)
+    with open(part, 'ab' if resume else 'wb') as f:
+        try:
+            http_get(
+                entry['url'], f,
+                resume_size=f.tell(), expected_size=entry.get('size'), displayed_filename=entry['file'])
+        except HfHubHTTPError as e:
+            if e.response.status_code == 416:  # the beginning is longer than the file
+                f.truncate(0)
+            raise
+
+
+def _release_path(entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+    return Path(cache_dir or get_cache_dir()) / entry['file']
+
+
+def _check_download(file: PathLike, known: Dict[str, Any], name: str) -> None:
+    try:
+        check_file(file, known, name)
+    except IntegrityError as e:
+        _delete(file)
+        raise IntegrityError(f'{e} The file has been deleted and nothing was loaded from it.') from None
+
+
+def _check_is_torch_file(file: Path, name: str) -> None:
+    # all that can be told where no hash is known: a gateway's own page, a file without its end
+    with open(file, 'rb') as f:
+        start = f.read(4)
+    if not (is_zipfile(file) if start.startswith(b'PK') else start.startswith(b'\x80')):
+        _delete(file)
+        raise IntegrityError(
+            f'{name}: what was downloaded is no whole PyTorch file (it begins with {start!r}). '
+            'It has been deleted and nothing was loaded from it.'
+        )
+
+
+def _retrying(download: Callable[[], T], name: str) -> T:
+    for wait in RETRY_WAITS:
+        try:
+            return download()
+        except _FAILURES as e:
+            if not _may_pass(e):
+                raise
+            _logger.warning(f'{name}: {_reason(e)} Trying again in {wait} s.')
+            time.sleep(wait)
+    return download()
+
+
+def _may_pass(e: BaseException) -> bool:
+    # whether the same request may succeed later; huggingface_hub has already repeated what LocalEntryNotFound reports
+    status = getattr(getattr(e, 'response', None), 'status_code', None)
+    if status is not None:
+        return status in (408, 416, 429) or status >= 500
+    if isinstance(e, (LocalEntryNotFoundError, ValueError)):
+        return False
+    return isinstance(e, _HTTPError) or isinstance(e, OSError) and e.errno is None
+
+
+def _reason(e: BaseException) -> str:
+    text = ' '.join(str(e).split())
+    return f'{type(e).__name__}: {text}' if text else f'{type(e).__name__}.'
+
+
+def _advice(name: str, what: str) -> str:
+    return (
+        f'{name}: {what} What you can do: (1) fill the cache on a machine that has access and copy it (HF_HOME, '
+        'HF_HUB_OFFLINE=1 then keeps off the network); (2) convert a file that you have with `t2t-timm convert FILE '
+        f'--model {name} --out DIR` and load local-dir:DIR; (3) name another Hub user or organization that has '
+        'the repo with T2T_TIMM_HUB_NAMESPACE.'
+    )
+
+
+def _delete(file: PathLike) -> None:
+    # a Hub cache holds links to blobs, which may be links to a store shared by several caches
+    file = Path(file)
+    while file.is_symlink():
+        target = file.parent / os.readlink(file)
+        file.unlink()
+        file = target
+    file.unlink(missing_ok=True)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, '').lower() not in ('', '0', 'false', 'no', 'off')
