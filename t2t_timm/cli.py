@@ -20,12 +20,20 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('recipe', _recipe, 'Print the path of a training recipe for train.py --config.')
     sub.add_argument('name', nargs='?', help='recipe, by default list them')
+
+    sub = command('digits', _digits, 'Write the 1,000 held-out digits of test_t2t_vit as an ImageFolder.')
+    sub.add_argument('out_dir', help='folder to write; empty or new')
     return parser
 
 
 def _recipe(args: argparse.Namespace) -> None:
     from .recipes import recipe_names, recipe_path
     print('\n'.join(recipe_names()) if args.name is None else recipe_path(args.name))
+
+
+def _digits(args: argparse.Namespace) -> None:
+    from .digits import extract_heldout
+    print(extract_heldout(args.out_dir))
 
 
 def main(argv: Optional[List[str]] = None) -> int:

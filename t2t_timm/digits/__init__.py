@@ -1,0 +1,52 @@
+"""1,000 real handwritten digits, held out from the training of test_t2t_vit; tools/make_digits.py made the archive."""
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import List, Union
+
+from .._errors import UserError
+
+__all__ = ['extract_heldout', 'heldout_names']
+
+_ARCHIVE = Path(__file__).parent / 'heldout.tar'
+_NAME = re.compile(r'\d_[a-z]+/\d{4}\.png')  # label and its name; row in the table the image came from
+
+
+def heldout_names() -> List[str]:
+    """Return the names of the held-out images, CLASS/ROW.png, sorted by label."""
+    with tarfile.open(_ARCHIVE) as tar:
+        return tar.getnames()
+
+
+def extract_heldout(out_dir: Union[str, Path]) -> Path:
+    """Write the held-out images as an ImageFolder, a folder a class in the order of the labels, and return its path.
+
+    Args:
+        out_dir: Folder to write; made if missing.
+
+    Raises:
+        UserError: out_dir holds something already, or is not a folder.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f'{out_dir} is not a folder: name an empty or a new one.')
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        raise UserError(f'{out_dir} is not empty: name an empty or a new folder.')
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    # written beside it and renamed, so that out_dir is never half there
+    with tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}-', dir=out_dir.parent) as tmp, \
+            tarfile.open(_ARCHIVE) as tar:
+        root = Path(tmp) / 'images'
+        for member in tar:
+            if not member.isreg() or not _NAME.fullmatch(member.name):
+                raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is no digit: install t2t-timm again.')
+            path = root / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tar.extractfile(member) as source, open(path, 'wb') as target:
+                shutil.copyfileobj(source, target)
+        if out_dir.is_dir():
+            out_dir.rmdir()
+        root.rename(out_dir)
+    return out_dir
