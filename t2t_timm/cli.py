@@ -23,6 +23,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('digits', _digits, 'Write the 1,000 held-out digits of test_t2t_vit as an ImageFolder.')
     sub.add_argument('out_dir', help='folder to write; empty or new')
+
+    sub = command('push', _push, "Upload a converted folder's weights, config and card to the Hub.")
+    sub.add_argument('dir', metavar='DIR', help='folder that `t2t-timm convert` wrote')
+    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo, by default that of the architecture.tag')
+    sub.add_argument('--private', action='store_true', help='make the repo private if it is created')
+    sub.add_argument('--dry-run', action='store_true', help='only show what would be uploaded')
     return parser
 
 
@@ -34,6 +40,11 @@ def _recipe(args: argparse.Namespace) -> None:
 def _digits(args: argparse.Namespace) -> None:
     from .digits import extract_heldout
     print(extract_heldout(args.out_dir))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .hub.push import push
+    print(push(args.dir, args.repo, private=args.private, dry_run=args.dry_run), end='')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

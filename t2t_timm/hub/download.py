@@ -26,7 +26,7 @@ from .manifest import hub_repo, weight_entry
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['DownloadError', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file']
+__all__ = ['DownloadError', 'FAILURES', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file', 'reason']
 
 PathLike = Union[str, 'os.PathLike[str]']
 T = TypeVar('T')
@@ -34,7 +34,7 @@ T = TypeVar('T')
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
 _HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP library beneath, which huggingface_hub has changed twice
-_FAILURES = (OSError, ValueError, RuntimeError, _HTTPError)  # OSError: requests' errors, full disks, short bodies
+FAILURES = (OSError, ValueError, RuntimeError, _HTTPError)  # that a download or an upload may end in
 
 
 class DownloadError(UserError):
@@ -82,7 +82,7 @@ def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
         file = _release_path(entry, cache_dir)
         if _is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
             raise DownloadError(_advice(
-                name, f'The Hub could not be asked for {repo}, and no cache has it. {_reason(e.__cause__ or e)}',
+                name, f'The Hub could not be asked for {repo}, and no cache has it. {reason(e.__cause__ or e)}',
             )) from e
         _logger.warning(f'{name}: the Hub could not be asked for {repo}; taking the release downloaded before.')
     return _release_file(name, entry, cache_dir)
@@ -142,8 +142,8 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
         raise
     except EntryNotFoundError as e:
         raise DownloadError(_advice(name, f'The Hub repo {repo} has no {HF_SAFE_WEIGHTS_NAME}.')) from e
-    except _FAILURES as e:
-        raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {_reason(e)}')) from e
+    except FAILURES as e:
+        raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {reason(e)}')) from e
     blob = os.path.basename(os.path.realpath(file))
     if len(blob) == 64 and 'sha256' not in known:  # the cache names a large file by the SHA-256 that the Hub gave
         _logger.warning(f'{name}: the manifest knows no hash of {repo}; comparing with what the Hub itself says.')
@@ -167,8 +167,8 @@ def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike
                     return file
         except IntegrityError:
             raise
-        except _FAILURES as e:
-            raise DownloadError(_advice(name, f'Downloading {entry["url"]} failed. {_reason(e)}')) from e
+        except FAILURES as e:
+            raise DownloadError(_advice(name, f'Downloading {entry["url"]} failed. {reason(e)}')) from e
     _logger.info(f'{name}: downloaded before, {file}.')
     _check_download(file, entry, name)
     return file
@@ -216,10 +216,10 @@ def _retrying(download: Callable[[], T], name: str) -> T:
     for wait in RETRY_WAITS:
         try:
             return download()
-        except _FAILURES as e:
+        except FAILURES as e:
             if not _may_pass(e):
                 raise
-            _logger.warning(f'{name}: {_reason(e)} Trying again in {wait} s.')
+            _logger.warning(f'{name}: {reason(e)} Trying again in {wait} s.')
             time.sleep(wait)
     return download()
 
@@ -234,7 +234,8 @@ def _may_pass(e: BaseException) -> bool:
     return isinstance(e, _HTTPError) or isinstance(e, OSError) and e.errno is None
 
 
-def _reason(e: BaseException) -> str:
+def reason(e: BaseException) -> str:
+    """Return what an error says, on one line."""
     text = ' '.join(str(e).split())
     return f'{type(e).__name__}: {text}' if text else f'{type(e).__name__}.'
 

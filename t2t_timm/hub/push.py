@@ -1,0 +1,103 @@
+"""Publishing a folder of converted weights as a Hub repo."""
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME
+
+from .._errors import UserError
+from .._version import __version__
+from .download import FAILURES, file_hash, reason
+from .manifest import hub_repo
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ['FILES', 'default_repo', 'manifest_lines', 'push']
+
+FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
+
+
+def push(folder: Path, repo: Optional[str] = None, private: bool = False, dry_run: bool = False) -> str:
+    """Upload a folder's weights, config and card to the Hub, and return the manifest's lines for them.
+
+    The repo is created if there is none. Files that the repo already holds are left alone.
+
+    Args:
+        folder: Folder as `t2t-timm convert` writes it.
+        repo: Hub repo, by default the one that `pretrained=True` would load the folder's architecture.tag from.
+        private: Make the repo private if it is created.
+        dry_run: Only say what would be uploaded; keeps off the network.
+
+    Raises:
+        UserError: A file is missing, the config names no tag, or the Hub refused.
+    """
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f'{folder} has no {", ".join(missing)}; '
+            f'to push it needs {", ".join(FILES)}, as `t2t-timm convert` writes them.')
+    repo = repo or default_repo(folder)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise UserError(f'{repo!r} is no name of a Hub repo; it would be like t2t-timm/t2t_vit_14.in1k.') from e
+    for name in FILES:
+        _logger.info(f'{repo}/{name}: {(folder / name).stat().st_size} bytes.')
+    if dry_run:
+        _logger.info('Nothing has been sent: dry run.')
+    else:
+        try:
+            _upload(folder, repo, private)
+        except FAILURES as e:
+            raise UserError(f'{repo} could not be pushed. {reason(e)}') from e
+    return manifest_lines(folder)
+
+
+def default_repo(folder: Path) -> str:
+    """Return the Hub repo that `pretrained=True` would load a folder's architecture.tag from.
+
+    Raises:
+        UserError: The folder's config names no architecture or no tag.
+    """
+    config = _read_config(Path(folder) / 'config.json')
+    architecture, tag = config.get('architecture'), config.get('pretrained_cfg', {}).get('tag')
+    if not architecture or not tag:
+        raise UserError(f'{folder}/config.json names no architecture and tag to make a repo of; give the repo yourself.')
+    return hub_repo(f'{architecture}.{tag}')
+
+
+def manifest_lines(folder: Path) -> str:
+    """Return the YAML lines that make the manifest know a folder's weights as the Hub's."""
+    file = Path(folder) / HF_SAFE_WEIGHTS_NAME
+    return yaml.safe_dump({'hub': {'sha256': file_hash(file), 'size': file.stat().st_size}}, sort_keys=False)
+
+
+def _read_config(file: Path) -> Dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise UserError(f'{file} is no JSON: {e}') from e
+    if not isinstance(config, dict) or not isinstance(config.get('pretrained_cfg', {}), dict):
+        raise UserError(f'{file} is no timm config: it should hold architecture and pretrained_cfg.')
+    return config
+
+
+def _upload(folder: Path, repo: str, private: bool) -> None:
+    api = HfApi(library_name='t2t-timm', library_version=__version__)
+    url = api.create_repo(repo, private=private or None, exist_ok=True)
+    before = api.repo_info(repo).sha
+    commit = api.create_commit(
+        repo,
+        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in FILES],
+        commit_message='Upload weights, config and card',
+    )
+    if commit.oid == before:
+        _logger.info(f'{url} already holds the same files; nothing has been changed.')
+    else:
+        _logger.info(f'{url} is now at commit {commit.oid}.')
