@@ -40,8 +40,11 @@ class T2TFeaturePyramid(nn.Module):
             dict(module='tokens_to_token.attention2', num_chs=token_dim, reduction=8),
             dict(model.feature_info[-1]),
         ]
-        levels = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        if not all(-3 <= i < 3 for i in levels) or isinstance(out_indices, int) and not 1 <= out_indices <= 3:
+        if isinstance(out_indices, int):
+            known = 1 <= out_indices <= 3
+        else:
+            known = len(out_indices) > 0 and all(-3 <= i < 3 for i in out_indices)
+        if not known:
             raise ValueError(
                 f'The feature pyramid has levels 0, 1 and 2 (strides 4, 8 and 16), not {out_indices}. '
                 "For more, use feature_cls='getter': it gives the blocks."

@@ -429,7 +429,10 @@ class T2TViT(nn.Module):
     def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
         """Map images to the first num_levels maps at strides 4, 8 and 16, the last of them behind the blocks."""
         x = check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
-        levels = self.tokens_to_token.forward_levels(x, num_levels)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            levels = checkpoint(self.tokens_to_token.forward_levels, x, num_levels)
+        else:
+            levels = self.tokens_to_token.forward_levels(x, num_levels)
         if num_levels > 2:
             B, _, H, W = levels[2].shape
             x = self._add_positions(levels[2])
