@@ -68,7 +68,7 @@ def default_repo(folder: Path) -> str:
     config = _read_config(Path(folder) / 'config.json')
     architecture, tag = config.get('architecture'), config.get('pretrained_cfg', {}).get('tag')
     if not architecture or not tag:
-        raise UserError(f'{folder}/config.json names no architecture and tag to make a repo of; give the repo yourself.')
+        raise UserError(f'{folder}/config.json names no architecture and tag to make a repo of; give the repo as well.')
     return hub_repo(f'{architecture}.{tag}')
 
 
