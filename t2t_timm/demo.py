@@ -24,7 +24,8 @@ def print_predictions(model: torch.nn.Module, dataset: ImageDataset, num_images:
         image, label = dataset[index]
         with torch.inference_mode():
             top = model(image[None]).softmax(dim=-1)[0].topk(3)
-        predictions = '   '.join(f'{names[i]:<5} {100 * p:5.1f} %' for p, i in zip(top.values.tolist(), top.indices))
+        rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        predictions = '   '.join(f'{names[i]:<5} {100 * p:5.1f} %' for i, p in rows)
         wrong = '' if top.indices[0] == label else '   wrong'
         print(f'{dataset.filename(index):<18} {names[label]:<6} {predictions}{wrong}')
 

