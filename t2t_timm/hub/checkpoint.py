@@ -1,0 +1,153 @@
+"""Checkpoint files of every published format: recognised by their bytes, read without running a pickle."""
+import argparse
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from .._errors import UserError
+from ..models._checkpoint import rename_keys
+from .paddle import from_paddle, load_paddle
+
+__all__ = ['Checkpoint', 'read_checkpoint']
+
+WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in order of preference
+
+_TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+    state_dict: dict[str, torch.Tensor]  # under the official names
+    format: str  # in words
+    notes: list[str]  # what was chosen and what was left out
+    train_args: dict[str, Any]  # of a timm training run, else empty
+
+
+class _Inert:
+    """Takes the place of an object that is read past: neither its class nor what it holds is looked at."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# what checkpoints hold beside tensors: numpy's numbers, and the statistics of mmengine's runner
+_READ_PAST = (
+    'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray._reconstruct',
+    'numpy._core.multiarray.scalar', 'numpy.core.multiarray.scalar',
+    'numpy.ndarray', 'numpy.dtype',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'builtins.getattr',
+)
+
+
+def _load_torch(file: BinaryIO) -> Any:
+    allowed = [argparse.Namespace] + [(_Inert, name) for name in _READ_PAST]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e:  # torch raises nearly anything for a damaged file
+        found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))
+        if found:
+            raise UserError(
+                f'The checkpoint asks for {found[1] or found[2]}, which is not needed for weights and could run code, '
+                'so nothing was loaded. If you trust it, load it where it was made and save its state_dict alone.'
+            ) from e
+        reason = str(e).strip().split('\n')[0] or type(e).__name__
+        raise UserError(f'The file is no readable PyTorch checkpoint, or it is cut short: {reason}') from e
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as e:
+        raise UserError(f'The file is no readable safetensors file, or it is cut short: {e}') from e
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    return len(start) > 9 and struct.unpack('<Q', start[:8])[0] <= size and start[8:9] == b'{'
+
+
+def _load(path: Path) -> tuple[Any, str]:
+    with open(path, 'rb') as f:
+        start = f.read(32)
+        f.seek(0)
+        if start.startswith(b'PK\x03\x04'):
+            return _load_torch(f), 'PyTorch checkpoint'
+        if start.startswith(_TORCH_LEGACY):
+            return _load_torch(f), 'PyTorch checkpoint, written before 1.6'
+        if start[:1] == b'\x80':
+            return load_paddle(f), 'Paddle parameters'
+    if _is_safetensors(start, path.stat().st_size):
+        return _load_safetensors(path), 'safetensors'
+    what = 'is empty' if not start else f'begins with {start[:8]!r}'
+    raise UserError(
+        f'{path} {what}: it is no checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '
+        '.pdparams, safetensors).'
+    )
+
+
+def _unwrap(loaded: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    for key in WRAPPERS:
+        if isinstance(loaded.get(key), dict):
+            others = [k for k in WRAPPERS if k != key and isinstance(loaded.get(k), dict)]
+            notes.append(f'weights under {key}' + (f', leaving {", ".join(others)} aside' if others else ''))
+            return loaded[key]
+    return loaded
+
+
+def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
+    args = loaded.get('args')
+    return vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of any published format, whatever its name.
+
+    Known are PyTorch files (the authors', OpenMMLab's, token labeling's, timm's train.py's), Paddle files (the Paddle
+    article's, PaddleViT's) and safetensors. Pickles are read with weights_only=True or, Paddle's, by an unpickler that
+    admits numpy arrays only.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        UserError: Unknown format, a damaged file, a pickle that asks for more than weights, or no T2T-ViT.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'There is no file {path}.')
+    loaded, fmt = _load(path)
+    if not isinstance(loaded, dict):
+        raise UserError(f'{path} holds a {type(loaded).__name__}, not a state dict.')
+    notes: list[str] = []
+    weights = _unwrap(loaded, notes)
+    names = [name for name in weights if isinstance(name, str)]
+    if fmt.startswith('Paddle'):
+        fmt += ", PaddleViT's names" if any(n.startswith('patch_embed.attn1.') for n in names) else ', official names'
+        weights = from_paddle(weights)
+        notes.append('linear weights transposed')
+    elif any(n.startswith(('backbone.', 'module.backbone.')) for n in names):
+        fmt += ", OpenMMLab's names"
+    elif 'arch' in loaded and 'epoch' in loaded:
+        fmt += " of timm's train.py"
+    if any(n.startswith('module.') for n in names):
+        notes.append('names without their module. prefix')
+    aux = [name for name in names if re.match(r'(module\.)*aux_head\.', name)]
+    if aux:
+        notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
+    state_dict = rename_keys({k: weights[k] for k in names if k not in aux and isinstance(weights[k], torch.Tensor)})
+    if not any(k.startswith('tokens_to_token.') for k in state_dict):
+        raise UserError(f'{path} holds no T2T-ViT: its names begin with {json.dumps(names[:3])}.')
+    return Checkpoint(state_dict, fmt, notes, _train_args(loaded))

@@ -1,0 +1,76 @@
+"""Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
+from functools import cache
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .manifest import pretrained_cfg
+
+__all__ = ['Complexity', 'count_complexity', 'model_complexity']
+
+
+class Complexity(NamedTuple):
+    """What one image costs."""
+    params: int
+    macs: int
+    activations: int
+    input_size: tuple[int, int, int]
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-accumulates and outputs of the operations whose FLOPs torch knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.activations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        flops = flop_registry.get(func.overloadpacket)
+        if flops is not None:
+            self.flops += flops(*args, **(kwargs or {}), out_val=out)
+            self.activations += out.numel()
+        return out
+
+
+def _pass(*args: Any) -> None:
+    """Change nothing: the hook is there to be there."""
+
+
+def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
+    """Count what the published architecture computes for one image, with a model on the meta device.
+
+    Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the
+    attention included; normalization, softmax, exponentials and elementwise arithmetic are not counted. Activations are
+    the elements that the same operations put out, as fvcore counts them. The model's shortcuts step aside for a hook,
+    so every module has one.
+
+    Args:
+        model: Model on the meta device; gets hooks and loses fused attention, so don't use it further.
+        input_size: Size (C, H, W) of the image.
+    """
+    model.eval()
+    for module in model.modules():
+        module.register_forward_hook(_pass)
+        if hasattr(module, 'fused_attn'):
+            module.fused_attn = False
+    with torch.no_grad(), _Counter() as counter:
+        model(torch.empty(1, *input_size, device='meta'))
+    params = sum(p.numel() for p in model.parameters())
+    return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size))
+
+
+@cache
+def _count(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> Complexity:
+    model = timm.create_model(architecture, num_classes=num_classes, img_size=input_size[1:], device='meta')
+    return model_complexity(model, input_size)
+
+
+def count_complexity(name: str) -> Complexity:
+    """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
+    cfg = pretrained_cfg(name)
+    return _count(name.split('.')[0], cfg['num_classes'], cfg['input_size'])

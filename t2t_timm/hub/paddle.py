@@ -1,0 +1,159 @@
+"""Paddle's .pdparams files: read without Paddle and without running what a pickle asks for, then made torch's.
+
+The unpickler never hands out numpy's or any other real class. What a file calls numpy's is a stand-in here, which takes
+the bytes, the type and the shape of an array and checks them.
+"""
+import pickle
+import re
+from collections.abc import Callable
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from .._errors import UserError
+
+__all__ = ['from_paddle', 'load_paddle']
+
+PARAMETER_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to the parameters: their other names
+
+_DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
+
+
+class _DType:
+    """Stands for numpy.dtype: one of the plain number types."""
+
+    def __init__(self, code: Any, *args: Any) -> None:
+        if code not in _DTYPES:
+            raise pickle.UnpicklingError(f'an array of type {code!r}, not of numbers')
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ('<', '>', '|', '='):
+            raise pickle.UnpicklingError(f'a byte order {state[1]!r}')
+        self.code = state[1] + self.code
+
+
+class _Array:
+    """Stands for numpy.ndarray while its pickle is read; `value` is the array."""
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.value = _make_array(data, dtype, shape, 'F' if is_fortran else 'C')
+
+
+def _make_array(data: Any, dtype: Any, shape: Any, order: str = 'C') -> np.ndarray:
+    if not isinstance(dtype, _DType) or not isinstance(data, (bytes, bytearray)):
+        raise pickle.UnpicklingError('an array without bytes or type')
+    flat = np.frombuffer(data, np.dtype(dtype.code))
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or prod(shape) != flat.size:
+        raise pickle.UnpicklingError(f'an array of shape {shape} with {flat.size} values')
+    return flat.reshape(shape, order=order)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits numpy arrays and the containers that paddle.save puts them in."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        module = re.sub(r'^numpy\._core\b', 'numpy.core', module)
+        try:
+            # as bound methods, which a pickle cannot change
+            return getattr(self, _ADMITTED[module, name])
+        except KeyError:
+            raise pickle.UnpicklingError(f'{module}.{name}, which is no numpy array') from None
+
+    def _ndarray(self, *args: Any) -> None:
+        raise pickle.UnpicklingError('a numpy.ndarray made by hand')
+
+    def _reconstruct(self, *args: Any) -> _Array:
+        return _Array()
+
+    def _dtype(self, code: Any, *args: Any) -> _DType:
+        return _DType(code)
+
+    def _scalar(self, dtype: Any, data: Any) -> Any:
+        return _make_array(data, dtype, ())[()]
+
+    def _frombuffer(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+        return _make_array(data, dtype, shape, 'F' if order == 'F' else 'C')
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        return text.encode('latin1')  # how pickle protocol 2 writes bytes
+
+    def _tuple(self, items: Any = ()) -> tuple:
+        return tuple(items)
+
+    def _ordered_dict(self, items: Any = ()) -> dict:
+        return dict(items)
+
+
+_ADMITTED = {
+    ('numpy', 'ndarray'): '_ndarray',
+    ('numpy', 'dtype'): '_dtype',
+    ('numpy.core.multiarray', '_reconstruct'): '_reconstruct',
+    ('numpy.core.multiarray', 'scalar'): '_scalar',
+    ('numpy.core.numeric', '_frombuffer'): '_frombuffer',
+    ('_codecs', 'encode'): '_encode',
+    ('builtins', 'tuple'): '_tuple',
+    ('__builtin__', 'tuple'): '_tuple',
+    ('collections', 'OrderedDict'): '_ordered_dict',
+}
+
+
+def _plain(value: Any) -> Any:
+    # arrays in place of their stand-ins; a tensor inside another dict is saved as (name, array)
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return _plain(value[1])
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k != PARAMETER_NAMES}
+    return value
+
+
+def load_paddle(file: BinaryIO) -> dict[str, Any]:
+    """Read what paddle.save or pickle.dump wrote of a dict of arrays: names to numpy arrays, nested dicts kept.
+
+    Args:
+        file: Open binary file.
+
+    Raises:
+        UserError: The file holds something else than numpy arrays, or it is damaged.
+    """
+    try:
+        loaded = _plain(_Unpickler(file).load())
+    except Exception as e:  # a damaged pickle can raise nearly anything
+        reason = str(e) or type(e).__name__
+        raise UserError(
+            f'The file is no Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
+    if not isinstance(loaded, dict):
+        raise UserError(f'The file is no Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
+    return loaded
+
+
+def _is_linear(name: str, value: np.ndarray) -> bool:
+    # the Performer's random features are the only matrix that is no layer's weight
+    return name.endswith('.weight') and value.ndim == 2
+
+
+def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return Paddle's parameters as torch has them, under the official names.
+
+    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. PaddleViT's names of
+    the tokens-to-token module become the official ones. Paddle writes bfloat16 as unsigned integers.
+
+    Args:
+        params: Names to numpy arrays; other values are left out.
+    """
+    state_dict = {}
+    for name, value in params.items():
+        if not isinstance(value, np.ndarray):
+            continue
+        name = re.sub(r'^patch_embed\.attn(\d)\.', r'tokens_to_token.attention\1.', name)
+        name = re.sub(r'^patch_embed\.proj\.', 'tokens_to_token.project.', name)
+        value = value.astype(value.dtype.newbyteorder('='))
+        tensor = torch.from_numpy(value.T.copy() if _is_linear(name, value) else value)
+        state_dict[name] = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+    return state_dict
