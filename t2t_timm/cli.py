@@ -29,6 +29,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo, by default that of the architecture.tag')
     sub.add_argument('--private', action='store_true', help='make the repo private if it is created')
     sub.add_argument('--dry-run', action='store_true', help='only show what would be uploaded')
+
+    sub = command('convert', _convert, 'Make a directory that timm loads of a published checkpoint of any format.')
+    sub.add_argument('file', metavar='FILE', help='.pth, .pth.tar, .pdparams or safetensors; the format is recognised')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, with the tag if it has one')
+    sub.add_argument('--out', metavar='DIR', required=True, help='directory to make')
+
+    sub = command('verify', _verify, 'Say what weights are and whether they load; compare them with a second ones.')
+    sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted directory, checkpoint, or tag to download')
+    sub.add_argument('second', metavar='SECOND', nargs='?', help='another, whose logits should be the same')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', help='of a file, if its shapes leave a choice')
+
+    sub = command('cards', _cards, 'Write the model card of every tag.')
+    sub.add_argument('--out', metavar='DIR', default='model_cards', help='directory of the cards (default: %(default)s)')
+    sub.add_argument('--check', action='store_true', help='write nothing, fail if a card is stale')
+
+    command('models', _models, 'List the pretrained tags and where their weights would come from.')
+
+    sub = command('classify', _classify, 'Classify images.')
+    sub.add_argument('images', metavar='IMAGE', nargs='+', help='files, folders, globs')
+    sub.add_argument('--model', default='t2t_vit_14', help='any name that timm knows (default: %(default)s)')
+    sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image (default: %(default)s)')
+    sub.add_argument('--json', action='store_true', help='print JSON')
     return parser
 
 
@@ -45,6 +67,37 @@ def _digits(args: argparse.Namespace) -> None:
 def _push(args: argparse.Namespace) -> None:
     from .hub.push import push
     print(push(args.dir, args.repo, private=args.private, dry_run=args.dry_run), end='')
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .hub.convert import convert
+    print(convert(args.file, args.model, args.out))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .hub.verify import verify
+    verdict = verify(args.first, args.second, args.model)
+    print('\n'.join(verdict.lines))
+    return 0 if verdict.good else 1
+
+
+def _cards(args: argparse.Namespace) -> None:
+    from .hub.cards import write_cards
+    write_cards(args.out, check=args.check)
+
+
+def _models(args: argparse.Namespace) -> None:
+    from .hub.tables import models_table
+    print(models_table())
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from .classify import classify, render
+    done = classify(args.images, args.model, args.topk)
+    print(render(done, args.json))
+    for file, why in done.unreadable.items():
+        print(f'{file}: cannot be read: {why}', file=sys.stderr)
+    return 1 if done.unreadable else 0
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -10,15 +10,16 @@ from torch.utils.flop_counter import flop_registry
 
 from .manifest import pretrained_cfg
 
-__all__ = ['Complexity', 'count_complexity', 'model_complexity']
+__all__ = ['Complexity', 'count_complexity', 'model_complexity', 'tag_complexity']
 
 
 class Complexity(NamedTuple):
-    """What one image costs."""
+    """What one image costs, and what the classifier reads of it."""
     params: int
     macs: int
     activations: int
     input_size: tuple[int, int, int]
+    num_features: int
 
 
 class _Counter(TorchDispatchMode):
@@ -61,16 +62,18 @@ def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Comp
     with torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size))
+    return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size), model.num_features)
 
 
 @cache
-def _count(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> Complexity:
-    model = timm.create_model(architecture, num_classes=num_classes, img_size=input_size[1:], device='meta')
+def count_complexity(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> Complexity:
+    """Count an architecture for a number of classes and images of size (C, H, W)."""
+    model = timm.create_model(
+        architecture, num_classes=num_classes, in_chans=input_size[0], img_size=input_size[1:], device='meta')
     return model_complexity(model, input_size)
 
 
-def count_complexity(name: str) -> Complexity:
+def tag_complexity(name: str) -> Complexity:
     """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
     cfg = pretrained_cfg(name)
-    return _count(name.split('.')[0], cfg['num_classes'], cfg['input_size'])
+    return count_complexity(name.split('.')[0], cfg['num_classes'], cfg['input_size'])

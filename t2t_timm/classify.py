@@ -1,0 +1,113 @@
+"""Classification of image files with a pretrained model."""
+import glob
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from huggingface_hub.utils import tqdm
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data.readers import get_img_extensions
+
+from ._errors import UserError
+
+__all__ = ['Classified', 'classify', 'find_images', 'render']
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+
+
+class Classified(NamedTuple):
+    """Results of the images that could be read, and why the others could not."""
+    results: list[dict[str, Any]]
+    unreadable: dict[str, str]
+
+
+def find_images(names: list[str]) -> list[str]:
+    """Return the files behind names of files, folders (searched to the bottom) and globs, in order.
+
+    A name that is none of these is returned as it is, for whoever opens it to complain.
+    """
+    files = []
+    for name in names:
+        if os.path.isdir(name):
+            extensions = get_img_extensions(as_set=True)
+            files += sorted(
+                str(p) for p in Path(name).rglob('*') if p.is_file() and p.suffix.lower() in extensions)
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            files += sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p)) or [name]
+        else:
+            files.append(name)
+    return files
+
+
+def _load_model(name: str) -> torch.nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except UserError:
+        raise
+    except RuntimeError as e:
+        raise UserError(f'{name}: {e}') from e
+
+
+def _class_names(model: torch.nn.Module) -> list[str]:
+    # the names that came with the weights, else ImageNet's if their number says so
+    names = model.pretrained_cfg.get('label_names')
+    if names is not None:
+        return [str(name) for name in names]
+    subset = infer_imagenet_subset(model)
+    if subset is not None:
+        return ImageNetInfo(subset).label_descriptions()
+    return [f'class {i}' for i in range(model.num_classes)]
+
+
+def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Classified:
+    """Classify images with a pretrained model, its own preprocessing before it.
+
+    Args:
+        names: Files, folders and globs.
+        model: Any name that timm.create_model takes.
+        topk: How many classes to give of each image, the most probable first.
+
+    Returns:
+        Of each image its name and its classes (index, label, probability), and the files that could not be read.
+
+    Raises:
+        UserError: No images, no such model or weights, or topk below 1.
+    """
+    if topk < 1:
+        raise UserError(f'--topk should be 1 or more, not {topk}.')
+    files = find_images(names)
+    if not files:
+        raise UserError(f'There are no images in {", ".join(names)}.')
+    net = _load_model(model)
+    if net.num_classes < 1:
+        raise UserError(f'{model} has no classifier.')
+    labels = _class_names(net)
+    transform = create_transform(**resolve_model_data_config(net), is_training=False)
+    mode = 'L' if getattr(net, 'in_chans', 3) == 1 else 'RGB'
+    results, unreadable = [], {}
+    for file in tqdm(files, unit='image', delay=1):
+        try:
+            with Image.open(file) as image:
+                pixels = transform(image.convert(mode))
+        except _UNREADABLE as e:
+            unreadable[file] = str(e) or type(e).__name__
+            continue
+        with torch.inference_mode():
+            probabilities = net(pixels.unsqueeze(0)).softmax(dim=1)[0]
+        values, classes = probabilities.topk(min(topk, len(labels)))
+        results.append(dict(image=file, classes=[
+            dict(index=i, label=labels[i], probability=round(p, 6))
+            for p, i in zip(values.tolist(), classes.tolist(), strict=True)]))
+    return Classified(results, unreadable)
+
+
+def render(classified: Classified, as_json: bool = False) -> str:
+    """Return the results as text, or as JSON."""
+    if as_json:
+        return json.dumps(classified.results, indent=2, ensure_ascii=False)
+    return '\n'.join(line for result in classified.results for line in [result['image']] + [
+        f'  {100 * c["probability"]:5.1f} %  {c["label"]} ({c["index"]})' for c in result['classes']])

@@ -1,0 +1,230 @@
+"""Conversion of a published checkpoint of any format into a directory that timm, Transformers and the Hub read."""
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+import torch.nn as nn
+from huggingface_hub.utils import tqdm
+from timm.models import get_pretrained_cfg, list_models
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
+
+from .._errors import UserError
+from ..layers import sinusoidal_pos_embed, tokens_grid_size
+from ..models._checkpoint import PATCH_SIZE, looks_like
+from .cards import architecture_card, tag_card
+from .checkpoint import Checkpoint, read_checkpoint
+from .download import check_file, file_hash
+from .manifest import load_manifest
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ['build_for', 'check_fit', 'convert', 'resolve_name']
+
+_PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
+_OF_ONE_TAG = (
+    'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
+
+
+def convert(file: str | Path, model: str, out: str | Path) -> Path:
+    """Convert a checkpoint of any published format into a directory that timm loads as local-dir:DIR.
+
+    The directory holds model.safetensors (float32), config.json and README.md, the model card. It appears whole or not
+    at all: all is written beside it first.
+
+    Args:
+        file: Checkpoint; its format is recognised.
+        model: Architecture, or architecture.tag if the file holds the weights of that tag.
+        out: Directory to make; may exist if it is empty.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: The file is no readable checkpoint of that architecture, or the directory is taken.
+    """
+    file, out = Path(file), Path(out)
+    architecture, tag = resolve_name(model)
+    _check_out(out)
+    if not file.is_file():
+        raise UserError(f'There is no file {file}.')
+    entry = load_manifest()['weights'].get(model)
+    if entry is not None and file.name == entry['file']:
+        check_file(file, entry, model)
+    size = file.stat().st_size
+    with tqdm(total=3 * size, unit='B', unit_scale=True, desc=f'Converting {file.name}', delay=1) as bar:
+        checkpoint = read_checkpoint(file)
+        bar.update(size)
+        net = build_for(architecture, tag, checkpoint)
+        state_dict = check_fit(checkpoint, net, file)
+        bar.update(size)
+        _logger.info('; '.join([f'{file}: {checkpoint.format}'] + checkpoint.notes))
+        with _written_whole(out) as folder:
+            _write(folder, net, state_dict, architecture, tag, checkpoint.train_args)
+        bar.update(size)
+    weights = out / HF_SAFE_WEIGHTS_NAME
+    _logger.info(f'{weights}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
+    return out
+
+
+def resolve_name(model: str) -> tuple[str, str]:
+    """Split architecture[.tag], the tag '' if there is none.
+
+    Raises:
+        UserError: No such architecture, or no such tag of it.
+    """
+    architecture, _, tag = model.partition('.')
+    architectures = list_models('*t2t_vit*')
+    if architecture not in architectures:
+        raise UserError(f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.')
+    names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture]
+    if tag and model not in names:
+        tags = f'its tags are {", ".join(names)}' if names else 'it has no tags'
+        raise UserError(
+            f'{architecture} has no tag {tag!r}; {tags}. Weights of your own go without one: --model {architecture}.')
+    return architecture, tag
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f'{out} exists and is not empty: name a new directory, or empty it.')
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f'{out} exists and is no directory: name a new one.')
+    if not out.absolute().parent.is_dir():
+        raise UserError(f'There is no directory {out.absolute().parent} to make {out.name} in.')
+
+
+@contextmanager
+def _written_whole(out: Path) -> Iterator[Path]:
+    # a folder beside `out` that takes its name when all is in it, and goes when anything fails
+    with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.absolute().parent) as tmp:
+        folder = Path(tmp) / 'folder'  # not the temporary one itself, which nobody else may read
+        folder.mkdir()
+        yield folder
+        if out.is_dir():
+            out.rmdir()  # empty, or this says no
+        os.replace(folder, out)
+
+
+def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
+    """Build the model on the meta device that a checkpoint asks for.
+
+    A tag says everything; without one, classes, input channels and image size are the checkpoint's.
+    """
+    if tag:
+        return timm.create_model(f'{architecture}.{tag}', device='meta')
+    state_dict = checkpoint.state_dict
+    cfg = {k: v for k, v in get_pretrained_cfg(architecture).to_dict().items() if k not in _OF_ONE_TAG}
+    head = state_dict.get('head.weight')
+    cfg['num_classes'] = 0 if head is None else head.shape[0]
+    cfg['input_size'] = (
+        _in_chans(state_dict) or cfg['input_size'][0],
+        *_img_size(checkpoint, cfg['input_size'][1:]),
+    )
+    return timm.create_model(architecture, pretrained_cfg=cfg, device='meta')
+
+
+def _in_chans(state_dict: dict[str, torch.Tensor]) -> int:
+    norm = state_dict.get('tokens_to_token.attention1.norm1.weight')
+    conv = state_dict.get('tokens_to_token.soft_split0.weight')
+    return norm.numel() // PATCH_SIZE if norm is not None else conv.shape[1] if conv is not None else 0
+
+
+def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]:
+    # the image size behind a position table: the architecture's, the training run's, or a square
+    pos_embed = checkpoint.state_dict.get('pos_embed')
+    if pos_embed is None:
+        return usual
+    num_tokens = pos_embed.shape[1] - 1
+    candidates = [usual]
+    args = checkpoint.train_args
+    if args.get('input_size'):
+        candidates.append(tuple(args['input_size'])[1:])
+    if args.get('img_size'):
+        candidates.append((args['img_size'], args['img_size']))
+    candidates.append((16 * math.isqrt(num_tokens),) * 2)
+    return next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens), usual)
+
+
+def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dict[str, torch.Tensor]:
+    """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
+
+    Raises:
+        UserError: A name is missing or too many, or a shape differs; names the architecture that it looks like.
+    """
+    state_dict, architecture = dict(checkpoint.state_dict), model.pretrained_cfg['architecture']
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if 'pos_embed' not in state_dict:
+        state_dict['pos_embed'] = sinusoidal_pos_embed(*expected['pos_embed'][1:])
+        checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
+    actual = {k: tuple(v.shape) for k, v in state_dict.items()}
+    if actual == expected:
+        return state_dict
+    found = looks_like(checkpoint.state_dict)
+    if found is not None and found != architecture:
+        raise UserError(f'{file} looks like {found}, not like {architecture}: use --model {found}.')
+    classes = actual.get('head.bias'), expected.get('head.bias')
+    if classes[0] != classes[1] and {**actual, 'head.weight': 0, 'head.bias': 0} == {
+            **expected, 'head.weight': 0, 'head.bias': 0}:
+        counts = [shape[0] if shape else 'no' for shape in classes]
+        raise UserError(
+            f'{file} has {counts[0]} classes, {_full_name(model)} has {counts[1]}: if it is not that tag, use --model '
+            f'{architecture}.'
+        )
+    raise UserError(f'{file} does not fit {_full_name(model)}: {"; ".join(_differences(actual, expected))}.')
+
+
+def _full_name(model: nn.Module) -> str:
+    cfg = model.pretrained_cfg
+    return '.'.join(filter(None, (cfg['architecture'], cfg.get('tag'))))
+
+
+def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    def some(names: list[str]) -> str:
+        return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+    missing = [k for k in expected if k not in actual]
+    unexpected = [k for k in actual if k not in expected]
+    wrong = [f'{k} {actual[k]} instead of {expected[k]}' for k in expected if actual.get(k, expected[k]) != expected[k]]
+    return [f'{what} {some(names)}' for what, names in (
+        ('missing', missing), ('unexpected', unexpected), ('of another shape', wrong)) if names]
+
+
+def _write(
+        folder: Path,
+        model: nn.Module,
+        state_dict: dict[str, torch.Tensor],
+        architecture: str,
+        tag: str,
+        train_args: dict[str, Any],
+) -> None:
+    tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
+    safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
+    _write_config(folder / 'config.json', model, architecture, {} if tag else train_args)
+    card = tag_card(f'{architecture}.{tag}') if tag else architecture_card(
+        architecture, model.num_classes, model.pretrained_cfg['input_size'])
+    (folder / 'README.md').write_text(card, encoding='utf-8')
+
+
+def _write_config(path: Path, model: nn.Module, architecture: str, train_args: dict[str, Any]) -> None:
+    # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
+    # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
+    label_names = model.pretrained_cfg.get('label_names')
+    data_config = {k: train_args[k] for k in _PREPROCESSING if train_args.get(k)}
+    save_config_for_hf(
+        model, path, model_config={'label_names': list(label_names)} if label_names else None, data_config=data_config)
+    config = json.loads(path.read_text(encoding='utf-8'))
+    size = get_pretrained_cfg(architecture).input_size
+    usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
+    args = {k: v for k, v in config.pop('model_args').items() if k != 'num_classes' and usual.get(k) != v}
+    if args:
+        config['model_args'] = args
+    path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,61 @@
+"""The table of pretrained tags: what they cost, how good they are and where their weights would come from."""
+import os
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import is_offline_mode
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME
+
+from .complexity import Complexity, tag_complexity
+from .download import _is_set, _release_path
+from .manifest import hub_repo, load_manifest, weight_entry
+
+__all__ = ['models_table', 'weights_origin']
+
+_HEADER = ('weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'source', 'weights would come from')
+
+
+def weights_origin(name: str) -> str:
+    """Say where the weights of an architecture.tag would come from now, in words and without asking the network."""
+    entry, repo = weight_entry(name), hub_repo(name)
+    if 'path' in entry:
+        return 'the package' if os.path.isfile(entry['path']) else 'nowhere: missing from the package'
+    if isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
+        return f'the Hub cache ({repo})'
+    release = not _is_set('T2T_TIMM_HUB_ONLY')
+    downloaded = release and _release_path(entry, None).is_file()
+    if is_offline_mode():
+        return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
+    if not release:
+        return f'the Hub ({repo}) only'
+    return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else entry["url"]}'
+
+
+def _size(name: str, cost: Complexity) -> str:
+    entry = weight_entry(name)
+    size = entry.get('hub', {}).get('size') or entry.get('size')
+    if size is None and os.path.isfile(entry.get('path', '')):
+        size = os.path.getsize(entry['path'])
+    return f'{size / 1e6:.1f}' if size else f'~{cost.params * 4 / 1e6:.1f}'  # ~: the parameters in float32
+
+
+def models_table() -> str:
+    """Return the table of all tags; a size that is not known is estimated from the parameters and marked ~."""
+    rows = [_HEADER]
+    for name, entry in load_manifest()['weights'].items():
+        cost = tag_complexity(name)
+        rows.append((
+            name,
+            f'{cost.params / 1e6:.2f}',
+            f'{cost.macs / 1e9:.2f}',
+            _size(name, cost),
+            f'{entry["top1"]:.3f}' if 'top1' in entry else '-',
+            entry['source'],
+            weights_origin(name),
+        ))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    numbers = (1, 2, 3, 4)
+    return '\n'.join(
+        '  '.join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows)

@@ -1,0 +1,118 @@
+"""What a directory, file or tag of weights is, whether it loads, and how far its logits are from another's."""
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn as nn
+from timm.models import is_model
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
+
+from .._errors import UserError
+from ..models._checkpoint import looks_like
+from .checkpoint import Checkpoint, read_checkpoint
+from .convert import build_for, check_fit, resolve_name
+from .download import file_hash, pretrained_file
+from .manifest import load_manifest
+
+__all__ = ['TOLERANCE', 'Verdict', 'verify']
+
+TOLERANCE = 1e-4  # of logits, in float32
+
+
+class Verdict(NamedTuple):
+    """What was found out, and whether it is good."""
+    lines: list[str]
+    good: bool
+
+
+def verify(first: str, second: str | None = None, model: str | None = None) -> Verdict:
+    """Say what weights are: format, architecture, size, hash, whether they load strictly; compare with a second's.
+
+    Two are good if both load and their logits for two fixed images differ by no more than TOLERANCE.
+
+    Args:
+        first: Directory as `t2t-timm convert` writes it, checkpoint file, or architecture.tag, which is downloaded.
+        second: Another, to compare with.
+        model: Architecture[.tag] of the files, where their shapes leave a choice; by default what they look like.
+
+    Raises:
+        UserError: Nothing of that name, or images of different size.
+    """
+    verdicts = [_inspect(what, model) for what in (first, second) if what is not None]
+    lines = [line for found, _ in verdicts for line in found]
+    models = [net for _, net in verdicts if net is not None]
+    good = len(models) == len(verdicts)
+    if good and second is not None:
+        difference = _compare(*models)
+        good = difference <= TOLERANCE
+        lines.append(
+            f'largest difference of the logits: {difference:.3g} ({"no more" if good else "more"} than {TOLERANCE:g})')
+    return Verdict(lines, good)
+
+
+def _inspect(what: str, model: str | None) -> tuple[list[str], nn.Module | None]:
+    file = _file_of(what)
+    lines = [what, f'  file: {file}', f'  size: {file.stat().st_size} bytes', f'  sha256: {file_hash(file)}']
+    try:
+        checkpoint = read_checkpoint(file)
+        lines.append('  format: ' + '; '.join([checkpoint.format] + checkpoint.notes))
+        net = _meta_model(what, model, checkpoint)
+        height, width = net.img_size
+        lines.append(
+            f'  architecture: {net.pretrained_cfg["architecture"]}; {net.num_classes} classes, images of '
+            f'{net.in_chans} x {height} x {width}')
+        state_dict = check_fit(checkpoint, net, what)
+        net.load_state_dict({k: v.float() for k, v in state_dict.items()}, strict=True, assign=True)
+    except UserError as e:
+        return [*lines, f'  loads strictly: no. {e}'], None
+    return [*lines, '  loads strictly: yes'], net.eval()
+
+
+def _file_of(what: str) -> Path:
+    path = Path(what)
+    if path.is_dir():
+        path = path / HF_SAFE_WEIGHTS_NAME
+        if not path.is_file():
+            raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it is no directory that t2t-timm convert wrote.')
+        return path
+    if path.is_file():
+        return path
+    if what in load_manifest()['weights']:
+        return pretrained_file(what)
+    raise UserError(f'{what} is no directory, no file and no tag; `t2t-timm models` lists the tags.')
+
+
+def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> nn.Module:
+    if Path(what).is_dir():
+        return _configured(what)
+    if model is None and not Path(what).exists():
+        model = what  # a tag
+    if model is None:
+        model = looks_like(checkpoint.state_dict)
+    if model is None:
+        raise UserError(f'{what} has the shapes of no architecture: name the one that it should be with --model.')
+    return build_for(*resolve_name(model), checkpoint)
+
+
+def _configured(folder: str) -> nn.Module:
+    try:
+        _, architecture, _ = load_model_config_from_path(folder)
+    except (OSError, json.JSONDecodeError, KeyError) as e:
+        raise UserError(f'{folder} has no config.json that timm reads: {e}') from e
+    if not is_model(architecture):
+        raise UserError(f'{folder} is of an architecture that timm does not know, {architecture}.')
+    return timm.create_model(f'local-dir:{folder}', device='meta')
+
+
+def _compare(first: nn.Module, second: nn.Module) -> float:
+    sizes = [(net.in_chans, *net.img_size) for net in (first, second)]
+    if sizes[0] != sizes[1] or first.num_classes != second.num_classes:
+        raise UserError(
+            f'The two cannot be compared: one reads images of {sizes[0]} into {first.num_classes} classes, the other '
+            f'of {sizes[1]} into {second.num_classes}.'
+        )
+    images = torch.randn(2, *sizes[0], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return (first(images) - second(images)).abs().max().item()
