@@ -51,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--model', default='t2t_vit_14', help='any name that timm knows (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image (default: %(default)s)')
     sub.add_argument('--json', action='store_true', help='print JSON')
+
+    sub = command('export', _export, 'Export a model, and compare the result with it before the file is written.')
+    sub.add_argument('model', metavar='MODEL', help='name that timm knows, or local-dir:DIR of a converted one')
+    sub.add_argument('--format', default='onnx', help='onnx (default), export, aoti or torchscript')
+    sub.add_argument('--out', metavar='FILE', required=True, help='file to write')
+    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+    sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch is always taken')
+    sub.add_argument('--untrained', action='store_true', help='random weights')
     return parser
 
 
@@ -98,6 +106,21 @@ def _classify(args: argparse.Namespace) -> int:
     for file, why in done.unreadable.items():
         print(f'{file}: cannot be read: {why}', file=sys.stderr)
     return 1 if done.unreadable else 0
+
+
+def _img_size(args: argparse.Namespace) -> dict:
+    if args.img_size is None:
+        return {}
+    if len(args.img_size) > 2 or min(args.img_size) < 3:
+        raise UserError('--img-size takes a height and a width, or one number for both, of 3 pixels or more.')
+    return {'img_size': (args.img_size[0], args.img_size[-1])}
+
+
+def _export(args: argparse.Namespace) -> None:
+    from ._load import load_t2t_vit
+    from .export import export_model
+    model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
+    print(export_model(model, args.out, args.format))
 
 
 def main(argv: Optional[List[str]] = None) -> int:
