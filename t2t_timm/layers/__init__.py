@@ -9,7 +9,7 @@ from .soft_split import (
     soft_split_linear,
     soft_split_norm_linear,
     soft_split_size,
-    split_norm_linear,
+    tokens_to_map,
 )
 from .token_performer import TokenPerformer, performer_attention
 from .token_transformer import TokenTransformer

@@ -3,7 +3,7 @@ import torch
 import torch.nn as nn
 from torch.nn.modules import module as _global
 
-__all__ = ['is_observed', 'is_plain']
+__all__ = ['in_autocast', 'is_observed', 'is_plain']
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -39,3 +39,9 @@ def is_plain(*modules: nn.Module) -> bool:
     Adapters (LoRA) and quantizers put modules of their own in their place, which must be called.
     """
     return all(type(m) is nn.Linear or type(m) is nn.LayerNorm for m in modules) and not is_observed(*modules)
+
+
+@torch.jit.ignore
+def in_autocast(x: torch.Tensor) -> bool:
+    """Return True if autocast would change the dtype of what is computed from x; it does not know the meta device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

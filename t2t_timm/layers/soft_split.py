@@ -6,15 +6,14 @@ convolutions, so the unfolded tensor, k * k / stride^2 times the size of the map
 from typing import Optional, Tuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 
-from .observe import is_plain
+from .observe import in_autocast
 
 __all__ = [
     'fold_norm_linear', 'soft_split', 'soft_split_linear', 'soft_split_norm_linear', 'soft_split_size',
-    'split_norm_linear',
+    'tokens_to_map',
 ]
 
 
@@ -146,10 +145,11 @@ def soft_split_norm_linear(
     Returns:
         Map of shape (B, D, H', W'), in the dtype of x.
     """
-    if not torch.jit.is_scripting() and not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return _soft_split_norm_linear(
-                x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
+    if not torch.jit.is_scripting():
+        if in_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return _soft_split_norm_linear(
+                    x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
     return _soft_split_norm_linear(x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
 
 
@@ -174,18 +174,6 @@ def _soft_split_norm_linear(
     return torch.addcmul(bias.view(-1, 1, 1), y, rstd).to(dtype)
 
 
-def split_norm_linear(
-        x: torch.Tensor,
-        norm: nn.LayerNorm,
-        linear: nn.Linear,
-        kernel_size: int,
-        stride: int,
-        padding: int,
-) -> torch.Tensor:
-    """Map (B, C, H, W) to `linear(norm(soft_split(x)))` as a map (B, D, H', W'), fused if both modules are plain."""
-    if torch.jit.is_scripting() or is_plain(norm, linear):
-        return soft_split_norm_linear(
-            x, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, kernel_size, stride, padding)
-    height = soft_split_size(x.shape[2], kernel_size, stride, padding)
-    width = soft_split_size(x.shape[3], kernel_size, stride, padding)
-    return linear(norm(soft_split(x, kernel_size, stride, padding))).transpose(1, 2).unflatten(2, (height, width))
+def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return tokens (B, height * width, D) as a map (B, D, height, width), a view."""
+    return x.transpose(1, 2).unflatten(2, (height, width))

@@ -1,23 +1,22 @@
 """Token Performer: the T2T transformer with linear attention (paper section 3.1; Performer, arXiv 2009.14794)."""
 import math
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
 from timm.layers import register_notrace_function
 
-from .observe import is_plain
-from .soft_split import split_norm_linear
+from .observe import in_autocast, is_plain
+from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
-__all__ = ['TokenPerformer']
+__all__ = ['TokenPerformer', 'performer_attention']
 
 
 class TokenPerformer(nn.Module):
     """Soft split followed by one Performer layer, the re-structurization of a tokens-to-token step.
 
-    With u the unfolded patches, phi the positive random features (Performer, lemma 1) and m features,
+    With u the unfolded patches, phi the positive random features (Performer, lemma 1) and m of them,
 
         k, q, v = kqv(norm1(u)),    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m)
         a = phi(q) (phi(k)' v) / (phi(q) phi(k)' 1 + 1e-8)
@@ -25,7 +24,6 @@ class TokenPerformer(nn.Module):
 
     The values are the skip connection, since the width changes.
     """
-    eps: float = 1e-8
 
     def __init__(
             self,
@@ -52,12 +50,12 @@ class TokenPerformer(nn.Module):
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.in_dim = in_dim
         self.dim = dim
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
         self.num_features = int(dim * feature_ratio)
+        self.eps = 1e-8
         patch_dim = in_dim * kernel_size ** 2
 
         self.register_buffer('w', torch.empty(self.num_features, dim, **dd))
@@ -83,20 +81,30 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        kqv = split_norm_linear(x, self.norm1, self.kqv, self.kernel_size, self.stride, self.padding)
-        B, _, H, W = kqv.shape
-        kqv = kqv.flatten(2).transpose(1, 2)
-        if torch.jit.is_scripting() or is_plain(self.proj):
-            a = performer_attention(kqv, self.w, self.eps, self.proj.weight, self.proj.bias)
-        else:
-            a = self.proj(performer_attention(kqv, self.w, self.eps))
-        x = kqv[..., 2 * self.dim:] + self.dp(a)
+        height = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
+        width = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
+        x = self._attend(self._split_kqv(x))
         x = x + self.mlp(self.norm2(x))
-        return x.transpose(1, 2).reshape(B, self.dim, H, W)
+        return tokens_to_map(x, height, width)
 
+    def _split_kqv(self, x: torch.Tensor) -> torch.Tensor:
+        """Return kqv(norm1(soft_split(x))), tokens (B, N, 3 * dim)."""
+        if not torch.jit.is_scripting():
+            if not is_plain(self.norm1, self.kqv):
+                return self.kqv(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
+        x = soft_split_norm_linear(
+            x, self.norm1.weight, self.norm1.bias, self.kqv.weight, self.kqv.bias, self.norm1.eps,
+            self.kernel_size, self.stride, self.padding,
+        )
+        return x.flatten(2).transpose(1, 2)
 
-def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return torch.exp(F.linear(x, w) - 0.5 * x.square().sum(dim=-1, keepdim=True))
+    def _attend(self, kqv: torch.Tensor) -> torch.Tensor:
+        """Return v + proj(a), tokens (B, N, dim)."""
+        v = kqv[..., 2 * self.dim:]
+        if not torch.jit.is_scripting():
+            if not is_plain(self.proj):
+                return v + self.dp(self.proj(performer_attention(kqv, self.w, self.eps)))
+        return v + self.dp(performer_attention(kqv, self.w, self.eps, self.proj.weight) + self.proj.bias)
 
 
 @torch.fx.wrap
@@ -106,7 +114,6 @@ def performer_attention(
         w: torch.Tensor,
         eps: float,
         weight: Optional[torch.Tensor] = None,
-        bias: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Linear attention through positive random features, followed by a linear map if one is given.
 
@@ -114,41 +121,88 @@ def performer_attention(
 
         W (phi(q) (phi(k)'v))' = phi(q) (phi(k)'v W')'
 
-    so the linear map acts on the m x dim product of each image instead of on its tokens.
+    so the linear map acts on the m x dim product of each image instead of on its tokens. Half-precision input is
+    computed in float32, whatever the autocast dtype: e(x) reaches e^16, past float16.
 
     Args:
         kqv: Keys, queries and values, (B, N, 3 * dim).
         w: Random features, (m, dim).
         eps: Added to the denominator.
         weight: Weight of the linear map, (dim, dim), or None.
-        bias: Its bias, (dim,).
 
     Returns:
-        Tokens of shape (B, N, dim).
+        Tokens of shape (B, N, dim), in the dtype of kqv.
     """
-    if not torch.jit.is_scripting() and not kqv.is_meta and torch.is_autocast_enabled(kqv.device.type):
-        with torch.autocast(kqv.device.type, enabled=False):
-            return _performer_attention(kqv, w, eps, weight, bias)
-    return _performer_attention(kqv, w, eps, weight, bias)
-
-
-def _performer_attention(
-        kqv: torch.Tensor,
-        w: torch.Tensor,
-        eps: float,
-        weight: Optional[torch.Tensor],
-        bias: Optional[torch.Tensor],
-) -> torch.Tensor:
-    dtype = kqv.dtype
-    if dtype == torch.float16 or dtype == torch.bfloat16:  # exp(w x - |x|^2 / 2) reaches e^16, past float16
-        kqv, w = kqv.float(), w.float()
-        if weight is not None and bias is not None:
-            weight, bias = weight.float(), bias.float()
-    k, q, v = kqv.split(w.shape[1], dim=-1)
+    if not torch.jit.is_scripting():
+        if in_autocast(kqv):
+            with torch.autocast(kqv.device.type, enabled=False):
+                return performer_attention(kqv, w, eps, weight)
+        if torch.is_grad_enabled() and kqv.requires_grad:
+            return _PerformerAttention.apply(kqv, w, eps, weight)
+    k, q, v = _widen(kqv).split(w.shape[1], dim=-1)
     k, q = _features(k, w), _features(q, w)
-    norm = torch.bmm(q, k.sum(dim=1).unsqueeze(-1)) + eps * w.shape[0]
-    kv = torch.bmm(k.transpose(1, 2), v)
+    norm, kv = _normalizer(k, q, eps), k.transpose(1, 2) @ v
     if weight is not None:
-        kv = F.linear(kv, weight)
-    a = torch.bmm(q / norm, kv)
-    return (a if bias is None else a + bias).to(dtype)
+        kv = F.linear(kv, _widen(weight))
+    return ((q / norm) @ kv).to(kqv.dtype)
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+
+
+def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Return e(x) = exp(w x - |x|^2 / 2), (B, N, m)."""
+    return torch.exp(F.linear(x, _widen(w)) - 0.5 * x.square().sum(dim=-1, keepdim=True))
+
+
+def _normalizer(k: torch.Tensor, q: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return e(q) (sum_n e(k_n)) + m eps, (B, N, 1)."""
+    return q @ k.sum(dim=1).unsqueeze(-1) + eps * k.shape[-1]
+
+
+class _PerformerAttention(torch.autograd.Function):
+    """`performer_attention` for training: saves keys, queries and values alone, and makes the rest again.
+
+    With k = e(K), q = e(Q), n = q (sum k) + m eps, p = q / n, S = k'V W' and the output p S,
+
+        dS = p'g,   dq = (g S' + d 1') / n where d = -(rowsum(p * g S')) (sum k),   de(x)/dx = e(x) (w - x)
+
+    which is written into one tensor of the shape of kqv, where autograd would keep eight and concatenate three.
+    """
+
+    @staticmethod
+    def forward(kqv, w, eps, weight):
+        with torch.no_grad():
+            return performer_attention(kqv, w, eps, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        kqv, w, ctx.eps, weight = inputs
+        ctx.save_for_backward(kqv, w, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        kqv, w, weight = ctx.saved_tensors
+        grad, w = _widen(grad), _widen(w)
+        K, Q, V = _widen(kqv).split(w.shape[1], dim=-1)
+        k, q = _features(K, w), _features(Q, w)
+        norm = _normalizer(k, q, ctx.eps)
+        p = q / norm
+        kv = k.transpose(1, 2) @ V
+        out_kv = kv if weight is None else F.linear(kv, _widen(weight))
+
+        grad_kv = p.transpose(1, 2) @ grad
+        grad_weight = None
+        if weight is not None:
+            grad_weight = torch.einsum('bmo,bmi->oi', grad_kv, kv).to(weight.dtype)
+            grad_kv = grad_kv @ _widen(weight)
+        grad_p = grad @ out_kv.transpose(1, 2)
+        grad_norm = -(p * grad_p).sum(dim=-1, keepdim=True) / norm
+        grad_q = (grad_p / norm + grad_norm * k.sum(dim=1, keepdim=True)) * q
+        grad_k = (V @ grad_kv.transpose(1, 2) + grad_norm.transpose(1, 2) @ q) * k
+        return torch.cat([
+            grad_k @ w - grad_k.sum(dim=-1, keepdim=True) * K,
+            grad_q @ w - grad_q.sum(dim=-1, keepdim=True) * Q,
+            k @ grad_kv,
+        ], dim=-1).to(kqv.dtype), None, None, grad_weight

@@ -4,8 +4,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp, use_fused_attn
 
-from .observe import is_observed
-from .soft_split import soft_split, soft_split_size, split_norm_linear
+from .observe import is_observed, is_plain
+from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
 __all__ = ['TokenTransformer']
 
@@ -79,12 +79,19 @@ class TokenTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        H = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
-        W = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
-        if torch.jit.is_scripting() or not is_observed(self.attn):
-            qkv = split_norm_linear(x, self.norm1, self.attn.qkv, self.kernel_size, self.stride, self.padding)
-            x = self.attn.attend(qkv.flatten(2).transpose(1, 2))
-        else:
-            x = self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
+        height = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
+        width = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
+        x = self._split_attend(x)
         x = x + self.mlp(self.norm2(x))
-        return x.transpose(1, 2).unflatten(2, (H, W))
+        return tokens_to_map(x, height, width)
+
+    def _split_attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Return attn(norm1(soft_split(x))), tokens (B, N, dim)."""
+        if not torch.jit.is_scripting():
+            if not is_plain(self.norm1, self.attn.qkv) or is_observed(self.attn):
+                return self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
+        x = soft_split_norm_linear(
+            x, self.norm1.weight, self.norm1.bias, self.attn.qkv.weight, self.attn.qkv.bias, self.norm1.eps,
+            self.kernel_size, self.stride, self.padding,
+        )
+        return self.attn.attend(x.flatten(2).transpose(1, 2))

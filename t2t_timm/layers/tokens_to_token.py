@@ -6,7 +6,7 @@ import torch.nn as nn
 from timm.layers import register_notrace_function
 
 from .observe import is_plain
-from .soft_split import soft_split, soft_split_linear
+from .soft_split import soft_split, soft_split_linear, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
@@ -87,10 +87,11 @@ class TokensToToken(nn.Module):
         self.project = nn.Linear(token_dim * 3 * 3, embed_dim, **dd)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_scripting() or is_plain(self.project):
-            return soft_split_linear(x, self.project.weight, self.project.bias, 3, 2, 1)
-        height, width = (x.shape[-2] + 1) // 2, (x.shape[-1] + 1) // 2
-        return self.project(soft_split(x, 3, 2, 1)).transpose(1, 2).unflatten(2, (height, width))
+        if not torch.jit.is_scripting():
+            if not is_plain(self.project):
+                height, width = soft_split_size(x.shape[2], 3, 2, 1), soft_split_size(x.shape[3], 3, 2, 1)
+                return tokens_to_map(self.project(soft_split(x, 3, 2, 1)), height, width)
+        return soft_split_linear(x, self.project.weight, self.project.bias, 3, 2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
