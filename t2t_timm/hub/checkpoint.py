@@ -141,13 +141,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     elif any(n.startswith(('backbone.', 'module.backbone.')) for n in names):
         fmt += ", OpenMMLab's names"
     elif 'arch' in loaded and 'epoch' in loaded:
-        fmt += " of timm's train.py"
+        fmt += ' of a timm training run'
     if any(n.startswith('module.') for n in names):
         notes.append('names without their module. prefix')
     aux = [name for name in names if re.match(r'(module\.)*aux_head\.', name)]
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    state_dict = rename_keys({k: weights[k] for k in names if k not in aux and isinstance(weights[k], torch.Tensor)})
+    state_dict = rename_keys({
+        k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor) and k not in aux})
     if not any(k.startswith('tokens_to_token.') for k in state_dict):
         raise UserError(f'{path} holds no T2T-ViT: its names begin with {json.dumps(names[:3])}.')
     return Checkpoint(state_dict, fmt, notes, _train_args(loaded))

@@ -129,7 +129,8 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
         _in_chans(state_dict) or cfg['input_size'][0],
         *_img_size(checkpoint, cfg['input_size'][1:]),
     )
-    return timm.create_model(architecture, pretrained_cfg=cfg, device='meta')
+    # the size stands in the cfg too, but some architectures have one of their own
+    return timm.create_model(architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta')
 
 
 def _in_chans(state_dict: dict[str, torch.Tensor]) -> int:

@@ -82,6 +82,9 @@ class _Unpickler(pickle.Unpickler):
     def _encode(self, text: str, encoding: str) -> bytes:
         return text.encode('latin1')  # how pickle protocol 2 writes bytes
 
+    def _bytes(self) -> bytes:
+        return b''  # and how it writes none
+
     def _tuple(self, items: Any = ()) -> tuple:
         return tuple(items)
 
@@ -96,6 +99,8 @@ _ADMITTED = {
     ('numpy.core.multiarray', 'scalar'): '_scalar',
     ('numpy.core.numeric', '_frombuffer'): '_frombuffer',
     ('_codecs', 'encode'): '_encode',
+    ('builtins', 'bytes'): '_bytes',
+    ('__builtin__', 'bytes'): '_bytes',
     ('builtins', 'tuple'): '_tuple',
     ('__builtin__', 'tuple'): '_tuple',
     ('collections', 'OrderedDict'): '_ordered_dict',

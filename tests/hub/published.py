@@ -1,0 +1,181 @@
+"""The golden generator's weights, written as each publisher writes them."""
+import argparse
+import importlib.util
+import json
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+DATA = Path(__file__).parents[1] / 'data'
+ARGS = argparse.Namespace(model='t2t_vit_7', lr=1e-3, img_size=224, mean=None, crop_pct=None, interpolation='')
+
+_spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')
+golden = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden)
+
+
+def layout(architecture: str) -> dict[str, list[int]]:
+    """Return the official names and shapes."""
+    return json.loads((DATA / 'state_dict_layout.json').read_text())[architecture]['state_dict']
+
+
+def weights(architecture: str) -> dict[str, np.ndarray]:
+    """Return the golden weights under the official names, float32; there is no pos_embed among them."""
+    state = golden.deterministic_state(layout(architecture))
+    return {name: value.astype(np.float32) for name, value in state.items()}
+
+
+def tensors(architecture: str) -> 'OrderedDict[str, torch.Tensor]':
+    """Return the golden weights as a torch model's state dict."""
+    return OrderedDict((name, torch.from_numpy(value)) for name, value in weights(architecture).items())
+
+
+def pos_embed(architecture: str) -> np.ndarray:
+    """Return the sinusoidal table, (1, 1 + tokens, width): position p, channel i has the angle p / 10000^(2[i/2]/C)."""
+    _, positions, width = layout(architecture)['pos_embed']
+    table = np.arange(positions)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
+    table[:, 0::2], table[:, 1::2] = np.sin(table[:, 0::2]), np.cos(table[:, 1::2])
+    return table[None].astype(np.float32)
+
+
+def images() -> torch.Tensor:
+    """Return the two golden images."""
+    return torch.from_numpy(golden.deterministic_images(2, 224)).float()
+
+
+def logits(architecture: str) -> np.ndarray:
+    """Return what the published implementation makes of them, float64."""
+    return np.load(DATA / f'{architecture}.normal.npz')['logits']
+
+
+def foreign(framework: str, architecture: str, transpose: bool) -> dict[str, np.ndarray]:
+    """Return the weights under a framework's own names; its layout has the official order."""
+    names = json.loads((DATA / 'foreign_layouts.json').read_text())[framework][architecture]
+    values = dict(weights(architecture), pos_embed=pos_embed(architecture))
+    state = OrderedDict()
+    for (name, shape), official in zip(names.items(), layout(architecture), strict=True):
+        value = values[official]
+        if transpose and value.ndim == 2 and name.endswith('.weight'):
+            value = np.ascontiguousarray(value.T)
+        assert list(value.shape) == shape, name
+        state[name] = value
+    return state
+
+
+def official_plain(path: Path) -> None:
+    """A state dict and nothing else, in the file format of torch before 1.6."""
+    torch.save(tensors('t2t_vit_7'), path, _use_new_zipfile_serialization=False)
+
+
+def official_state_dict(path: Path) -> None:
+    """A training checkpoint under distributed data parallel, without averaged weights."""
+    state = OrderedDict((f'module.{k}', v) for k, v in tensors('t2t_vit_7').items())
+    state['module.pos_embed'] = torch.from_numpy(pos_embed('t2t_vit_7'))
+    torch.save({'epoch': 309, 'arch': 't2t_vit_7', 'state_dict': state, 'state_dict_ema': None, 'args': ARGS}, path)
+
+
+def official_ema(path: Path) -> None:
+    """A training checkpoint with averaged weights, which are the ones to take."""
+    state = tensors('t2t_vit_7')
+    torch.save({
+        'epoch': 309,
+        'arch': 't2t_vit_7',
+        'state_dict': {k: torch.zeros_like(v) for k, v in state.items()},
+        'state_dict_ema': state,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
+        'args': ARGS,
+        'metric': np.float64(71.7),
+    }, path)
+
+
+def timm_train(path: Path) -> None:
+    """What timm's own saver writes in train.py."""
+    import timm
+    from timm.utils import CheckpointSaver, ModelEmaV3
+    model = timm.create_model('t2t_vit_7')
+    ema = ModelEmaV3(model)
+    ema.module.load_state_dict(tensors('t2t_vit_7'), strict=False)
+    saver = CheckpointSaver(
+        model, torch.optim.SGD(model.parameters(), lr=1.), args=ARGS, model_ema=ema, checkpoint_dir=str(path.parent))
+    saver._save(str(path), epoch=3, metric=12.5)
+
+
+def token_labeling(path: Path) -> None:
+    """A checkpoint with token labeling's auxiliary head."""
+    state = tensors('t2t_vit_7')
+    state['aux_head.weight'], state['aux_head.bias'] = torch.ones(1000, 256), torch.ones(1000)
+    torch.save({'state_dict': state}, path)
+
+
+def openmmlab(path: Path, **more: Any) -> None:
+    """A checkpoint of mmcls's runner."""
+    state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
+    meta = dict(mmcls_version='0.17.0', CLASSES=['tench', 'goldfish'], config='model = dict()', epoch=305)
+    torch.save({'meta': meta, 'state_dict': state, **more}, path)
+
+
+def mmpretrain(path: Path) -> None:
+    """The same with mmengine's message hub, whose statistics hold numpy arrays and bound methods."""
+    module = types.ModuleType('mmengine.logging.history_buffer')
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.history = np.arange(3.)
+            self.methods = OrderedDict(min=self.min)
+
+        def min(self) -> float:
+            return self.history.min()
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, 'HistoryBuffer'
+    module.HistoryBuffer = HistoryBuffer
+    names = ('mmengine', 'mmengine.logging', module.__name__)
+    sys.modules.update({name: types.ModuleType(name) for name in names[:2]}, **{module.__name__: module})
+    try:
+        openmmlab(path, message_hub={'log_scalars': {'train/loss': HistoryBuffer()}})
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def paddle_article(path: Path) -> None:
+    """What paddle.save writes of a state dict: numpy arrays, and the parameters' other names."""
+    state = foreign('paddle_article', 't2t_vit_7', True)
+    state['StructuredToParameterName@@'] = {name: f'linear_{i}.w_0' for i, name in enumerate(state)}
+    path.write_bytes(pickle.dumps(dict(state), protocol=4))
+
+
+def paddlevit(path: Path) -> None:
+    """PaddleViT's names, as the older paddle.save wrote them."""
+    path.write_bytes(pickle.dumps(dict(foreign('paddlevit', 't2t_vit_7', True)), protocol=2))
+
+
+def paddlevit_t(path: Path) -> None:
+    """PaddleViT's names of a model with transformer tokens."""
+    path.write_bytes(pickle.dumps(foreign('paddlevit', 't2t_vit_t_14', True), protocol=4))
+
+
+def safetensors(path: Path) -> None:
+    """The official names in a safetensors file."""
+    save_file(dict(tensors('t2t_vit_7')), path)
+
+
+FORMATS = {  # name of the format: what writes it, the file's name, architecture, a word of how it is described
+    'official, plain': (official_plain, '71.7_T2T_ViT_7.pth', 't2t_vit_7', 'before 1.6'),
+    'official, state_dict': (official_state_dict, 'a.pth.tar', 't2t_vit_7', 'without their module. prefix'),
+    'official, state_dict_ema': (official_ema, '71.7_T2T_ViT_7.pth.tar', 't2t_vit_7', 'leaving state_dict aside'),
+    'timm train.py': (timm_train, 'last.pth.tar', 't2t_vit_7', 'of a timm training run'),
+    'token labeling': (token_labeling, '84.2.pth.tar', 't2t_vit_7', 'auxiliary head of token labeling left out'),
+    'OpenMMLab (mmcls)': (openmmlab, 'mm.pth', 't2t_vit_t_14', "OpenMMLab's names"),
+    'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
+    'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters, official names'),
+    'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),
+    'PaddleViT, transformer tokens': (paddlevit_t, 'c.pdparams', 't2t_vit_t_14', "PaddleViT's names"),
+    'safetensors': (safetensors, 'x.safetensors', 't2t_vit_7', 'safetensors'),
+}

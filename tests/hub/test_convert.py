@@ -1,0 +1,406 @@
+"""Conversion: every published format to one directory, the same logits, and nothing left behind where it fails."""
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import types
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from t2t_timm._errors import UserError
+from t2t_timm.hub.cards import tag_card
+from t2t_timm.hub.checkpoint import read_checkpoint
+from t2t_timm.hub.convert import convert
+from t2t_timm.hub.download import IntegrityError, file_hash
+from t2t_timm.hub.manifest import weight_entry
+from t2t_timm.hub.paddle import load_paddle
+from t2t_timm.hub.verify import verify
+
+FILES = ['README.md', 'config.json', 'model.safetensors']
+
+
+def model_logits(folder: Path, images: torch.Tensor) -> torch.Tensor:
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    with torch.inference_mode():
+        return model(images)
+
+
+def tiny(**kwargs) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return timm.create_model('test_t2t_vit', **kwargs).state_dict()
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    torch.save(tiny(num_classes=10), tmp_path / 'tiny.pth')
+    return tmp_path / 'tiny.pth'
+
+
+class Evil:
+    """Asks whoever unpickles it to run a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize('name', published.FORMATS)
+def test_every_format(name, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write, file, architecture, words = published.FORMATS[name]
+    write(tmp_path / file)
+    out = convert(tmp_path / file, architecture, tmp_path / 'out')
+    assert sorted(os.listdir(out)) == FILES
+    assert words in caplog.text
+    logits = model_logits(out, published.images()).double().numpy()
+    np.testing.assert_allclose(logits, published.logits(architecture), rtol=0, atol=1e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([file, 'out'])
+
+
+def test_every_format_gives_the_same_bytes(tmp_path):
+    hashes = {}
+    for name, (write, file, architecture, _) in published.FORMATS.items():
+        if architecture == 't2t_vit_7':
+            write(tmp_path / file)
+            hashes[name] = file_hash(convert(tmp_path / file, architecture, tmp_path / name) / 'model.safetensors')
+    assert len(hashes) == 8 and len(set(hashes.values())) == 1, hashes
+
+
+def test_square_weights_are_transposed(tmp_path):
+    published.paddle_article(tmp_path / 'a.pdparams')
+    state_dict = read_checkpoint(tmp_path / 'a.pdparams').state_dict
+    for name, expected in published.tensors('t2t_vit_7').items():
+        assert torch.equal(state_dict[name], expected), name
+    assert expected.shape and state_dict['blocks.0.attn.proj.weight'].shape == (256, 256)
+
+
+def test_position_table_of_its_own(tmp_path):
+    published.official_plain(tmp_path / 'a.pth')
+    out = convert(tmp_path / 'a.pth', 't2t_vit_7', tmp_path / 'out')
+    table = load_file(out / 'model.safetensors')['pos_embed'].numpy()
+    np.testing.assert_allclose(table, published.pos_embed('t2t_vit_7'), rtol=0, atol=1e-6)
+
+
+def test_tag(tmp_path):
+    published.official_plain(tmp_path / 'a.pth')
+    out = convert(tmp_path / 'a.pth', 't2t_vit_7.in1k', tmp_path / 'out')
+    config = json.loads((out / 'config.json').read_text())
+    assert config['architecture'] == 't2t_vit_7'
+    assert config['pretrained_cfg']['tag'] == 'in1k'
+    assert config['pretrained_cfg']['license'] == 'bsd-3-clause-clear'
+    assert 'model_args' not in config
+    assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')  # what all tags cost is counted once a run
+
+
+def test_no_tag_claims_nothing(tmp_path):
+    published.official_plain(tmp_path / 'a.pth')
+    out = convert(tmp_path / 'a.pth', 't2t_vit_7', tmp_path / 'out')
+    cfg = json.loads((out / 'config.json').read_text())['pretrained_cfg']
+    assert not {'tag', 'license', 'origin_url', 'label_names'} & set(cfg)
+    card = (out / 'README.md').read_text()
+    assert '71.' not in card and 'license:' not in card
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(num_classes=3),
+    dict(num_classes=0),
+    dict(num_classes=10, img_size=96),
+    dict(num_classes=10, in_chans=1),
+    dict(num_classes=2, img_size=40, in_chans=4),
+], ids=str)
+def test_weights_of_ones_own(tmp_path, kwargs):
+    state_dict = tiny(**kwargs)
+    torch.save(state_dict, tmp_path / 'own.pth')
+    out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out')
+    model = timm.create_model(f'local-dir:{out}', pretrained=True)
+    assert (model.num_classes, model.in_chans) == (kwargs['num_classes'], kwargs.get('in_chans', 3))
+    expected_size = 48 if kwargs.get('img_size') == 40 else kwargs.get('img_size', 56)  # the size that its grid says
+    assert model.img_size == (expected_size, expected_size)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state_dict[name]), name
+
+
+def test_preprocessing_and_size_of_the_training_run(tmp_path):
+    args = Namespace(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], crop_pct=0.8, interpolation='bilinear',
+                     input_size=(3, 40, 64), img_size=None)
+    state_dict = tiny(num_classes=10, img_size=(40, 64))
+    torch.save({'epoch': 1, 'arch': 'test_t2t_vit', 'state_dict': state_dict, 'args': args}, tmp_path / 'run.pth.tar')
+    out = convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
+    cfg = timm.data.resolve_model_data_config(timm.create_model(f'local-dir:{out}', pretrained=True))
+    assert cfg == dict(
+        input_size=(3, 40, 64), mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], crop_pct=0.8, interpolation='bilinear',
+        crop_mode='center')
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    torch.save({k: v.half() for k, v in tiny().items()}, tmp_path / 'half.pth')
+    out = convert(tmp_path / 'half.pth', 'test_t2t_vit', tmp_path / 'out')
+    assert {v.dtype for v in load_file(out / 'model.safetensors').values()} == {torch.float32}
+
+
+@pytest.mark.parametrize('kwargs', [dict(num_classes=10), dict(num_classes=3, img_size=96)], ids=str)
+def test_transformers(tmp_path, kwargs, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    transformers = pytest.importorskip('transformers', reason='Transformers is not installed')
+    from PIL import Image
+    torch.save(tiny(**kwargs), tmp_path / 'tiny.pth')
+    name = 'test_t2t_vit.mnist' if kwargs == dict(num_classes=10) else 'test_t2t_vit'
+    out = convert(tmp_path / 'tiny.pth', name, tmp_path / 'out')
+    pixels = np.random.RandomState(0).randint(0, 255, (70, 90, 3), np.uint8)
+    image = Image.fromarray(pixels)
+
+    model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    inputs = transformers.AutoImageProcessor.from_pretrained(out)(image)
+    expected_model = timm.create_model(f'local-dir:{out}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(expected_model), is_training=False)
+    with torch.inference_mode():
+        expected = expected_model(transform(image).unsqueeze(0))
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
+
+    answer = transformers.pipeline('image-classification', model=str(out), device='cpu')(image, top_k=1)[0]
+    best = expected.argmax().item()
+    digits = 'zero one two three four five six seven eight nine'.split()
+    assert answer['label'] == (digits[best] if name.endswith('mnist') else f'LABEL_{best}')
+    assert answer['score'] == pytest.approx(expected.softmax(dim=1).max().item(), abs=1e-6)
+
+
+def fails(file: Path, model: str, words: str | None, error: type = UserError) -> None:
+    out = file.parent / 'out'
+    with pytest.raises(error, match=words):
+        convert(file, model, out)
+    assert sorted(file.parent.iterdir()) == ([file] if file.exists() else [])
+
+
+def test_wrong_architecture_is_named(tmp_path):
+    published.official_plain(tmp_path / 'a.pth')
+    fails(tmp_path / 'a.pth', 't2t_vit_10', 'looks like t2t_vit_7, not like t2t_vit_10: use --model t2t_vit_7')
+
+
+def test_wrong_classes(tiny_file):
+    torch.save(tiny(num_classes=7), tiny_file)
+    fails(tiny_file, 'test_t2t_vit.mnist', 'has 7 classes, test_t2t_vit.mnist has 10')
+
+
+def test_missing_and_unexpected_names(tiny_file):
+    state_dict = tiny()
+    del state_dict['tokens_to_token.attention1.w']
+    state_dict['extra'] = torch.zeros(1)
+    torch.save(state_dict, tiny_file)
+    fails(tiny_file, 'test_t2t_vit', r'missing tokens_to_token.attention1.w; unexpected extra')
+
+
+@pytest.mark.parametrize('model, words', [
+    ('t2t_vit_8', "no architecture 't2t_vit_8'; there are"),
+    ('test_t2t_vit.cifar', "no tag 'cifar'; its tags are test_t2t_vit.mnist"),
+    ('t2t_vit_c_14.in1k', 'it has no tags'),
+])
+def test_unknown_model(tiny_file, model, words):
+    fails(tiny_file, model, words)
+
+
+def test_no_file(tmp_path):
+    fails(tmp_path / 'none.pth', 'test_t2t_vit', 'There is no file')
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'is empty'),
+    (b'<html>not found</html>', 'no checkpoint of a known format'),
+    (b'PK\x03\x04 and no zip', 'no readable PyTorch checkpoint'),
+    (pickle.dumps([1, 2]), 'holds a list, not a dict'),
+    (pickle.dumps({'a': 1}), 'holds no T2T-ViT'),
+])
+def test_no_checkpoint(tmp_path, content, words):
+    (tmp_path / 'a.pth').write_bytes(content)
+    fails(tmp_path / 'a.pth', 'test_t2t_vit', words)
+
+
+def write_legacy(state_dict, path):
+    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
+
+
+def write_paddle(state_dict, path):
+    path.write_bytes(pickle.dumps({k: v.numpy() for k, v in state_dict.items()}, protocol=4))
+
+
+def write_safetensors(state_dict, path):
+    published.save_file(state_dict, path)
+
+
+@pytest.mark.parametrize('part', [0.999, 0.5, 0.01])
+@pytest.mark.parametrize('write', [torch.save, write_legacy, write_paddle, write_safetensors])
+def test_cut_short(tmp_path, write, part):
+    file = tmp_path / 'a.pth'
+    write(tiny(), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:int(len(whole) * part)])
+    fails(file, 'test_t2t_vit', 'cut short|damaged|no Paddle parameter file')
+
+
+@pytest.mark.parametrize('write', [torch.save, write_legacy, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_malicious_pickle_is_refused(tmp_path, write):
+    trace = tmp_path / 'trace'
+    file = tmp_path / 'a.pth'
+    write({'state_dict': {}, 'epoch': Evil(f'touch {trace}')}, file)
+    fails(file, 'test_t2t_vit', 'system')
+    assert not trace.exists()
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    torch.save({'state_dict': tiny(), 'path': Path('x')}, tmp_path / 'a.pth')
+    fails(tmp_path / 'a.pth', 'test_t2t_vit', 'asks for pathlib.*nothing was loaded')
+
+
+@pytest.mark.parametrize('value', [
+    np.array([Evil('true'), 1], dtype=object),
+    np.array(['text']),
+    np.zeros(2, dtype=[('a', 'f4'), ('b', 'i4')]),
+    types.SimpleNamespace(a=1),
+    print,
+], ids=['objects', 'text', 'records', 'namespace', 'function'])
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_paddle_admits_numbers_only(tmp_path, value, protocol):
+    (tmp_path / 'a.pdparams').write_bytes(pickle.dumps({'a': value}, protocol=protocol))
+    fails(tmp_path / 'a.pdparams', 'test_t2t_vit', 'Only numpy arrays are read')
+
+
+@pytest.mark.parametrize('protocol', range(6))
+def test_paddle_arrays(tmp_path, protocol):
+    arrays = {
+        'f4': np.random.RandomState(0).standard_normal((3, 4)).astype('f4'),
+        'fortran': np.asfortranarray(np.arange(6., dtype='f8').reshape(2, 3)),
+        'big': np.arange(6, dtype='>i4').reshape(3, 2),
+        'half': np.ones(2, 'f2'),
+        'scalar': np.float32(2.5),
+        'empty': np.zeros((0, 3), 'f4'),
+    }
+    (tmp_path / 'a').write_bytes(pickle.dumps({**arrays, 'epoch': 3}, protocol=protocol))
+    with open(tmp_path / 'a', 'rb') as f:
+        loaded = load_paddle(f)
+    assert loaded.pop('epoch') == 3
+    assert list(loaded) == list(arrays)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(loaded[name], value)
+        assert loaded[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4])
+def test_paddle_itself(tmp_path, protocol):
+    paddle = pytest.importorskip('paddle', reason='PaddlePaddle is not installed')
+    state = published.foreign('paddle_article', 't2t_vit_7', True)
+    paddle.save({k: paddle.to_tensor(v) for k, v in state.items()}, str(tmp_path / 'a.pdparams'), protocol=protocol)
+    with open(tmp_path / 'a.pdparams', 'rb') as f:
+        loaded = load_paddle(f)
+    assert list(loaded) == list(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+def test_wrong_hash_of_the_published_file(tmp_path):
+    file = tmp_path / weight_entry('t2t_vit_14.in1k')['file']
+    torch.save(tiny(), file)
+    fails(file, 't2t_vit_14.in1k', 'the size of 81.5_T2T_ViT_14.pth.tar should be 86212823', IntegrityError)
+
+
+def test_full_directory_is_refused(tiny_file):
+    out = tiny_file.parent / 'out'
+    out.mkdir()
+    (out / 'mine').write_text('kept')
+    with pytest.raises(UserError, match='not empty'):
+        convert(tiny_file, 'test_t2t_vit', out)
+    assert os.listdir(out) == ['mine']
+    with pytest.raises(UserError, match='no directory'):
+        convert(tiny_file, 'test_t2t_vit', tiny_file)
+    with pytest.raises(UserError, match='There is no directory'):
+        convert(tiny_file, 'test_t2t_vit', out / 'a' / 'b')
+
+
+def test_empty_directory_is_taken(tiny_file):
+    out = tiny_file.parent / 'out'
+    out.mkdir()
+    convert(tiny_file, 'test_t2t_vit', out)
+    assert sorted(os.listdir(out)) == FILES
+    assert out.stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize('step', ['save_config_for_hf', 'architecture_card'])
+@pytest.mark.parametrize('error', [OSError('No space left on device'), KeyboardInterrupt()], ids=['full', 'interrupt'])
+def test_failure_while_writing_leaves_nothing(tiny_file, monkeypatch, step, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(f't2t_timm.hub.convert.{step}', fail)
+    fails(tiny_file, 'test_t2t_vit', None, type(error))
+
+
+@pytest.mark.slow
+def test_killed_while_writing(tiny_file):
+    script = (
+        'import os, signal, sys\n'
+        'import t2t_timm.hub.convert as c\n'
+        'c.save_config_for_hf = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n'
+        'c.convert(sys.argv[1], "test_t2t_vit", sys.argv[2])\n'
+    )
+    out = tiny_file.parent / 'out'
+    done = subprocess.run([sys.executable, '-c', script, str(tiny_file), str(out)], capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert not out.exists()
+    assert sorted(os.listdir(convert(tiny_file, 'test_t2t_vit', out))) == FILES
+
+
+def test_verify(tmp_path, tiny_file):
+    out = convert(tiny_file, 'test_t2t_vit', tmp_path / 'out')
+    verdict = verify(str(tiny_file), str(out))
+    text = '\n'.join(verdict.lines)
+    assert verdict.good, text
+    assert f'sha256: {file_hash(tiny_file)}' in text and f'sha256: {file_hash(out / "model.safetensors")}' in text
+    assert text.count('architecture: test_t2t_vit; 10 classes, images of 3 x 56 x 56') == 2
+    assert text.count('loads strictly: yes') == 2
+    assert 'largest difference of the logits: 0 ' in text
+
+
+def test_verify_finds_a_difference(tmp_path, tiny_file):
+    state_dict = tiny()
+    state_dict['head.bias'] = state_dict['head.bias'] + 2e-4
+    torch.save(state_dict, tmp_path / 'other.pth')
+    verdict = verify(str(tiny_file), str(tmp_path / 'other.pth'))
+    assert not verdict.good
+    assert 'largest difference of the logits: 0.0002 (more than 0.0001)' in verdict.lines[-1]
+
+
+def test_verify_says_why_it_does_not_load(tmp_path, tiny_file):
+    state_dict = tiny()
+    del state_dict['norm.bias']
+    torch.save(state_dict, tmp_path / 'other.pth')
+    for second in (None, str(tiny_file)):
+        verdict = verify(str(tmp_path / 'other.pth'), second, model='test_t2t_vit')
+        assert not verdict.good
+        assert any('loads strictly: no. ' in line and 'missing norm.bias' in line for line in verdict.lines)
+    assert 'name the one that it should be with --model' in verify(str(tmp_path / 'other.pth')).lines[-1]
+
+
+def test_verify_refuses(tmp_path, tiny_file):
+    torch.save(tiny(num_classes=3), tmp_path / 'other.pth')
+    with pytest.raises(UserError, match='cannot be compared'):
+        verify(str(tiny_file), str(tmp_path / 'other.pth'))
+    with pytest.raises(UserError, match='no directory, no file and no tag'):
+        verify('nothing')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='holds no model.safetensors'):
+        verify(str(tmp_path / 'empty'))
