@@ -102,7 +102,8 @@ def _models(args: argparse.Namespace) -> None:
 def _classify(args: argparse.Namespace) -> int:
     from .classify import classify, render
     done = classify(args.images, args.model, args.topk)
-    print(render(done, args.json))
+    if done.results or args.json:
+        print(render(done, args.json))
     for file, why in done.unreadable.items():
         print(f'{file}: cannot be read: {why}', file=sys.stderr)
     return 1 if done.unreadable else 0

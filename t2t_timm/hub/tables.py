@@ -11,7 +11,8 @@ from .manifest import hub_repo, load_manifest, weight_entry
 
 __all__ = ['models_table', 'weights_origin']
 
-_HEADER = ('weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'source', 'weights would come from')
+_HEADER = (
+    'weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'reported by', 'source', 'weights would come from')
 
 
 def weights_origin(name: str) -> str:
@@ -27,7 +28,7 @@ def weights_origin(name: str) -> str:
         return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
     if not release:
         return f'the Hub ({repo}) only'
-    return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else entry["url"]}'
+    return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else "the release"}'
 
 
 def _size(name: str, cost: Complexity) -> str:
@@ -49,6 +50,7 @@ def models_table() -> str:
             f'{cost.macs / 1e9:.2f}',
             _size(name, cost),
             f'{entry["top1"]:.3f}' if 'top1' in entry else '-',
+            entry['reported_by'] if 'top1' in entry else '-',
             entry['source'],
             weights_origin(name),
         ))

@@ -1,0 +1,156 @@
+"""Model cards: up to date, read by the Hub's own parser, honest about who measured what, figures against a formula."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+import t2t_timm
+from t2t_timm._errors import UserError
+from t2t_timm.hub.cards import architecture_card, stale_cards, tag_card, write_cards
+from t2t_timm.hub.complexity import count_complexity, tag_complexity
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / 'model_cards'
+MANIFEST = yaml.safe_load((Path(t2t_timm.__file__).parent / 'hub' / 'manifest.yaml').read_text(encoding='utf-8'))
+TAGS = list(MANIFEST['weights'])
+
+
+def test_committed_cards_are_up_to_date():
+    assert stale_cards(CARDS) == []
+    assert sorted(path.stem for path in CARDS.glob('*.md')) == sorted(TAGS)
+
+
+def test_stale_cards_are_named(tmp_path):
+    folder = tmp_path / 'cards'
+    shutil.copytree(CARDS, folder)
+    write_cards(folder, check=True)
+    (folder / f'{TAGS[0]}.md').unlink()
+    (folder / f'{TAGS[1]}.md').write_text('old', encoding='utf-8')
+    (folder / 'gone.in1k.md').write_text('of no tag', encoding='utf-8')
+    with pytest.raises(UserError, match=f'gone.in1k.md, {TAGS[1]}.md, {TAGS[0]}.md'):
+        write_cards(folder, check=True)
+    assert (folder / f'{TAGS[1]}.md').read_text(encoding='utf-8') == 'old'
+
+
+@pytest.mark.slow
+def test_generated_anew_elsewhere(tmp_path):
+    code = 'import sys; from t2t_timm.cli import main; sys.exit(main(["cards", "--out", sys.argv[1]]))'
+    env = dict(PYTHONHASHSEED='7', T2T_TIMM_HUB_NAMESPACE='someone', OMP_NUM_THREADS='1')
+    subprocess.run([sys.executable, '-c', code, str(tmp_path / 'cards')], check=True, env=env, cwd=tmp_path)
+    for name in TAGS:
+        assert (tmp_path / 'cards' / f'{name}.md').read_bytes() == (CARDS / f'{name}.md').read_bytes(), name
+
+
+@pytest.mark.parametrize('name', TAGS)
+def test_front_matter(name):
+    entry = MANIFEST['weights'][name]
+    source = MANIFEST['sources'][entry['source']]
+    dataset = MANIFEST['datasets'][entry.get('dataset', 'imagenet-1k')]
+    reporter = MANIFEST['reporters'][entry['reported_by']]
+    card = ModelCard((CARDS / f'{name}.md').read_text(encoding='utf-8'))
+    assert card.data.library_name == 'timm'
+    assert card.data.pipeline_tag == 'image-classification'
+    assert card.data.license == source['license']
+    assert {'image-classification', 'timm'} <= set(card.data.tags)
+    assert card.data.datasets[0] == dataset['hub']
+    assert ('ILSVRC/imagenet-1k' in card.data.datasets) == ('in1k' in name)
+    assert card.data.model_name == name
+    results = {result.metric_name: result for result in card.data.eval_results}
+    expected = {f'top-{k} accuracy': entry[f'top{k}'] for k in (1, 5) if f'top{k}' in entry}
+    assert {k: result.metric_value for k, result in results.items()} == expected
+    for result in results.values():
+        assert (result.task_type, result.metric_type) == ('image-classification', 'accuracy')
+        assert (result.dataset_type, result.dataset_name) == (dataset['hub'], dataset['name'])
+        assert (result.source_url, result.source_name) == (
+            reporter.get('url'), reporter['name'] if 'url' in reporter else None)
+
+
+@pytest.mark.parametrize('name', TAGS)
+def test_body(name):
+    entry, text = MANIFEST['weights'][name], (CARDS / f'{name}.md').read_text(encoding='utf-8')
+    for part in (
+            f"timm.create_model('{name}', pretrained=True)",
+            'features_only=True',
+            'num_classes=0',
+            f'validate.py --data-dir DATA --model {name} --pretrained',
+            'train.py --data-dir DATA --config $(t2t-timm recipe ',
+            '@InProceedings{Yuan_2021_ICCV',
+            MANIFEST['sources'][entry['source']]['notice'],
+            f'| **{name}** |',
+            *(f'| {other} |' for other in TAGS if other != name),
+    ):
+        assert part in text, part
+    measured_here = entry['reported_by'] == 't2t-timm'
+    assert ('this project has not measured it' in text) == (not measured_here)
+    assert ('measured by this project' in text) == measured_here
+
+
+def test_recipes_of_the_cards_exist():
+    from t2t_timm.recipes import recipe_names
+    for name in TAGS:
+        recipe = tag_card(name).split('$(t2t-timm recipe ')[1].split(')')[0]
+        assert recipe in recipe_names()
+
+
+def macs_of_t2t_vit_7(height: int, width: int, num_classes: int) -> int:
+    """Count by hand what the published architecture multiplies."""
+    def performer(tokens: int, patch: int, dim: int = 64, features: int = 32) -> int:
+        kqv = patch * 3 * dim
+        attention = 2 * features * dim + features * dim + features + features * dim + dim * dim  # w, k'v, 1, q, proj
+        return tokens * (kqv + attention + 2 * dim * dim)
+
+    n1, n2, n3 = ((height // s) * (width // s) for s in (4, 8, 16))
+    stem = performer(n1, 147) + performer(n2, 576) + n3 * 576 * 256
+    n = n3 + 1
+    block = n * (256 * 768 + 256 * 256 + 2 * 256 * 512) + 2 * n * n * 256
+    return stem + 7 * block + 256 * num_classes
+
+
+@pytest.mark.parametrize('size, num_classes', [((224, 224), 1000), ((96, 128), 10)])
+def test_macs_by_hand(size, num_classes):
+    cost = count_complexity('t2t_vit_7', num_classes, (3, *size))
+    assert cost.macs == macs_of_t2t_vit_7(*size, num_classes)
+
+
+@pytest.mark.parametrize('name, params, macs', [  # as the paper reports them, tables 2 and 3
+    ('t2t_vit_7', 4.3, 1.1), ('t2t_vit_14', 21.5, 4.8), ('t2t_vit_19', 39.2, 8.5), ('t2t_vit_24', 64.1, 13.8),
+    ('t2t_vit_t_14', 21.5, 6.1), ('t2t_vit_t_19', 39.2, 9.8), ('t2t_vit_t_24', 64.1, 15.0),
+])
+def test_figures_of_the_paper(name, params, macs):
+    cost = tag_complexity(f'{name}.in1k')
+    assert cost.params / 1e6 == pytest.approx(params, rel=0.012)
+    assert cost.macs / 1e9 == pytest.approx(macs, rel=0.045)
+
+
+def test_activations_of_a_known_layer():
+    from t2t_timm.hub.complexity import model_complexity
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, device='meta'), torch.nn.ReLU(), torch.nn.Flatten(),
+                                torch.nn.Linear(8 * 6 * 6, 5, device='meta'))
+    model.num_features = 288
+    cost = model_complexity(model, (3, 8, 8))
+    assert cost.params == 8 * 27 + 8 + 5 * 288 + 5
+    assert cost.macs == 8 * 36 * 27 + 288 * 5
+    assert cost.activations == 8 * 36 + 5
+
+
+def test_shapes_in_the_usage_are_the_models():
+    model = timm.create_model('t2t_vit_dense', features_only=True, img_size=(96, 128), in_chans=1)
+    shapes = [tuple(x.shape) for x in model(torch.zeros(1, 1, 96, 128))]
+    card = architecture_card('t2t_vit_dense', 5, (1, 96, 128))
+    assert f'# strides 4, 8 and 16: {", ".join(map(str, shapes))}' in card
+    tokens = timm.create_model('t2t_vit_dense', img_size=(96, 128), in_chans=1).forward_features(
+        torch.zeros(1, 1, 96, 128))
+    assert f'# {tuple(tokens.shape)}, class token first' in card
+
+
+def test_card_of_unknown_weights_parses():
+    card = ModelCard(architecture_card('t2t_vit_7', 3, (3, 224, 224)))
+    assert card.data.library_name == 'timm'
+    assert card.data.license is None and card.data.eval_results is None
+    assert "timm.create_model('local-dir:DIR', pretrained=True)" in card.text

@@ -1,0 +1,183 @@
+"""The commands, run as a user runs them: output, exit codes, one sentence for a mistake."""
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from t2t_timm.classify import find_images
+from t2t_timm.cli import main
+from t2t_timm.digits import extract_heldout
+
+DIGITS = 'zero one two three four five six seven eight nine'.split()
+
+
+@pytest.fixture(scope='module')
+def heldout(tmp_path_factory) -> Path:
+    return extract_heldout(tmp_path_factory.mktemp('digits') / 'digits')
+
+
+@pytest.fixture
+def images(heldout, tmp_path) -> Path:
+    """Three images a class, in a tree."""
+    for folder in sorted(heldout.iterdir()):
+        (tmp_path / 'images' / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:3]:
+            shutil.copy(file, tmp_path / 'images' / folder.name)
+    return tmp_path / 'images'
+
+
+def mistake(capsys, *argv: str) -> str:
+    """Run a command that must fail, and return the one sentence that it says."""
+    assert main(list(argv)) == 1
+    out, err = capsys.readouterr()
+    assert out == '' and 'Traceback' not in err
+    return err
+
+
+def test_classify_json(images, capsys):
+    assert main(['classify', str(images), '--model', 'test_t2t_vit', '--topk', '2', '--json']) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [r['image'] for r in results] == sorted(str(p) for p in images.rglob('*.png'))
+    right = 0
+    for result in results:
+        first, second = result['classes']
+        assert 1 >= first['probability'] >= second['probability'] >= 0
+        assert first['label'] == DIGITS[first['index']]
+        right += f"{first['index']}_{first['label']}" == Path(result['image']).parent.name
+    assert right >= 28
+
+
+def test_classify_is_timms(images, capsys):
+    file = next(images.rglob('*.png'))
+    assert main(['classify', str(file), '--model', 'test_t2t_vit.mnist', '--topk', '99', '--json']) == 0
+    classes = json.loads(capsys.readouterr().out)[0]['classes']
+    model = timm.create_model('test_t2t_vit', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        expected = model(transform(Image.open(file).convert('RGB')).unsqueeze(0)).softmax(dim=1)[0]
+    assert len(classes) == 10
+    for c in classes:
+        assert c['probability'] == pytest.approx(expected[c['index']].item(), abs=1e-5)
+
+
+def test_classify_text_globs_and_unreadable(images, tmp_path, capsys):
+    (images / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n and no more')
+    (images / 'notes.txt').write_text('no image, and not meant')
+    args = ['classify', str(images / '7_*' / '*.png'), str(images), str(images / 'none.jpg'), '--model', 'test_t2t_vit']
+    assert main(args) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len([line for line in lines if line.endswith('.png')]) == 33
+    assert lines[1].endswith('%  seven (7)')
+    assert f'{images / "broken.png"}: cannot be read: ' in err
+    assert f'{images / "none.jpg"}: cannot be read: ' in err
+    assert 'notes.txt' not in out + err
+
+
+def test_classify_other_kinds_of_images(tmp_path, capsys):
+    for i, mode in enumerate(('L', 'RGBA', 'P', 'CMYK', '1')):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).convert(mode).save(tmp_path / f'{i}.tiff')
+    assert main(['classify', str(tmp_path / '*.tiff'), '--model', 'test_t2t_vit', '--topk', '1']) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_classify_imagenet_names(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(timm.create_model('t2t_vit_7').state_dict(), tmp_path / 'a.pth')
+    assert main(['convert', str(tmp_path / 'a.pth'), '--model', 't2t_vit_7', '--out', str(tmp_path / 'dir')]) == 0
+    Image.new('RGB', (300, 200)).save(tmp_path / 'a.jpg')
+    capsys.readouterr()
+    model = f'local-dir:{tmp_path / "dir"}'
+    assert main(['classify', str(tmp_path / 'a.jpg'), '--model', model, '--topk', '1000', '--json']) == 0
+    names = {c['index']: c['label'] for c in json.loads(capsys.readouterr().out)[0]['classes']}
+    assert names[0] == 'tench, Tinca tinca' and names[999] == 'toilet tissue, toilet paper, bathroom tissue'
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--model', 'no_such_model'], 'no_such_model'),
+    (['--model', 'test_t2t_vit.nope'], 'nope'),
+    (['--model', 't2t_vit_c_14'], 'No pretrained weights exist'),
+    (['--model', 'test_t2t_vit', '--topk', '0'], '--topk should be 1 or more'),
+])
+def test_classify_mistakes(images, capsys, args, words):
+    assert words in mistake(capsys, 'classify', str(images), *args)
+
+
+def test_classify_empty_folder(tmp_path, capsys):
+    assert 'There are no images in' in mistake(capsys, 'classify', str(tmp_path), '--model', 'test_t2t_vit')
+
+
+def test_find_images(tmp_path):
+    for name in ('b/2.jpg', 'b/c/1.PNG', 'a.txt', '[x].png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    assert find_images([folder]) == [f'{folder}/[x].png', f'{folder}/b/2.jpg', f'{folder}/b/c/1.PNG']
+    assert find_images([f'{folder}/[x].png']) == [f'{folder}/[x].png']  # a name, though it looks like a glob
+    assert find_images([f'{folder}/**/*.jpg', f'{folder}/*.gif']) == [f'{folder}/b/2.jpg', f'{folder}/*.gif']
+
+
+def test_convert_and_verify(tmp_path, capsys):
+    torch.manual_seed(0)
+    state_dict = timm.create_model('test_t2t_vit').state_dict()
+    file, out = str(tmp_path / 'a.pth'), str(tmp_path / 'out')
+    torch.save(state_dict, file)
+    assert main(['convert', file, '--model', 'test_t2t_vit', '--out', out]) == 0
+    assert capsys.readouterr().out == f'{out}\n'
+    assert 'not empty' in mistake(capsys, 'convert', file, '--model', 'test_t2t_vit', '--out', out)
+    assert main(['verify', out, file]) == 0
+    assert 'largest difference of the logits: 0' in capsys.readouterr().out
+    assert main(['verify', out, 'test_t2t_vit.mnist']) == 1
+    assert 'more than 0.0001' in capsys.readouterr().out
+    assert 'no directory, no file and no tag' in mistake(capsys, 'verify', 'nothing')
+
+
+def test_verify_tag(capsys):
+    assert main(['verify', 'test_t2t_vit.mnist']) == 0
+    out = capsys.readouterr().out
+    assert '476d968fded11c7c99ccd7745ea47a5daaabc8b8a8f694251e2babbe930c99c4' in out
+    assert 'loads strictly: yes' in out
+
+
+def test_convert_mistake_leaves_nothing(tmp_path, capsys):
+    (tmp_path / 'a.pth').write_bytes(b'nonsense')
+    err = mistake(
+        capsys, 'convert', str(tmp_path / 'a.pth'), '--model', 'test_t2t_vit', '--out', str(tmp_path / 'out'))
+    assert err.startswith('t2t-timm convert: ') and len(err.splitlines()) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_cards_check(tmp_path, capsys):
+    (tmp_path / 'old.md').write_text('of no tag')
+    err = mistake(capsys, 'cards', '--check', '--out', str(tmp_path))
+    assert 'old.md' in err and 't2t_vit_14.in1k.md' in err
+    assert [p.name for p in tmp_path.iterdir()] == ['old.md']
+
+
+def test_models(capsys):
+    assert main(['models']) == 0
+    assert 'test_t2t_vit.mnist' in capsys.readouterr().out
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('t2t_timm.classify.classify', interrupted)
+    assert main(['classify', 'a.jpg']) == 130
+    assert capsys.readouterr().err == 't2t-timm classify: interrupted\n'
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Leave logging as it was found: main() configures it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
