@@ -31,6 +31,7 @@ __all__ = ['DownloadError', 'FAILURES', 'IntegrityError', 'check_file', 'file_ha
 PathLike = Union[str, 'os.PathLike[str]']
 T = TypeVar('T')
 
+PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
 _HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP library beneath, which huggingface_hub has changed twice
@@ -103,6 +104,7 @@ def check_file(file: PathLike, known: Dict[str, Any], name: str) -> List[str]:
         IntegrityError: The file differs.
     """
     size = os.path.getsize(file)
+    file_name = os.path.basename(file).removesuffix(PART)
     prefix = known.get('sha256_prefix') or ''
     actual = {
         'size': lambda: size,
@@ -114,11 +116,11 @@ def check_file(file: PathLike, known: Dict[str, Any], name: str) -> List[str]:
     for key in checked:
         value, expected = str(actual[key]()), str(known[key]).lower()
         if value != expected:
-            raise IntegrityError(f'{name}: the {key} of {os.path.basename(file)} should be {expected} but is {value}.')
+            raise IntegrityError(f'{name}: the {key} of {file_name} should be {expected} but is {value}.')
     if any(key.startswith('sha') for key in checked):
         _logger.info(f'{name}: verified ({", ".join(checked)}).')
     else:
-        _logger.warning(f'{name}: unverified, the manifest knows no hash of {os.path.basename(file)} ({size} bytes).')
+        _logger.warning(f'{name}: unverified, the manifest knows no hash of {file_name} ({size} bytes).')
     return checked
 
 
@@ -159,7 +161,7 @@ def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike
             file.parent.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(file.with_name(f'.{file.name}.lock')):
                 if not file.is_file():  # another process may have been here first
-                    part = file.with_name(f'{file.name}.incomplete')
+                    part = file.with_name(file.name + PART)
                     _retrying(partial(_download_release, entry, part), name)
                     _check_is_torch_file(part, name)
                     _check_download(part, entry, name)

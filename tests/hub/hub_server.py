@@ -44,9 +44,10 @@ class LoopbackServer(ThreadingHTTPServer):
                     return fault
         return Fault()
 
-    def heal(self) -> None:
+    def heal(self, paths: List[str]) -> None:
         with self.lock:
-            self.faults.clear()
+            for path in paths:
+                self.faults.pop(path, None)
 
     def seen(self, path: str, method: str = 'GET') -> List[Tuple[Optional[str], int]]:
         """Return (Range, status) of the requests for a path."""
@@ -192,10 +193,8 @@ class HubHandler(LoopbackHandler):
 
     def find_repo(self, name: str) -> Optional[Repo]:
         repo = self.server.repos.get(name)
-        if repo is None and self.headers.get('Authorization'):
-            self.refuse(404, 'RepoNotFound', 'Repository not found')
-        elif repo is None:  # as the Hub tells an anonymous client, who may not know whether it is private or missing
-            self.refuse(401, None, 'Invalid username or password.')
+        if repo is None:  # an anonymous client may not know whether it is private or missing
+            self.refuse(404 if self.headers.get('Authorization') else 401, 'RepoNotFound', 'Repository not found')
         return repo
 
     def do_HEAD(self) -> None:
@@ -239,8 +238,8 @@ class HubHandler(LoopbackHandler):
         path = urlparse(self.path).path
         data = self.body()
         if path == '/control/heal':
-            self.server.heal()
-            self.server.storage.heal()
+            for server in (self.server, *self.server.others):
+                server.heal(json.loads(data))
             return self.answer(200)
         if path == '/api/validate-yaml':
             return self.answer_json({})
@@ -303,9 +302,10 @@ class HubHandler(LoopbackHandler):
 
 
 class HubServer(LoopbackServer):
-    """A Hub whose large files lie on a storage host of its own."""
+    """A Hub whose large files lie on a storage host of its own; /control/heal ends faults of all hosts."""
 
-    def __init__(self, storage: FileServer) -> None:
+    def __init__(self, storage: FileServer, *others: FileServer) -> None:
         super().__init__(HubHandler)
         self.storage = storage
+        self.others = (storage, *others)
         self.repos: Dict[str, Repo] = {}

@@ -1,0 +1,106 @@
+"""The client's side of the tests, a process of its own: read a plan from stdin, load weights, write what came of it.
+
+A plan is {'result': file, 'stages': [...]}. A stage sets `env`, waits at a `barrier` for a second process, posts
+`post` (address, value), runs `commands` of t2t-timm, and then creates the models of its `cases`, each in a thread of its own.
+"""
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import timm
+import torch
+
+from t2t_timm.cli import main as t2t_timm_main
+from t2t_timm.hub.manifest import load_manifest
+
+LOG = []  # messages, each beginning with the architecture.tag it is about
+
+
+class ListHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        LOG.append(record.getMessage())
+
+
+def digest(state_dict) -> str:
+    """Return a hash of every tensor but the head's."""
+    hashed = hashlib.sha256()
+    for k, v in sorted(state_dict.items()):
+        if not k.startswith('head.'):
+            hashed.update(k.encode() + v.contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def patch_manifest(name: str, known: dict) -> None:
+    entry = load_manifest()['weights'][name]
+    for key in ('size', 'sha256', 'sha384', 'sha256_prefix', 'hub'):
+        entry.pop(key, None)
+    entry.update(known)
+
+
+def load(case: dict) -> dict:
+    start = len(LOG)
+    cache_dir = case.get('cache_dir')
+    try:
+        model = timm.create_model(case['model'], pretrained=True, cache_dir=cache_dir, **case.get('kwargs', {}))
+        result = dict(ok=True, digest=digest(model.state_dict()), cfg_file=model.pretrained_cfg.get('file'))
+    except Exception as e:
+        result = dict(ok=False, error=type(e).__name__, message=str(e))
+    result['log'] = [line for line in LOG[start:] if line.startswith(f'{case["model"]}: ')]
+    if cache_dir:
+        result['files'] = sorted(
+            p.name for p in Path(cache_dir).rglob('*')
+            if p.name.endswith(('.safetensors', '.tar', '.pth', '.incomplete')) or len(p.name) == 64)
+    return result
+
+
+def run_command(argv: list) -> dict:
+    start = len(LOG)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = t2t_timm_main(argv)
+    return dict(code=code, out=out.getvalue(), err=err.getvalue(), log=LOG[start:])
+
+
+def wait_for_the_other(barrier: str) -> None:
+    Path(f'{barrier}.{os.getpid()}').touch()
+    while len(list(Path(barrier).parent.glob(f'{Path(barrier).name}.*'))) < 2:
+        time.sleep(0.01)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logger = logging.getLogger('t2t_timm')
+    logger.setLevel(logging.INFO)
+    logger.addHandler(ListHandler())
+    plan = json.load(sys.stdin)
+    results = []
+    for stage in plan['stages']:
+        os.environ.update(stage.get('env', {}))
+        for case in stage.get('cases', ()):
+            if 'known' in case:
+                patch_manifest(case['model'], case['known'])
+        if 'barrier' in stage:
+            wait_for_the_other(stage['barrier'])
+        if 'post' in stage:
+            url, value = stage['post']
+            urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
+        cases = stage.get('cases', [])
+        with ThreadPoolExecutor(16) as threads:
+            loaded = list(threads.map(load, cases))
+        results.append(dict(
+            commands=[run_command(argv) for argv in stage.get('commands', ())],
+            cases={case['case']: result for case, result in zip(cases, loaded)},
+        ))
+    Path(plan['result']).write_text(json.dumps(results))
+
+
+if __name__ == '__main__':
+    main()
