@@ -41,7 +41,7 @@ def heldout_top1(model: torch.nn.Module, dataset: ImageDataset, **data_config) -
     loader = create_loader(
         dataset, batch_size=BATCH_SIZE, num_workers=0, use_prefetcher=False, device=torch.device('cpu'), **data_config)
     num_right = 0
-    with torch.inference_mode(), tqdm(total=len(dataset), unit='image', leave=False) as progress:
+    with torch.inference_mode(), tqdm(total=len(dataset), unit='image', leave=False, disable=None) as progress:
         for images, labels in loader:
             num_right += (model(images).argmax(dim=-1) == labels).sum().item()
             progress.update(len(labels))
