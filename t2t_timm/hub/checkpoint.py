@@ -3,6 +3,7 @@ import argparse
 import json
 import re
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,19 +44,21 @@ class _Inert:
 
 
 # what checkpoints hold beside tensors: numpy's numbers, and the statistics of mmengine's runner
-_READ_PAST = (
-    'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray._reconstruct',
-    'numpy._core.multiarray.scalar', 'numpy.core.multiarray.scalar',
-    'numpy.ndarray', 'numpy.dtype',
-    'mmengine.logging.history_buffer.HistoryBuffer',
-    'builtins.getattr',
-)
+_READ_PAST = [
+    type(name, (_Inert,), {'__module__': module, '__qualname__': name}) for module, name in (  # how torch knows them
+        ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
+        ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
+        ('numpy', 'ndarray'), ('numpy', 'dtype'),
+        ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
+    )
+]
 
 
 def _load_torch(file: BinaryIO) -> Any:
-    allowed = [argparse.Namespace] + [(_Inert, name) for name in _READ_PAST]
+    # torch before 2.5 cannot allow more than tensors for one file alone
+    safe_globals = getattr(torch.serialization, 'safe_globals', nullcontext)
     try:
-        with torch.serialization.safe_globals(allowed):
+        with safe_globals([argparse.Namespace, *_READ_PAST]):
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises nearly anything for a damaged file
         found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))

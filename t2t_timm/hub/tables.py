@@ -1,8 +1,7 @@
 """The table of pretrained tags: what they cost, how good they are and where their weights would come from."""
 import os
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import is_offline_mode
+from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from .complexity import Complexity, tag_complexity
@@ -24,7 +23,7 @@ def weights_origin(name: str) -> str:
         return f'the Hub cache ({repo})'
     release = not _is_set('T2T_TIMM_HUB_ONLY')
     downloaded = release and _release_path(entry, None).is_file()
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
     if not release:
         return f'the Hub ({repo}) only'
