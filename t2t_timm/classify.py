@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
@@ -13,6 +12,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from timm.data.readers import get_img_extensions
 
 from ._errors import UserError
+from ._load import load_t2t_vit
 
 __all__ = ['Classified', 'classify', 'find_images', 'render']
 
@@ -43,15 +43,6 @@ def find_images(names: list[str]) -> list[str]:
     return files
 
 
-def _load_model(name: str) -> torch.nn.Module:
-    try:
-        return timm.create_model(name, pretrained=True).eval()
-    except UserError:
-        raise
-    except RuntimeError as e:
-        raise UserError(f'{name}: {e}') from e
-
-
 def _class_names(model: torch.nn.Module) -> list[str]:
     # the names that came with the weights, else ImageNet's if their number says so
     names = model.pretrained_cfg.get('label_names')
@@ -68,7 +59,7 @@ def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Clas
 
     Args:
         names: Files, folders and globs.
-        model: Any name that timm.create_model takes.
+        model: Any name of a T2T-ViT that timm.create_model takes.
         topk: How many classes to give of each image, the most probable first.
 
     Returns:
@@ -82,14 +73,14 @@ def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Clas
     files = find_images(names)
     if not files:
         raise UserError(f'There are no images in {", ".join(names)}.')
-    net = _load_model(model)
+    net = load_t2t_vit(model)
     if net.num_classes < 1:
         raise UserError(f'{model} has no classifier.')
     labels = _class_names(net)
     transform = create_transform(**resolve_model_data_config(net), is_training=False)
-    mode = 'L' if getattr(net, 'in_chans', 3) == 1 else 'RGB'
+    mode = 'L' if net.in_chans == 1 else 'RGB'
     results, unreadable = [], {}
-    for file in tqdm(files, unit='image', delay=1):
+    for file in tqdm(files, unit='image', delay=1, disable=None):
         try:
             with Image.open(file) as image:
                 pixels = transform(image.convert(mode))

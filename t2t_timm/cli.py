@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('classify', _classify, 'Classify images.')
     sub.add_argument('images', metavar='IMAGE', nargs='+', help='files, folders, globs')
-    sub.add_argument('--model', default='t2t_vit_14', help='any name that timm knows (default: %(default)s)')
+    sub.add_argument('--model', default='t2t_vit_14', help='T2T-ViT by any name that timm takes (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image (default: %(default)s)')
     sub.add_argument('--json', action='store_true', help='print JSON')
 

@@ -60,7 +60,8 @@ def convert(file: str | Path, model: str, out: str | Path) -> Path:
     if entry is not None and file.name == entry['file']:
         check_file(file, entry, model)
     size = file.stat().st_size
-    with tqdm(total=3 * size, unit='B', unit_scale=True, desc=f'Converting {file.name}', delay=1) as bar:
+    with tqdm(
+            total=3 * size, unit='B', unit_scale=True, desc=f'Converting {file.name}', delay=1, disable=None) as bar:
         checkpoint = read_checkpoint(file)
         bar.update(size)
         net = build_for(architecture, tag, checkpoint)
