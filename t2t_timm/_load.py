@@ -2,7 +2,7 @@
 from typing import Any
 
 import timm
-from timm.models import is_model
+from timm.models import is_model, model_entrypoint
 
 from ._errors import UserError
 from .models import T2TViT
@@ -23,9 +23,11 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
     """
     if ':' not in name and not is_model(name):
         raise UserError(f'timm knows no model {name!r}: `t2t-timm models` lists those with weights.')
+    if ':' not in name and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
+        raise UserError(f'{name} is no T2T-ViT: `t2t-timm models` lists those with weights.')
     try:
         model = timm.create_model(name, pretrained=not untrained, **kwargs)
-    except (RuntimeError, FileNotFoundError) as e:
+    except (RuntimeError, FileNotFoundError, TypeError) as e:
         raise UserError(f'{name}: {e}') from e
     if not isinstance(model, T2TViT):
         raise UserError(f'{name} is no T2T-ViT but a {type(model).__name__}.')

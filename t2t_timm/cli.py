@@ -59,6 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
     sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch is always taken')
     sub.add_argument('--untrained', action='store_true', help='random weights')
+
+    for name, run, help in (
+            ('attention', _attention, "Draw the class token's attention, its rollout and the token steps' attention."),
+            ('features', _features, 'Draw channel maps of the soft-split stages and of blocks.'),
+    ):
+        sub = command(name, run, help)
+        sub.add_argument('image', metavar='IMAGE', help='image file')
+        sub.add_argument('--model', default='t2t_vit_14', help='name that timm knows (default: %(default)s)')
+        sub.add_argument('--out', metavar='PNG', required=True, help='picture to write')
+        sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+        sub.add_argument('--untrained', action='store_true', help='random weights')
+    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='from 1; default: first, middle and last')
     return parser
 
 
@@ -122,6 +134,20 @@ def _export(args: argparse.Namespace) -> None:
     from .export import export_model
     model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
     print(export_model(model, args.out, args.format))
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from ._load import load_t2t_vit
+    from .pictures import draw_attention, read_image, save_picture
+    model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
+    print(save_picture(draw_attention(model, read_image(args.image, model), args.model), args.out))
+
+
+def _features(args: argparse.Namespace) -> None:
+    from ._load import load_t2t_vit
+    from .pictures import draw_features, read_image, save_picture
+    model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
+    print(save_picture(draw_features(model, read_image(args.image, model), args.model, args.blocks), args.out))
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -2,6 +2,7 @@
 import logging
 import os
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -124,6 +125,8 @@ def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     if missing:
         raise UserError(f"The ONNX export needs {' and '.join(missing)}: pip install t2t-timm[onnx]")
     import onnxruntime
+    for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
+        logging.getLogger(name).setLevel(logging.WARNING)
     program = torch.onnx.export(
         model,
         (x,),
@@ -157,8 +160,10 @@ def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
 
 
 def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    torch.jit.script(model).save(file)
-    return torch.jit.load(file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)  # TorchScript is what was asked for
+        torch.jit.script(model).save(file)
+        return torch.jit.load(file)
 
 
 FORMATS = {

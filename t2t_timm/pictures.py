@@ -1,0 +1,269 @@
+"""Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ._errors import UserError
+from .layers import TokenPerformer, TokenTransformer, soft_split
+from .models import T2TViT
+
+__all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
+
+MAX_SIZE = 1024  # pixels; a block's attention is then 4,097 x 4,097
+COLUMNS = 7
+QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # of a token step, as fractions of height and width
+CHANNELS = 7
+
+
+class Attention(NamedTuple):
+    """Attention over one image."""
+    blocks: list[np.ndarray]  # of the class token over the grid, mean over the heads, (H', W') for each block
+    rollout: np.ndarray  # the same followed through all blocks
+    steps: list[list[tuple[tuple[int, int], np.ndarray, float]]]  # of each token step: queries, maps, what is kept
+
+
+def read_image(file: str, model: T2TViT) -> Image.Image:
+    """Read an image as the model sees it: its colours, the middle of it, resized to model.img_size.
+
+    Raises:
+        UserError: No such file, no image, or a model of neither 1 nor 3 channels.
+    """
+    mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
+    if mode is None:
+        raise UserError(f'A picture has 1 or 3 channels, the model reads {model.in_chans}.')
+    if max(model.img_size) > MAX_SIZE:
+        raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
+    try:
+        with Image.open(file) as image:
+            image = ImageOps.exif_transpose(image).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UserError(f'{file} cannot be read as an image: {e}') from e
+    return ImageOps.fit(image, model.img_size[::-1], Image.Resampling.BICUBIC)
+
+
+def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+    mean, std = (torch.tensor(model.pretrained_cfg[k][:model.in_chans]) for k in ('mean', 'std'))
+    return ((pixels.reshape(*model.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
+
+
+def _step_attention(
+        step: torch.nn.Module,
+        x: torch.Tensor,
+        queries: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention of some queries of a token step over its tokens, (Q, N), and what is kept of it, (Q,).
+
+    The Performer never forms it; it is what its random features stand for: phi(q) phi(k)' over its sum. The sum has
+    1e-8 added in the model, which keeps sum / (sum + 1e-8) of it.
+    """
+    tokens = step.norm1(soft_split(x, step.kernel_size, step.stride, step.padding))[0]
+    if isinstance(step, TokenTransformer):
+        q, k, _ = step.attn.qkv(tokens).chunk(3, dim=-1)
+        return (q[queries] @ k.T * step.attn.scale).softmax(dim=-1), torch.ones(len(queries))
+    k, q, _ = step.kqv(tokens).double().chunk(3, dim=-1)
+    w = step.w.double()
+    k, q = (t @ w.T - t.square().sum(dim=-1, keepdim=True) / 2 for t in (k, q[queries]))  # log phi, but for 1 / sqrt(m)
+    logs = torch.stack([torch.logsumexp(k + row, dim=-1) for row in q])  # large norms would leave the range of exp
+    total = torch.logsumexp(logs, dim=-1).exp() / len(w)
+    return logs.softmax(dim=-1), total / (total + step.eps)
+
+
+@torch.no_grad()
+def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
+    """Run a model on an image and return its attention.
+
+    The rollout follows the class token through the blocks, each 0.5 (attention + identity) ("Quantifying Attention Flow
+    in Transformers", arXiv 2005.00928).
+
+    Args:
+        model: Model; its blocks compute their attention unfused from here on.
+        image: Image that read_image gave.
+    """
+    matrices, inputs, hooks = [], [], []
+    for block in model.blocks:
+        if hasattr(block, 'attn'):
+            block.attn.fused_attn = False
+            hooks.append(block.attn.attn_drop.register_forward_hook(
+                lambda m, args, out: matrices.append(out[0].mean(dim=0))))
+    steps = [m for m in model.tokens_to_token.children() if isinstance(m, TokenPerformer | TokenTransformer)]
+    for step in steps:
+        hooks.append(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
+    try:
+        model(_to_input(image, model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    rollout = torch.zeros(len(matrices[0]))
+    rollout[0] = 1.
+    for matrix in reversed(matrices):
+        rollout = 0.5 * (rollout @ matrix + rollout)
+    rows = [rollout] + [m[0] for m in matrices]
+    maps = [row[model.num_prefix_tokens:].reshape(model.grid_size).numpy() for row in rows]
+    step_maps = []
+    for step, x in zip(steps, inputs, strict=True):
+        height, width = ((s + 2 * step.padding - step.kernel_size) // step.stride + 1 for s in x.shape[-2:])
+        points = [(int(height * y), int(width * x)) for y, x in QUERIES]
+        attention, kept = _step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
+        maps_of_step = attention.reshape(-1, height, width).numpy()
+        step_maps.append(list(zip(points, maps_of_step, kept.tolist(), strict=True)))
+    return Attention(maps[1:], maps[0], step_maps)
+
+
+def _new_figure(width: float, height: float):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise UserError('Pictures need matplotlib: pip install t2t-timm[plot]') from e
+    return Figure(figsize=(width, height), dpi=100, layout='constrained')
+
+
+def _show(axis, values: np.ndarray, title: str, image: Image.Image, **kwargs):
+    # every map lies in the image's coordinates, whatever its grid
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+    return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation='nearest', **kwargs)
+
+
+def _show_image(axis, image: Image.Image, title: str) -> None:
+    _show(axis, np.asarray(image), title, image, cmap='gray', vmin=0, vmax=255)
+
+
+def _panels(figure, rows: int, columns: int) -> np.ndarray:
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return axes
+
+
+def _color_bar(figure, axis, shown, label: str, **kwargs) -> None:
+    # in the cell right of the last map
+    bar = figure.colorbar(shown, cax=axis.inset_axes((0.05, 0., 0.08, 0.95)), **kwargs)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _show_section(figure, image: Image.Image, title: str, maps: list, rows: int) -> None:
+    """Draw titled maps of one section with one colour bar, in units of uniform attention."""
+    figure.suptitle(title, fontsize=11)
+    axes = _panels(figure, rows, COLUMNS + 1)
+    values = [m * m.size for _, m, _ in maps]
+    top = max(np.quantile(v, 0.995) for v in values)
+    for axis, (name, _, point), value in zip(axes[:, :COLUMNS].flat, maps, values, strict=False):
+        _show(axis, np.asarray(image.convert('L')), name, image, cmap='gray', vmin=-128, vmax=255)
+        shown = _show(axis, value, name, image, cmap='inferno', vmin=0, vmax=top, alpha=0.8)
+        if point is not None:
+            y, x = ((p + 0.5) * s / n for p, s, n in zip(point, image.size[::-1], value.shape, strict=True))
+            axis.plot(x, y, marker='o', markersize=6, color='none', markeredgecolor='cyan', markeredgewidth=1.5)
+    _color_bar(figure, axes[0, min(len(maps), COLUMNS)], shown, '1 = uniform', extend='max')
+
+
+def draw_attention(model: T2TViT, image: Image.Image, name: str):
+    """Draw the class token's attention in each block, its rollout, and the attention of the token steps.
+
+    Args:
+        model: Model to draw.
+        image: Image that read_image gave.
+        name: What the title calls the model.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = _new_figure(1, 1)  # says so at once if it cannot
+    attention = extract_attention(model, image)
+    heights = [1, -(-len(attention.blocks) // COLUMNS)] + [1] * bool(attention.steps)  # in rows of panels
+    row = 1.7 * image.height / image.width + 0.35
+    figure.set_size_inches(1.7 * (COLUMNS + 1), row * sum(heights) + 0.5 * len(heights) + 0.3)
+    figure.suptitle(f'{name}, {image.height} x {image.width} pixels', fontsize=13)
+    parts = figure.subfigures(len(heights), 1, height_ratios=[row * h + 0.5 for h in heights], squeeze=False)[:, 0]
+
+    parts[0].suptitle('Image, and attention rollout of the class token through all blocks', fontsize=11)
+    axes = _panels(parts[0], 1, COLUMNS + 1)[0]
+    _show_image(axes[0], image, 'image')
+    shown = _show(axes[1], attention.rollout * attention.rollout.size, 'rollout', image, cmap='inferno', vmin=0)
+    _color_bar(parts[0], axes[2], shown, '1 = uniform')
+
+    maps = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
+    _show_section(parts[1], image, 'Attention of the class token, mean over the heads', maps, heights[1])
+    if attention.steps:
+        maps = [
+            (f'step {i}, {m.shape[0]} x {m.shape[1]}' + (f'\nkept {kept:.0e}' if kept < 0.99 else ''), m, point)
+            for i, step in enumerate(attention.steps, 1) for point, m, kept in step]
+        title = 'Attention of the token transformers, of the tokens circled'
+        if isinstance(model.tokens_to_token.attention1, TokenPerformer):
+            title = "Attention that the token performers' random features stand for, of the tokens circled"
+            if any('kept' in name for name, _, _ in maps):
+                title += ' (kept: its share once 1e-8 is in the denominator)'
+        _show_section(parts[2], image, title, maps, 1)
+    return figure
+
+
+@torch.no_grad()
+def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: Optional[list[int]] = None):
+    """Draw the maps of the channels that vary most: of soft-split stages 1 and 2 and of some blocks.
+
+    Args:
+        model: Model to draw.
+        image: Image that read_image gave.
+        name: What the title calls the model.
+        blocks: Numbers of the blocks, from 1; by default the first, the middle and the last.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        UserError: matplotlib is not installed, or there is no such block.
+    """
+    depth = len(model.blocks)
+    blocks = blocks or sorted({1, (depth + 1) // 2, depth})
+    if not all(1 <= b <= depth for b in blocks):
+        raise UserError(f'{name} has blocks 1 to {depth}, not {", ".join(map(str, blocks))}.')
+    x = _to_input(image, model)
+    levels = model.tokens_to_token.forward_levels(x, 2)
+    levels += model.forward_intermediates(x, [b - 1 for b in blocks], intermediates_only=True)
+    titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
+
+    figure = _new_figure(1.7 * (CHANNELS + 2), (1.7 * image.height / image.width + 0.75) * len(levels) + 0.3)
+    figure.suptitle(f'{name}, {image.height} x {image.width} pixels: channels that vary most', fontsize=13)
+    parts = figure.subfigures(len(levels), 1, squeeze=False)[:, 0]
+    for part, title, level in zip(parts, titles, levels, strict=True):
+        maps = level[0].flatten(1).double()
+        std, mean = torch.std_mean(maps, dim=1, keepdim=True)
+        channels = std[:, 0].topk(min(CHANNELS, len(maps))).indices.tolist()
+        maps = ((maps - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
+        part.suptitle(f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}', fontsize=11)
+        axes = _panels(part, 1, CHANNELS + 2)[0]
+        _show_image(axes[0], image, 'image')
+        for axis, channel in zip(axes[1:], channels, strict=False):
+            shown = _show(axis, maps[channel], f'channel {channel}', image, cmap='viridis', vmin=-3, vmax=3)
+        _color_bar(part, axes[1 + len(channels)], shown, 'std. from mean', extend='both')
+    return figure
+
+
+def save_picture(figure, path: str) -> Path:
+    """Write a matplotlib Figure as PNG, at once.
+
+    Raises:
+        UserError: No folder to write to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png')
+    partial = path.with_name(f'.{path.name}.part')
+    try:
+        partial.write_bytes(buffer.getvalue())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,177 @@
+"""Pictures: what they draw is the model's attention, and they are readable PNG files of any model and size."""
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.utils import AttentionExtract
+
+from t2t_timm import pictures
+from t2t_timm._errors import UserError
+from t2t_timm.cli import main
+from t2t_timm.pictures import draw_attention, draw_features, extract_attention, read_image, save_picture
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 18, 3), dtype=np.uint8)
+    file = tmp_path / 'photo.png'
+    Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC).save(file)
+    return str(file)
+
+
+def make_model(name='test_t2t_vit', **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs).eval()
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('method', ['fx', 'hook'])
+@pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
+def test_timm_attention_extract(fused, method, token_type):
+    model = make_model(token_type=token_type)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    x = torch.randn(2, 3, 56, 56)
+    if fused and method == 'fx':  # its nodes are not in the graph
+        with pytest.raises((AssertionError, RuntimeError, ValueError)):
+            assert AttentionExtract(model, method=method)(x)
+        return
+    with torch.no_grad():
+        extracted = AttentionExtract(model, method=method)(x)
+        if fused:  # the layer behind the softmax is not called, so its hook sees nothing
+            assert not extracted
+            return
+        assert len(extracted) == len(model.blocks)
+        tokens = model.forward_intermediates(x, intermediates_only=True, output_fmt='NLC', return_prefix_tokens=True)
+        for i, attention in enumerate(extracted.values()):
+            assert attention.shape == (2, 4, 17, 17)
+            torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 4, 17))
+            if i > 0:
+                block = model.blocks[i]
+                grid, prefix = tokens[i - 1]
+                q, k, _ = block.attn.qkv(block.norm1(torch.cat([prefix, grid], dim=1))).unflatten(
+                    2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+                torch.testing.assert_close(attention, (q @ k.transpose(2, 3) / 4).softmax(dim=-1))
+
+
+def test_attention_of_blocks_is_timms(photo):
+    model = make_model()
+    image = read_image(photo, model)
+    drawn = extract_attention(model, image)
+    with torch.no_grad():
+        matrices = [a[0].mean(dim=0) for a in AttentionExtract(model)(pictures._to_input(image, model)).values()]
+    rollout = torch.eye(17)
+    for matrix, shown in zip(matrices, drawn.blocks, strict=True):
+        np.testing.assert_allclose(shown, matrix[0, 1:].reshape(4, 4), atol=1e-6)
+        rollout = (0.5 * matrix + 0.5 * torch.eye(17)) @ rollout
+    np.testing.assert_allclose(drawn.rollout, rollout[0, 1:].reshape(4, 4), atol=1e-6)
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_attention_of_token_steps_gives_their_output(photo, token_type):
+    """Attention times values, then the rest of the step by its definition, is what the step gives."""
+    model = make_model(token_type=token_type)
+    image = read_image(photo, model)
+    x = pictures._to_input(image, model)
+    step = model.tokens_to_token.attention1
+    with torch.no_grad():
+        u = step.norm1(torch.nn.functional.unfold(x, 7, stride=4, padding=2).transpose(1, 2))[0]
+        v, proj = ((step.kqv(u)[:, 128:], step.proj) if token_type == 'performer'
+                   else (step.attn.qkv(u)[:, 128:], step.attn.proj))
+        output = step(x)[0].flatten(1).T
+        for (y, x), attention, kept in extract_attention(model, image).steps[0]:
+            i = y * 14 + x
+            a = kept * torch.from_numpy(attention).float().flatten() @ v
+            out = v[i] + proj(a)
+            out = out + step.mlp(step.norm2(out))
+            torch.testing.assert_close(out, output[i], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(token_type='transformer', img_size=(48, 80)), dict(token_type='convolution'),
+    dict(in_chans=1, img_size=(90, 40)), dict(depth=15),
+])
+@pytest.mark.parametrize('draw', [draw_attention, draw_features])
+def test_no_text_overlaps(photo, kwargs, draw):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import FigureBase
+    model = make_model(**kwargs)
+    figure = draw(model, read_image(photo, model), 'a model')
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [f._suptitle for f in figure.findobj(FigureBase)] + [a.title for a in figure.findobj(Axes)]
+    bars = [a for a in figure.findobj(Axes) if a.axison]
+    for bar in bars:
+        texts += [bar.yaxis.label] + [t for t in bar.get_yticklabels() if bar.bbox.y0 - 2 <= t.get_window_extent().y1]
+    texts = [t for t in texts if t.get_text()]
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
+    assert len(texts) > 10 and len(bars) >= 2
+    for i, (a, text) in enumerate(zip(boxes, texts, strict=True)):
+        assert a.x0 >= -1 and a.y0 >= -1 and a.x1 <= figure.bbox.x1 + 1 and a.y1 <= figure.bbox.y1 + 1, text
+        for b, other in zip(boxes[:i], texts[:i], strict=True):
+            assert not a.overlaps(b), f'{text.get_text()!r} lies over {other.get_text()!r}'
+
+
+@pytest.mark.parametrize('name', ['t2t_vit_dense', 't2t_vit_16_ghost', 't2t_vit_14_se'])
+def test_other_architectures(photo, name):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    model = make_model(name, img_size=48)
+    image = read_image(photo, model)
+    attention = extract_attention(model, image)
+    assert len(attention.blocks) == sum(hasattr(b, 'attn') for b in model.blocks)
+    assert all(m.shape == (3, 3) and 0 < m.sum() <= 1 for m in attention.blocks)
+    draw_features(model, image, name, [1, len(model.blocks)])
+
+
+@pytest.mark.parametrize('command', ['attention', 'features'])
+def test_commands(photo, tmp_path, command):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    out = tmp_path / 'picture.png'
+    assert main([command, photo, '--model', 'test_t2t_vit', '--img-size', '40', '64', '--out', str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.format == 'PNG' and min(picture.size) > 300
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['photo.png', 'picture.png']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['attention', 'features'])
+def test_largest_size(photo, tmp_path, command):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    out = tmp_path / 'picture.png'
+    assert main([command, photo, '--model', 'test_t2t_vit', '--img-size', '1024', '--out', str(out)]) == 0
+    assert out.stat().st_size > 10000
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['features', 'PHOTO', '--blocks', '9'], 'has blocks 1 to 4, not 9'),
+    (['features', 'PHOTO', '--blocks', '0'], 'has blocks 1 to 4, not 0'),
+    (['features', 'PHOTO', '--img-size', '1025'], 'up to 1024 x 1024 pixels'),
+    (['attention', __file__], 'cannot be read as an image'),
+    (['attention', 'nothing.png'], 'cannot be read as an image'),
+])
+def test_mistakes(photo, tmp_path, capsys, arguments, message):
+    arguments = [photo if a == 'PHOTO' else a for a in arguments]
+    assert main([*arguments, '--model', 'test_t2t_vit', '--untrained', '--out', str(tmp_path / 'picture.png')]) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / 'picture.png').exists()
+
+
+def test_without_matplotlib(photo, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
+    model = make_model()
+    with pytest.raises(UserError, match=r'pip install t2t-timm\[plot\]'):
+        draw_features(model, read_image(photo, model), 'a model')
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match='There is no folder'):
+        save_picture(None, tmp_path / 'nowhere' / 'picture.png')
+
+
+def test_no_channels_to_show(photo):
+    with pytest.raises(UserError, match='the model reads 5'):
+        read_image(photo, make_model(in_chans=5))
