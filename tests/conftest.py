@@ -1,0 +1,63 @@
+"""Fixtures that all tests share."""
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).parent / 'data'
+
+torch.set_num_threads(2)
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes
+
+
+def pytest_collection_modifyitems(items):
+    """Run the fast tests first."""
+    items.sort(key=lambda item: item.get_closest_marker('slow') is not None)
+
+
+@pytest.fixture(scope='session')
+def golden_weights():
+    """The generator of deterministic weights and images behind the golden outputs."""
+    spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='session')
+def layouts():
+    """Names, shapes and parameter counts of the published checkpoints, by architecture."""
+    return json.loads((DATA / 'state_dict_layout.json').read_text())
+
+
+@pytest.fixture(scope='session')
+def load_golden(golden_weights, layouts):
+    """A function that loads a model with deterministic weights; strict, so that the layout must match."""
+    def load(model, architecture, regime='normal'):
+        state = golden_weights.deterministic_state(layouts[architecture]['state_dict'], regime)
+        state = {k: torch.from_numpy(v).float() for k, v in state.items()}
+        model.load_state_dict(dict(state, pos_embed=model.pos_embed), strict=True)
+        return model.eval()
+    return load
+
+
+@pytest.fixture(scope='session')
+def golden_images(golden_weights):
+    """A function that makes deterministic float64 images (batch, 3, size, size)."""
+    return lambda batch, size=224: torch.from_numpy(golden_weights.deterministic_images(batch, size))
+
+
+def relative_error(actual, expected):
+    """Largest difference over the largest magnitude expected."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+@pytest.fixture(scope='session')
+def rel_error():
+    """Largest difference over the largest magnitude expected."""
+    return relative_error
