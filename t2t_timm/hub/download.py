@@ -237,9 +237,9 @@ def _may_pass(e: BaseException) -> bool:
 
 
 def reason(e: BaseException) -> str:
-    """Return what an error says, on one line."""
-    text = ' '.join(str(e).split())
-    return f'{type(e).__name__}: {text}' if text else f'{type(e).__name__}.'
+    """Return what an error says, as a sentence on one line."""
+    text = ' '.join(f'{type(e).__name__}: {e}'.split())
+    return text if text.endswith('.') else f'{text.rstrip(":")}.'
 
 
 def _advice(name: str, what: str) -> str:

@@ -55,7 +55,9 @@ def push(folder: Path, repo: Optional[str] = None, private: bool = False, dry_ru
         try:
             _upload(folder, repo, private)
         except FAILURES as e:
-            raise UserError(f'{repo} could not be pushed. {reason(e)}') from e
+            refused = getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
+            advice = ' Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.' if refused else ''
+            raise UserError(f'{repo} could not be pushed. {reason(e)}{advice}') from e
     return manifest_lines(folder)
 
 

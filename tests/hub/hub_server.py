@@ -205,7 +205,7 @@ class HubHandler(LoopbackHandler):
         fault = self.server.take_fault(self.command, path)
         if fault.status is not None:
             return self.answer(fault.status)
-        if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)', path):
+        if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)(/revision/main)?', path):
             if repo := self.find_repo(found[1]):
                 files = [{'rfilename': name} for name in repo.files]
                 self.answer_json({'id': found[1], 'modelId': found[1], 'sha': repo.commit, 'siblings': files})

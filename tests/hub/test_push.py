@@ -1,0 +1,115 @@
+"""Push to the loopback Hub with the real client, push again, pull back."""
+import hashlib
+import re
+import shutil
+
+import pytest
+import yaml
+from loopback import TINY, Weights, finish
+from timm.models import create_model
+from timm.models._hub import save_for_hf
+
+from t2t_timm._errors import UserError
+from t2t_timm.cli import main
+from t2t_timm.hub.push import FILES, default_repo, push
+
+CARD = '---\nlibrary_name: timm\nlicense: apache-2.0\n---\n# A card, with an ü\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder as `t2t-timm convert` writes it."""
+    model = create_model('t2t_vit_7', **TINY)
+    model.load_state_dict(Weights(1, **TINY).state_dict)
+    save_for_hf(model, tmp_path / 'out', model_args=TINY, safe_serialization=True)
+    (tmp_path / 'out' / 'README.md').write_text(CARD, encoding='utf-8')
+    return tmp_path / 'out'
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('a connection was opened')
+    monkeypatch.setattr('socket.socket.connect', refuse)
+    monkeypatch.setattr('socket.getaddrinfo', refuse)
+
+
+def test_the_default_repo_is_the_one_that_pretrained_loads(folder, monkeypatch):
+    monkeypatch.delenv('T2T_TIMM_HUB_NAMESPACE', raising=False)
+    assert default_repo(folder) == 't2t-timm/t2t_vit_7.in1k'
+    monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
+    assert default_repo(folder) == 'someone/t2t_vit_7.in1k'
+
+
+def test_dry_run_shows_what_would_go_and_keeps_off_the_network(folder, no_network, capsys, caplog):
+    caplog.set_level('INFO')
+    assert main(['push', str(folder), 'someone/model', '--dry-run']) == 0
+    data = (folder / 'model.safetensors').read_bytes()
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        'hub': {'sha256': hashlib.sha256(data).hexdigest(), 'size': len(data)}}
+    for name in FILES:
+        assert f'someone/model/{name}: {(folder / name).stat().st_size} bytes.' in caplog.messages
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_missing_file_is_named(folder, no_network, capsys, name):
+    (folder / name).unlink()
+    assert main(['push', str(folder)]) == 1
+    assert re.search(rf'has no {name}; to push it needs', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('config, message', [
+    ('not json', 'is no JSON'),
+    ('[]', 'is no timm config'),
+    ('{"architecture": "t2t_vit_7"}', 'names no architecture and tag'),
+])
+def test_a_config_that_names_no_repo(folder, no_network, config, message):
+    (folder / 'config.json').write_text(config)
+    with pytest.raises(UserError, match=message):
+        push(folder)
+
+
+@pytest.mark.parametrize('repo', ['a/b/c', 'some one/model', '../model'])
+def test_a_name_that_is_no_repo(folder, no_network, repo):
+    with pytest.raises(UserError, match='is no name of a Hub repo'):
+        push(folder, repo)
+
+
+@pytest.mark.slow
+def test_push_push_again_and_pull_back(folder, hosts, start_client):
+    hub = 'someone/t2t_vit_7.in1k'
+    changed = shutil.copytree(folder, folder.with_name('changed'))
+    (changed / 'README.md').write_text(CARD + 'More.\n', encoding='utf-8')
+    refused, pushed = finish(start_client(
+        dict(env=dict(HF_TOKEN=''), commands=[['push', str(folder), 'someone/refused']]),
+        dict(
+            env=dict(HF_TOKEN='hf_loopback', T2T_TIMM_HUB_NAMESPACE='someone'),
+            commands=[['push', str(folder)], ['push', str(folder), '--private'], ['push', str(changed)]],
+            cases=[
+                dict(case='tag', model='t2t_vit_7.in1k', kwargs=TINY),
+                dict(case='hf-hub', model=f'hf-hub:{hub}'),
+                dict(case='local-dir', model=f'local-dir:{folder}'),
+            ],
+        ),
+    ))
+    for command in pushed['commands']:
+        assert command['code'] == 0, command['err']
+    first, again, update = pushed['commands']
+    assert first['out'] == again['out'] == update['out']
+    assert re.search(r'someone/t2t_vit_7.in1k is now at commit [0-9a-f]{40}', first['log'][-1])
+    assert re.search(r'already holds the same files; nothing has been changed', again['log'][-1])
+    assert re.search(r'someone/t2t_vit_7.in1k is now at commit [0-9a-f]{40}', update['log'][-1])
+    repo = hosts.hub.repos[hub]
+    assert repo.commits == 3  # the repo's own first commit, and two of ours
+    assert len(hosts.hub.seen(f'/api/models/{hub}/commit/main', 'POST')) == 2
+    for name in FILES:
+        assert repo.files[name] == (changed / name).read_bytes()
+
+    digests = {case: r.get('digest', r) for case, r in pushed['cases'].items()}
+    assert digests == dict.fromkeys(['tag', 'hf-hub', 'local-dir'], Weights(1, **TINY).digest)
+
+    refused, = refused['commands']
+    assert refused['code'] == 1
+    assert re.fullmatch(
+        r't2t-timm push: someone/refused could not be pushed\. .*401.*hf auth login.*', refused['err'].splitlines()[-1])
+    assert 'someone/refused' not in hosts.hub.repos
