@@ -1,0 +1,121 @@
+"""Transformers loads the models through its timm wrapper: converted directories, backbones, and a step of training."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import t2t_timm
+from t2t_timm.hub.convert import convert
+
+transformers = pytest.importorskip('transformers', reason='pip install transformers')
+
+EMBEDDED = Path(t2t_timm.__file__).parent / 'hub' / 'test_t2t_vit.mnist.safetensors'
+
+
+@pytest.fixture(scope='module')
+def embedded(tmp_path_factory):
+    """Directory that the converter writes of the embedded model."""
+    return str(convert(EMBEDDED, 'test_t2t_vit.mnist', tmp_path_factory.mktemp('embedded') / 'model'))
+
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+    """Directory that the converter writes of a checkpoint as the authors publish them, in random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('converted')
+    model = timm.create_model('t2t_vit_7')
+    torch.save({'state_dict_ema': model.state_dict()}, folder / 'weights.pth.tar')
+    return str(convert(folder / 'weights.pth.tar', 't2t_vit_7', folder / 'model'))
+
+
+@pytest.fixture
+def photo():
+    from PIL import Image
+    pixels = torch.randint(0, 256, (9, 11, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(pixels.numpy()).resize((110, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize('directory', ['embedded', 'converted'])
+def test_logits_are_timms(request, directory, photo):
+    directory = request.getfixturevalue(directory)
+    model = transformers.AutoModelForImageClassification.from_pretrained(directory).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(directory)
+    expected = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(expected), is_training=False)
+    with torch.no_grad():
+        inputs = processor(photo, return_tensors='pt')
+        torch.testing.assert_close(inputs['pixel_values'], transform(photo).unsqueeze(0))
+        logits = expected(transform(photo).unsqueeze(0))
+        torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-6, rtol=0)
+    answer = transformers.pipeline('image-classification', model=directory)(photo)
+    best = logits.softmax(dim=-1).max().item()
+    assert answer[0]['score'] == pytest.approx(best, rel=1e-5)
+    assert answer[0]['label'] == model.config.id2label[logits.argmax().item()]
+
+
+def test_labels_are_those_of_the_weights(embedded):
+    config = transformers.AutoConfig.from_pretrained(embedded)
+    assert list(config.id2label.values()) == [
+        'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
+
+
+def test_features_without_a_classifier(embedded):
+    model = transformers.AutoModel.from_pretrained(embedded).eval()
+    x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = timm.create_model('test_t2t_vit', pretrained=True).eval().forward_features(x)
+        torch.testing.assert_close(model(pixel_values=x).last_hidden_state, expected)
+
+
+def test_nothing_but_transformers_is_imported(embedded):
+    code = (
+        'import sys, torch\n'
+        'from transformers import AutoModelForImageClassification\n'
+        f'model = AutoModelForImageClassification.from_pretrained({embedded!r})\n'
+        'print(type(model.timm_model).__name__, model(torch.zeros(1, 3, 56, 56)).logits.shape[-1])\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['T2TViT', '10']
+
+
+@pytest.mark.parametrize('out_indices, channels', [([0, 1, 2], [64, 64, 64]), ([0, 2], [64, 64]), ([2], [64])])
+def test_timm_backbone_gives_the_pyramid(out_indices, channels):
+    torch.manual_seed(0)
+    config = transformers.TimmBackboneConfig(
+        backbone='test_t2t_vit', use_pretrained_backbone=False, out_indices=out_indices)
+    backbone = transformers.TimmBackbone(config).eval()
+    pyramid = timm.create_model('test_t2t_vit', features_only=True, out_indices=out_indices).eval()
+    weights = backbone._backbone.state_dict()
+    pyramid.load_state_dict(weights)
+    assert list(backbone.channels) == channels
+    x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        for got, expected in zip(backbone(x).feature_maps, pyramid(x), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_trainer_fine_tunes_a_step(embedded, tmp_path):
+    pytest.importorskip('accelerate', reason='pip install accelerate: the Trainer needs it')
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        {'pixel_values': torch.randn(3, 56, 56, generator=generator), 'labels': torch.tensor(i % 3)} for i in range(4)]
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        embedded, num_labels=3, ignore_mismatched_sizes=True)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+            save_strategy='no', learning_rate=1e-3, warmup_steps=0),
+        train_dataset=data,
+    )
+    assert torch.isfinite(torch.tensor(trainer.train().training_loss))
+    assert not [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    model.save_pretrained(tmp_path / 'tuned')
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / 'tuned').eval()
+    x = torch.stack([d['pixel_values'] for d in data])
+    with torch.no_grad():
+        torch.testing.assert_close(again(x).logits, model.eval()(x).logits, atol=1e-6, rtol=0)
