@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
     state_dict: dict[str, torch.Tensor]  # under the official names
     format: str  # in words
     notes: list[str]  # what was chosen and what was left out
-    train_args: dict[str, Any]  # of a timm training run, else empty
+    train_args: dict[str, Any]  # image size and preprocessing of a timm training run, as far as it names them
 
 
 class _Inert:
@@ -110,9 +110,24 @@ def _unwrap(loaded: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return loaded
 
 
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == count and all(isinstance(v, (int, float)) for v in value)
+
+
 def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
     args = loaded.get('args')
-    return vars(args) if isinstance(args, argparse.Namespace) else {}
+    args = vars(args) if isinstance(args, argparse.Namespace) else {}
+    # whatever else a file says, these are used
+    sound = {
+        'input_size': lambda v: _are_numbers(v, 3),
+        'img_size': lambda v: isinstance(v, int),
+        'mean': lambda v: _are_numbers(v, 3) or _are_numbers(v, 1),
+        'std': lambda v: _are_numbers(v, 3) or _are_numbers(v, 1),
+        'crop_pct': lambda v: isinstance(v, float),
+        'interpolation': lambda v: isinstance(v, str),
+        'crop_mode': lambda v: isinstance(v, str),
+    }
+    return {k: args[k] for k, is_sound in sound.items() if args.get(k) and is_sound(args[k])}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -143,6 +158,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         notes.append('linear weights transposed')
     elif any(n.startswith(('backbone.', 'module.backbone.')) for n in names):
         fmt += ", OpenMMLab's names"
+    elif any(n.startswith('timm_model.') for n in names):
+        fmt += ", Transformers' names"
+        weights = {k.removeprefix('timm_model.'): v for k, v in weights.items() if isinstance(k, str)}
     elif 'arch' in loaded and 'epoch' in loaded:
         fmt += ' of a timm training run'
     if any(n.startswith('module.') for n in names):

@@ -125,7 +125,7 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
     state_dict = checkpoint.state_dict
     cfg = {k: v for k, v in get_pretrained_cfg(architecture).to_dict().items() if k not in _OF_ONE_TAG}
     head = state_dict.get('head.weight')
-    cfg['num_classes'] = 0 if head is None else head.shape[0]
+    cfg['num_classes'] = 0 if head is None or head.ndim != 2 else head.shape[0]
     cfg['input_size'] = (
         _in_chans(state_dict) or cfg['input_size'][0],
         *_img_size(checkpoint, cfg['input_size'][1:]),
@@ -137,23 +137,25 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
 def _in_chans(state_dict: dict[str, torch.Tensor]) -> int:
     norm = state_dict.get('tokens_to_token.attention1.norm1.weight')
     conv = state_dict.get('tokens_to_token.soft_split0.weight')
-    return norm.numel() // PATCH_SIZE if norm is not None else conv.shape[1] if conv is not None else 0
+    if norm is not None:
+        return norm.numel() // PATCH_SIZE
+    return conv.shape[1] if conv is not None and conv.ndim == 4 else 0
 
 
 def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]:
     # the image size behind a position table: the architecture's, the training run's, or a square
     pos_embed = checkpoint.state_dict.get('pos_embed')
-    if pos_embed is None:
+    if pos_embed is None or pos_embed.ndim != 3:
         return usual
     num_tokens = pos_embed.shape[1] - 1
     candidates = [usual]
     args = checkpoint.train_args
-    if args.get('input_size'):
-        candidates.append(tuple(args['input_size'])[1:])
-    if args.get('img_size'):
+    if 'input_size' in args:
+        candidates.append(tuple(args['input_size'][1:]))
+    if 'img_size' in args:
         candidates.append((args['img_size'], args['img_size']))
-    candidates.append((16 * math.isqrt(num_tokens),) * 2)
-    return next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens), usual)
+    candidates.append((16 * math.isqrt(max(num_tokens, 0)),) * 2)
+    return next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), usual)
 
 
 def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dict[str, torch.Tensor]:
@@ -173,12 +175,11 @@ def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dic
     found = looks_like(checkpoint.state_dict)
     if found is not None and found != architecture:
         raise UserError(f'{file} looks like {found}, not like {architecture}: use --model {found}.')
-    classes = actual.get('head.bias'), expected.get('head.bias')
-    if classes[0] != classes[1] and {**actual, 'head.weight': 0, 'head.bias': 0} == {
-            **expected, 'head.weight': 0, 'head.bias': 0}:
-        counts = [shape[0] if shape else 'no' for shape in classes]
+    differing = {k for k in {**actual, **expected} if actual.get(k) != expected.get(k)}
+    if model.pretrained_cfg.get('tag') and differing <= {'head.weight', 'head.bias'}:
+        classes, usual = ((shapes.get('head.bias') or ('no',))[0] for shapes in (actual, expected))
         raise UserError(
-            f'{file} has {counts[0]} classes, {_full_name(model)} has {counts[1]}: if it is not that tag, use --model '
+            f'{file} has {classes} classes, {_full_name(model)} has {usual}: if it is not that tag, use --model '
             f'{architecture}.'
         )
     raise UserError(f'{file} does not fit {_full_name(model)}: {"; ".join(_differences(actual, expected))}.')
@@ -220,7 +221,7 @@ def _write_config(path: Path, model: nn.Module, architecture: str, train_args: d
     # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
     # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
     label_names = model.pretrained_cfg.get('label_names')
-    data_config = {k: train_args[k] for k in _PREPROCESSING if train_args.get(k)}
+    data_config = {k: train_args[k] for k in _PREPROCESSING if k in train_args}
     save_config_for_hf(
         model, path, model_config={'label_names': list(label_names)} if label_names else None, data_config=data_config)
     config = json.loads(path.read_text(encoding='utf-8'))

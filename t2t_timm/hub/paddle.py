@@ -5,6 +5,7 @@ the bytes, the type and the shape of an array and checks them.
 """
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from math import prod
 from typing import Any, BinaryIO
@@ -53,8 +54,19 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str = 'C') -> np.ndarr
     return flat.reshape(shape, order=order)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits numpy arrays and the containers that paddle.save puts them in."""
+class _Unpickler(pickle._Unpickler):
+    """Admits numpy arrays and the containers that paddle.save puts them in.
+
+    Of pickle's two implementations the one in Python: the other allocates a table as long as the file says. It does so
+    for a bytearray itself, whence the override.
+    """
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self) -> None:
+        """Read as many bytes as there are, at most as many as the file says."""
+        self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         module = re.sub(r'^numpy\._core\b', 'numpy.core', module)

@@ -1,5 +1,4 @@
 """What a directory, file or tag of weights is, whether it loads, and how far its logits are from another's."""
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,11 +98,13 @@ def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> nn.Modu
 def _configured(folder: str) -> nn.Module:
     try:
         _, architecture, _ = load_model_config_from_path(folder)
-    except (OSError, json.JSONDecodeError, KeyError) as e:
-        raise UserError(f'{folder} has no config.json that timm reads: {e}') from e
-    if not is_model(architecture):
-        raise UserError(f'{folder} is of an architecture that timm does not know, {architecture}.')
-    return timm.create_model(f'local-dir:{folder}', device='meta')
+        if not is_model(architecture):
+            raise UserError(f'{folder} is of an architecture that timm does not know, {architecture}.')
+        return timm.create_model(f'local-dir:{folder}', device='meta')
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise UserError(f'{folder} has no config.json that timm makes a model of: {e}') from e
 
 
 def _compare(first: nn.Module, second: nn.Module) -> float:

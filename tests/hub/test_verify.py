@@ -1,0 +1,74 @@
+"""verify: what it says of weights, good and bad, and of two."""
+from pathlib import Path
+
+import published
+import pytest
+import torch
+
+from t2t_timm._errors import UserError
+from t2t_timm.hub.convert import convert
+from t2t_timm.hub.download import file_hash
+from t2t_timm.hub.verify import verify
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    torch.save(published.tiny(num_classes=10), tmp_path / 'tiny.pth')
+    return tmp_path / 'tiny.pth'
+
+
+def test_verify(tmp_path, tiny_file):
+    out = convert(tiny_file, 'test_t2t_vit', tmp_path / 'out')
+    verdict = verify(str(tiny_file), str(out))
+    text = '\n'.join(verdict.lines)
+    assert verdict.good, text
+    assert f'sha256: {file_hash(tiny_file)}' in text and f'sha256: {file_hash(out / "model.safetensors")}' in text
+    assert text.count('architecture: test_t2t_vit; 10 classes, images of 3 x 56 x 56') == 2
+    assert text.count('loads strictly: yes') == 2
+    assert 'largest difference of the logits: 0 ' in text
+
+
+def test_verify_finds_a_difference(tmp_path, tiny_file):
+    state_dict = published.tiny()
+    state_dict['head.bias'] = state_dict['head.bias'] + 2e-4
+    torch.save(state_dict, tmp_path / 'other.pth')
+    verdict = verify(str(tiny_file), str(tmp_path / 'other.pth'))
+    assert not verdict.good
+    assert 'largest difference of the logits: 0.0002 (more than 0.0001)' in verdict.lines[-1]
+
+
+def test_verify_says_why_it_does_not_load(tmp_path, tiny_file):
+    state_dict = published.tiny()
+    del state_dict['norm.bias']
+    torch.save(state_dict, tmp_path / 'other.pth')
+    for second in (None, str(tiny_file)):
+        verdict = verify(str(tmp_path / 'other.pth'), second, model='test_t2t_vit')
+        assert not verdict.good
+        assert any('loads strictly: no. ' in line and 'missing norm.bias' in line for line in verdict.lines)
+    assert 'name the one that it should be with --model' in verify(str(tmp_path / 'other.pth')).lines[-1]
+
+
+@pytest.mark.parametrize('config, words', [
+    ('nonsense', 'no config.json that timm makes a model of'),
+    ('[]', 'no config.json that timm makes a model of'),
+    ('{"architecture": "nope"}', 'of an architecture that timm does not know, nope'),
+    ('{"architecture": "test_t2t_vit", "model_args": {"bad": 1}, "pretrained_cfg": {}}', "argument 'bad'"),
+    ('{"architecture": "t2t_vit_7", "pretrained_cfg": {}}', 'looks like test_t2t_vit, not like t2t_vit_7'),
+])
+def test_verify_directory_with_a_bad_config(tmp_path, tiny_file, config, words):
+    out = convert(tiny_file, 'test_t2t_vit', tmp_path / 'out')
+    (out / 'config.json').write_text(config)
+    verdict = verify(str(out))
+    assert not verdict.good
+    assert 'loads strictly: no. ' in verdict.lines[-1] and words in verdict.lines[-1]
+
+
+def test_verify_refuses(tmp_path, tiny_file):
+    torch.save(published.tiny(num_classes=3), tmp_path / 'other.pth')
+    with pytest.raises(UserError, match='cannot be compared'):
+        verify(str(tiny_file), str(tmp_path / 'other.pth'))
+    with pytest.raises(UserError, match='no directory, no file and no tag'):
+        verify('nothing')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='holds no model.safetensors'):
+        verify(str(tmp_path / 'empty'))
