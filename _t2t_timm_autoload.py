@@ -43,8 +43,11 @@ def register():
         import t2t_timm  # noqa: F401
     except Exception as e:
         import warnings
+        from importlib import metadata
+        needed = [r for r in metadata.requires('t2t-timm') or () if r.startswith('timm')]
         warnings.warn(
-            f't2t-timm could not register its models with timm: {type(e).__name__}: {e}. timm works without them; '
+            f't2t-timm could not register its models with timm: {type(e).__name__}: {e}. timm works without them. '
+            f'It needs {", ".join(needed)}; timm {metadata.version("timm")} is installed. '
             'T2T_TIMM_AUTOLOAD=0 silences this.', RuntimeWarning, stacklevel=2)
 
 

@@ -1,0 +1,112 @@
+"""Registration without an import: the start-up hook, its switch, and what happens when it cannot work.
+
+Each case is a process of its own, with the package installed (wheel or editable) as a user has it.
+"""
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
+NUM_MODELS = '17'
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs Python code in a fresh process and returns its output; T2T_TIMM_AUTOLOAD as given."""
+    def run(code, autoload=None, args=('-c',), check=True):
+        env = {k: v for k, v in os.environ.items() if k not in ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH')}
+        if autoload is not None:
+            env['T2T_TIMM_AUTOLOAD'] = autoload
+        return subprocess.run(
+            [sys.executable, *args, textwrap.dedent(code)], env=env, cwd=tmp_path, check=check, text=True,
+            capture_output=True)
+    return run
+
+
+def test_a_script_that_imports_only_timm(run):
+    assert run(COUNT).stdout.split() == [NUM_MODELS]
+
+
+def test_switched_off_and_still_importable(run):
+    out = run(COUNT + '\nimport t2t_timm\n' + COUNT, autoload='0').stdout.split()
+    assert out == ['0', NUM_MODELS]
+
+
+@pytest.mark.parametrize('order', [
+    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT'])
+def test_any_order_of_imports_without_a_warning(run, order):
+    out = run(f'{order}\n{COUNT}')
+    assert out.stdout.split() == [NUM_MODELS] and 'Overwriting' not in out.stderr and 'Warning' not in out.stderr
+
+
+def test_start_up_imports_nothing_heavy(run):
+    out = run('''
+        import sys
+        print(*[m for m in ('torch', 'timm', 't2t_timm', 'yaml', 'importlib.util') if m in sys.modules])
+        print('_t2t_timm_autoload' in sys.modules)
+    ''')
+    heavy, hook = out.stdout.split('\n')[:2]
+    assert hook == 'True' and not set(heavy.split()) & {'torch', 'timm', 't2t_timm', 'yaml'}
+
+
+def test_spawned_processes(run, tmp_path):
+    script = tmp_path / 'spawn.py'
+    script.write_text(textwrap.dedent('''
+        import multiprocessing
+
+        def count(_):
+            import timm
+            return len(timm.list_models('t2t_vit*'))
+
+        if __name__ == '__main__':
+            with multiprocessing.get_context('spawn').Pool(1) as pool:
+                print(pool.map(count, [0]))
+    '''))
+    assert run(str(script), args=()).stdout.split() == ['[16]']
+
+
+def test_module_runner(run, tmp_path):
+    (tmp_path / 'helper.py').write_text('VALUE = 5')
+    script = tmp_path / 'script.py'
+    script.write_text('import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
+    out = subprocess.run(
+        [sys.executable, '-m', 't2t_timm', str(script), '--flag', 'x'], check=True, text=True, capture_output=True,
+        env=dict(os.environ, T2T_TIMM_AUTOLOAD='0'), cwd=tmp_path.parent)
+    assert out.stdout.split('\n')[0] == "['--flag', 'x'] 5 16 __main__"
+    missing = subprocess.run([sys.executable, '-m', 't2t_timm', 'no.py'], text=True, capture_output=True)
+    assert missing.returncode != 0 and 'no script at no.py' in missing.stderr and 'Traceback' not in missing.stderr
+
+
+def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(run):
+    out = run('''
+        import importlib.metadata
+        import sys
+        sys.modules['t2t_timm.layers'] = None  # as if a symbol of a newer timm were missing
+        version = importlib.metadata.version
+        importlib.metadata.version = lambda name: '0.9.16' if name == 'timm' else version(name)
+        import timm
+        import timm.models
+        print(len(timm.list_models()) > 1000, len(timm.list_models('t2t*')))
+    ''')
+    assert out.stdout.split() == ['True', '0']
+    assert out.stderr.count('t2t-timm could not register its models with timm') == 1
+    assert 'It needs timm>=' in out.stderr and 'timm 0.9.16 is installed' in out.stderr
+
+
+def test_a_model_that_timm_has_itself_is_left_alone(run):
+    out = run('''
+        import logging
+        logging.basicConfig(level=logging.DEBUG)
+        import timm
+        import torch
+        @timm.models.register_model
+        def t2t_vit_14(pretrained=False, **kwargs):
+            return torch.nn.Identity()
+        import t2t_timm
+        print(type(timm.create_model('t2t_vit_14')).__name__, len(timm.list_models('t2t_vit*')))
+    ''', autoload='0')
+    assert out.stdout.strip() == 'Identity 16'
+    assert out.stderr.count('timm has its own t2t_vit_14') == 1 and 'Overwriting' not in out.stderr
