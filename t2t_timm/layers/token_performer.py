@@ -10,6 +10,8 @@ from timm.layers import register_notrace_function
 from .observe import in_autocast, is_plain
 from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
+torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
+
 __all__ = ['TokenPerformer', 'performer_attention']
 
 

@@ -7,6 +7,8 @@ from timm.layers import Mlp, use_fused_attn
 from .observe import is_observed, is_plain
 from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
+torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
+
 __all__ = ['TokenTransformer']
 
 

@@ -41,6 +41,8 @@ from ._registry import register_model
 
 __all__ = ['T2TViT']
 
+torch.fx.wrap('check_image')  # fx looks for a wrapped function under the name its caller has
+
 POOL_TYPES = ('token', 'avg', 'avgmax', 'max', '')
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 
