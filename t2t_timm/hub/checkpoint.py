@@ -79,21 +79,21 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
-    return len(start) > 9 and struct.unpack('<Q', start[:8])[0] <= size and start[8:9] == b'{'
+    return len(start) > 9 and struct.unpack('<Q', start[:8])[0] < size and start[8:9] == b'{'
 
 
 def _load(path: Path) -> tuple[Any, str]:
     with open(path, 'rb') as f:
         start = f.read(32)
         f.seek(0)
+        if _is_safetensors(start, path.stat().st_size):  # first: its length may begin as a pickle does
+            return _load_safetensors(path), 'safetensors'
         if start.startswith(b'PK\x03\x04'):
             return _load_torch(f), 'PyTorch checkpoint'
         if start.startswith(_TORCH_LEGACY):
             return _load_torch(f), 'PyTorch checkpoint, written before 1.6'
         if start[:1] == b'\x80':
             return load_paddle(f), 'Paddle parameters'
-    if _is_safetensors(start, path.stat().st_size):
-        return _load_safetensors(path), 'safetensors'
     what = 'is empty' if not start else f'begins with {start[:8]!r}'
     raise UserError(
         f'{path} {what}: it is no checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '

@@ -58,6 +58,16 @@ def test_every_format_gives_the_same_bytes(tmp_path):
     assert len(hashes) == 8 and len(set(hashes.values())) == 1, hashes
 
 
+def test_safetensors_whose_length_begins_as_a_pickle(tmp_path):
+    for padding in range(0, 300, 8):
+        published.save_file(published.tiny(), tmp_path / 'a.safetensors', metadata={'x': 'x' * padding})
+        if (tmp_path / 'a.safetensors').read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail('no header of such a length')
+    convert(tmp_path / 'a.safetensors', 'test_t2t_vit', tmp_path / 'out')
+
+
 def test_position_table_of_its_own(tmp_path):
     published.official_plain(tmp_path / 'a.pth')
     out = convert(tmp_path / 'a.pth', 't2t_vit_7', tmp_path / 'out')
