@@ -51,7 +51,7 @@ def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
 
     A file inside the package is taken from there. Others come from the Hub repo `<namespace>/<architecture>.<tag>`
     and, only if the Hub says that there is no such repo, from the publisher's release, which T2T_TIMM_HUB_ONLY=1
-    forbids.
+    forbids. T2T_TIMM_HUB_NAMESPACE names another namespace; what the manifest knows is expected of its files too.
 
     Args:
         name: Architecture and tag, as in 't2t_vit_14.in1k'.
@@ -148,7 +148,7 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
         raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {reason(e)}')) from e
     blob = os.path.basename(os.path.realpath(file))
     if len(blob) == 64 and 'sha256' not in known:  # the cache names a large file by the SHA-256 that the Hub gave
-        _logger.warning(f'{name}: the manifest knows no hash of {repo}; comparing with what the Hub itself says.')
+        _logger.warning(f"{name}: unverified, the manifest knows no hash of {repo}; comparing with the Hub's own.")
         known = dict(known, sha256=blob)
     _check_download(file, known, name)
     return Path(file)
@@ -191,7 +191,7 @@ def _download_release(entry: Dict[str, Any], part: Path) -> None:
 
 
 def _release_path(entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
-    return Path(cache_dir or get_cache_dir()) / entry['file']
+    return Path(cache_dir or get_cache_dir()).expanduser() / entry['file']
 
 
 def _check_download(file: PathLike, known: Dict[str, Any], name: str) -> None:
@@ -238,7 +238,8 @@ def _may_pass(e: BaseException) -> bool:
 
 def reason(e: BaseException) -> str:
     """Return what an error says, as a sentence on one line."""
-    text = ' '.join(f'{type(e).__name__}: {e}'.split())
+    lines = [line for line in str(e).splitlines() if not line.startswith('For more information check')]
+    text = ' '.join(f'{type(e).__name__}: {" ".join(lines)}'.split())
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
 
 

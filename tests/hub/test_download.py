@@ -116,6 +116,10 @@ def plan_killed(hosts, folder) -> Plan:
     weights = plan.add('release_killed', 't2t_vit_14.in1k', hub=False, big=True, stall=DROP)
     plan.cases[-1]['known'].update(sha256=sha256(weights.pickle))
     plan.add('head_503_always', 't2t_vit_10.in1k', status=503, methods=('HEAD',), times=ALWAYS)  # only in the rerun
+    weights = plan.add('release_overfull', 't2t_vit_12.in1k', hub=False)  # likewise; a beginning that is no beginning
+    plan.cases[-1]['known'].update(sha256=sha256(weights.pickle))
+    (folder / 'release_overfull').mkdir()
+    (folder / 'release_overfull' / 'release_overfull.pth.tar.incomplete').write_bytes(weights.pickle + b'more')
     return plan
 
 
@@ -204,8 +208,9 @@ def wait_for(condition, timeout: float = 60) -> None:
 
 SUCCEEDING = (
     'found', 'found_unknown', 'head_503_once', 'get_503_once', 'short_once', 'dropped', 'release', 'release_503_once',
-    'release_dropped', 'killed', 'release_killed', 'both, process 0', 'both, process 1', 'release_both, process 0',
-    'release_both, process 1', 'offline_cached', 'offline_release_cached', *(f'{case}, later' for case in FAILING),
+    'release_dropped', 'killed', 'release_killed', 'release_overfull', 'both, process 0', 'both, process 1',
+    'release_both, process 0', 'release_both, process 1', 'offline_cached', 'offline_release_cached',
+    *(f'{case}, later' for case in FAILING),
 )
 
 
@@ -275,7 +280,8 @@ def test_every_step_is_logged_in_a_line(outcomes):
     ]
     assert outcomes['found_unknown']['log'] == [
         't2t_vit_10.in1k: asking the Hub for one/t2t_vit_10.in1k.',
-        't2t_vit_10.in1k: the manifest knows no hash of one/t2t_vit_10.in1k; comparing with what the Hub itself says.',
+        't2t_vit_10.in1k: unverified, the manifest knows no hash of one/t2t_vit_10.in1k; '
+        "comparing with the Hub's own.",
         't2t_vit_10.in1k: verified (sha256).',
     ]
     asked, missing, unverified = outcomes['release']['log']
