@@ -1,0 +1,156 @@
+"""Other users of timm's registry: each trains or explains a T2T-ViT as it does any timm model."""
+import pytest
+import timm
+import torch
+import torch.nn as nn
+
+BATCH = 4
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model('test_t2t_vit')
+
+
+@pytest.fixture
+def data():
+    """Images and classes that a step can learn."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(BATCH, 3, 56, 56, generator=generator), torch.arange(BATCH)
+
+
+def tokens_to_grid(tokens):
+    """Reshape transform of class activation maps: tokens (B, 1 + N, C) to maps (B, C, H, W)."""
+    side = int((tokens.shape[1] - 1) ** 0.5)
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+
+
+def test_fastai_vision_learner(tmp_path, data):
+    vision = pytest.importorskip('fastai.vision.all', reason='pip install fastai')
+    images, targets = data
+    dataset = [(vision.TensorImage(x), int(y)) for x, y in zip(images, targets, strict=True)]
+    loaders = vision.DataLoaders.from_dsets(dataset, dataset, bs=BATCH, device='cpu', num_workers=0)
+    learner = vision.vision_learner(
+        loaders, 'test_t2t_vit', n_out=BATCH, pretrained=False, normalize=False, path=tmp_path,
+        loss_func=vision.CrossEntropyLossFlat(), metrics=[vision.accuracy])
+    learner.unfreeze()
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    with learner.no_bar(), learner.no_logging():
+        learner.fit(1, 1e-3)
+    changed = [n for n, p in learner.model.named_parameters() if not torch.equal(p, before[n])]
+    assert any('tokens_to_token' in n for n in changed) and any('blocks' in n for n in changed)
+    assert learner.get_preds(dl=loaders.valid)[0].shape == (BATCH, BATCH)
+
+
+def test_lightning_module(tmp_path, model, data):
+    lightning = pytest.importorskip('lightning', reason='pip install lightning')
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+            self.losses = []
+
+        def training_step(self, batch, _):
+            loss = nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+
+    classifier = Classifier()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=BATCH)
+    lightning.Trainer(
+        max_steps=5, accelerator='cpu', logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(classifier, loader)
+    assert classifier.losses[-1] < classifier.losses[0]
+    checkpoint = next(tmp_path.rglob('*.ckpt'))
+    weights = torch.load(checkpoint, weights_only=False)['state_dict']
+    torch.testing.assert_close(weights['model.head.weight'], model.head.weight.detach().cpu())
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
+def test_torchvision_create_feature_extractor(token_type, data):
+    from torchvision.models.feature_extraction import create_feature_extractor
+    model = timm.create_model('test_t2t_vit', token_type=token_type).eval()
+    extractor = create_feature_extractor(
+        model, {'tokens_to_token': 'stem', 'blocks.1': 'tokens', 'head': 'logits'}).eval()
+    x = data[0]
+    with torch.no_grad():
+        got = extractor(x)
+        torch.testing.assert_close(got['logits'], model(x))
+        torch.testing.assert_close(got['stem'], model.tokens_to_token(x))
+        expected = model.forward_intermediates(x, [1], intermediates_only=True)[0]
+        torch.testing.assert_close(tokens_to_grid(got['tokens']), expected)
+
+
+def test_timm_hooks(model, data):
+    features = timm.create_model('test_t2t_vit', features_only=True, feature_cls='hook', out_indices=(0, 3)).eval()
+    features.load_state_dict({k: model.state_dict()[k.replace('body.', '', 1)] for k in features.state_dict()})
+    with torch.no_grad():
+        got = features(data[0])
+        expected = model.eval().forward_intermediates(data[0], [0, 3], intermediates_only=True)
+    for tokens, grid in zip(got, expected, strict=True):
+        torch.testing.assert_close(tokens_to_grid(tokens), grid)
+
+
+def test_timm_feature_graph_net(model, data):
+    from timm.models import FeatureGraphNet, FeatureInfo
+    info = FeatureInfo([dict(module='blocks.2', num_chs=64, reduction=16)], (0,))
+    model.eval()
+    with torch.no_grad():
+        model.feature_info = info
+        got, = FeatureGraphNet(model, out_indices=(0,))(data[0])
+        expected, = model.forward_intermediates(data[0], [2], intermediates_only=True)
+    torch.testing.assert_close(tokens_to_grid(got), expected)
+
+
+@pytest.mark.parametrize('layer', [-1, -2])
+def test_grad_cam_with_a_reshape_transform(model, data, layer):
+    cam = pytest.importorskip('pytorch_grad_cam', reason='pip install grad-cam')
+    targets = pytest.importorskip('pytorch_grad_cam.utils.model_targets', reason='pip install grad-cam')
+    model.eval()
+    x = data[0][:1]
+    with cam.GradCAM(model, [model.blocks[layer].norm1], reshape_transform=tokens_to_grid) as explain:
+        heat = explain(x, [targets.ClassifierOutputTarget(3)])
+    assert heat.shape == (1, 56, 56) and heat.min() >= 0
+
+    # the same by autograd: gradients averaged over the grid weight the activations
+    kept = []
+    hook = model.blocks[layer].norm1.register_forward_hook(lambda m, args, out: kept.append(out))
+    logits = model(x)
+    hook.remove()
+    gradient, = torch.autograd.grad(logits[0, 3], kept[0])
+    activation, gradient = tokens_to_grid(kept[0].detach()), tokens_to_grid(gradient)
+    expected = (activation * gradient.mean(dim=(2, 3), keepdim=True)).sum(dim=1)[0].clamp(min=0)
+    assert expected.max() > 0
+    expected = expected / expected.max()
+    coarse = torch.from_numpy(heat)[0]
+    correlation = torch.corrcoef(torch.stack([
+        nn.functional.adaptive_avg_pool2d(coarse[None], 4).flatten(), expected.flatten()]))[0, 1]
+    assert correlation > 0.8
+
+
+def test_captum_attributions_are_complete(model, data):
+    attr = pytest.importorskip('captum.attr', reason='pip install captum')
+    model.eval()
+    x = data[0][:2]
+    attributions, gap = attr.IntegratedGradients(model).attribute(
+        x, target=torch.tensor([1, 2]), n_steps=64, return_convergence_delta=True)
+    assert attributions.shape == x.shape
+    with torch.no_grad():
+        difference = (model(x) - model(torch.zeros_like(x)))[[0, 1], [1, 2]]
+    torch.testing.assert_close(attributions.sum(dim=(1, 2, 3)).float(), difference, atol=2e-2, rtol=0.1)
+    assert gap.abs().max() < 2e-2
+
+
+def test_captum_layer_grad_cam_sees_the_last_block(model, data):
+    """The shortcut of the last block steps aside for hooks inside it."""
+    attr = pytest.importorskip('captum.attr', reason='pip install captum')
+    model.eval()
+    maps = attr.LayerGradCam(model, model.blocks[-1].norm1).attribute(
+        data[0][:1], target=3, attr_dim_summation=False)
+    assert maps.shape == (1, 17, 64) and maps[:, 1:].abs().sum() > 0
