@@ -74,14 +74,14 @@ def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
     except RepositoryNotFoundError as e:
         if isinstance(e, GatedRepoError):
             raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: its access has to be asked for.')) from e
-        if _is_set('T2T_TIMM_HUB_ONLY'):
+        if is_set('T2T_TIMM_HUB_ONLY'):
             raise DownloadError(_advice(
                 name, f'There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the release of its publisher.',
             )) from e
         _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
     except LocalEntryNotFoundError as e:
-        file = _release_path(entry, cache_dir)
-        if _is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
+        file = release_path(entry, cache_dir)
+        if is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
             raise DownloadError(_advice(
                 name, f'The Hub could not be asked for {repo}, and no cache has it. {reason(e.__cause__ or e)}',
             )) from e
@@ -155,7 +155,7 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
 
 
 def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
-    file = _release_path(entry, cache_dir)
+    file = release_path(entry, cache_dir)
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _download_release(entry: Dict[str, Any], part: Path) -> None:
             raise
 
 
-def _release_path(entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+def release_path(entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
     return Path(cache_dir or get_cache_dir()).expanduser() / entry['file']
 
 
@@ -262,5 +262,5 @@ def _delete(file: PathLike) -> None:
     file.unlink(missing_ok=True)
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
     return os.environ.get(variable, '').lower() not in ('', '0', 'false', 'no', 'off')

@@ -5,7 +5,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from .complexity import Complexity, tag_complexity
-from .download import _is_set, _release_path
+from .download import is_set, release_path
 from .manifest import hub_repo, load_manifest, weight_entry
 
 __all__ = ['models_table', 'weights_origin']
@@ -21,8 +21,8 @@ def weights_origin(name: str) -> str:
         return 'the package' if os.path.isfile(entry['path']) else 'nowhere: missing from the package'
     if isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
         return f'the Hub cache ({repo})'
-    release = not _is_set('T2T_TIMM_HUB_ONLY')
-    downloaded = release and _release_path(entry, None).is_file()
+    release = not is_set('T2T_TIMM_HUB_ONLY')
+    downloaded = release and release_path(entry, None).is_file()
     if constants.HF_HUB_OFFLINE:
         return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
     if not release:

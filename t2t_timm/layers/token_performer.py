@@ -6,8 +6,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
+from torch.utils.checkpoint import checkpoint
 
-from .observe import in_autocast, is_plain
+from .observe import in_autocast, is_observed, is_plain
 from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
 torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
@@ -83,11 +84,51 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        height = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
-        width = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
-        x = self._attend(self._split_kqv(x))
-        x = x + self.mlp(self.norm2(x))
-        return tokens_to_map(x, height, width)
+        if not torch.jit.is_scripting():
+            if self._recomputes(x):
+                height, width = self._grid(x)
+                keep = [self._draw_keep(x, height * width, drop.p) for drop in (self.dp, self.mlp[3])]
+                return checkpoint(self._forward, x, *keep, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(x)
+
+    @torch.jit.unused
+    def _recomputes(self, x: torch.Tensor) -> bool:
+        # In training, the map of the first step alone would keep what three blocks of the backbone keep. Making it again
+        # costs little, but for the dropout, whose choice is therefore drawn here, once.
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and not isinstance(x, torch.fx.Proxy)
+            and not torch.compiler.is_compiling()
+            and not is_observed(self)
+        )
+
+    @torch.jit.unused
+    def _draw_keep(self, x: torch.Tensor, num_tokens: int, drop: float) -> Optional[torch.Tensor]:
+        return torch.rand(x.shape[0], num_tokens, self.dim, device=x.device) >= drop if drop > 0. else None
+
+    def _grid(self, x: torch.Tensor) -> Tuple[int, int]:
+        return (
+            soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding),
+            soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding),
+        )
+
+    def _forward(
+            self,
+            x: torch.Tensor,
+            keep_proj: Optional[torch.Tensor] = None,
+            keep_mlp: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        height, width = self._grid(x)
+        kqv = self._split_kqv(x)
+        v, a = kqv[..., 2 * self.dim:], self._attention(kqv)
+        x = v + (self.dp(a) if keep_proj is None else a * keep_proj / (1. - self.dp.p))
+        y = self.norm2(x)
+        if keep_mlp is None:
+            y = self.mlp(y)
+        else:
+            y = self.mlp[2](self.mlp[1](self.mlp[0](y))) * keep_mlp / (1. - self.mlp[3].p)
+        return tokens_to_map(x + y, height, width)
 
     def _split_kqv(self, x: torch.Tensor) -> torch.Tensor:
         """Return kqv(norm1(soft_split(x))), tokens (B, N, 3 * dim)."""
@@ -100,13 +141,12 @@ class TokenPerformer(nn.Module):
         )
         return x.flatten(2).transpose(1, 2)
 
-    def _attend(self, kqv: torch.Tensor) -> torch.Tensor:
-        """Return v + proj(a), tokens (B, N, dim)."""
-        v = kqv[..., 2 * self.dim:]
+    def _attention(self, kqv: torch.Tensor) -> torch.Tensor:
+        """Return proj(a), tokens (B, N, dim)."""
         if not torch.jit.is_scripting():
             if not is_plain(self.proj):
-                return v + self.dp(self.proj(performer_attention(kqv, self.w, self.eps)))
-        return v + self.dp(performer_attention(kqv, self.w, self.eps, self.proj.weight) + self.proj.bias)
+                return self.proj(performer_attention(kqv, self.w, self.eps))
+        return performer_attention(kqv, self.w, self.eps, self.proj.weight) + self.proj.bias
 
 
 @torch.fx.wrap

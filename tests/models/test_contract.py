@@ -1,0 +1,271 @@
+"""timm's model contract, where timm's own tests (make timm-suite) do not look."""
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from timm.layers import set_fused_attn
+from timm.models import group_parameters, model_parameters
+
+ARCHITECTURES = ('test_t2t_vit', 't2t_vit_dense')
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    torch.manual_seed(0)
+    return timm.create_model(request.param, num_classes=5, img_size=48).eval()
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 48, 48)
+
+
+def test_every_architecture_is_listed_once_with_its_tags():
+    names = timm.list_models(['t2t_vit*', 'test_t2t_vit'])
+    assert len(names) == len(set(names)) == 17
+    pretrained = timm.list_pretrained(['t2t_vit*', 'test_t2t*'])
+    assert 't2t_vit_24.tl_in1k' in pretrained and 'test_t2t_vit.mnist' in pretrained and len(pretrained) == 19
+    assert timm.list_models(module='t2t_vit') and 't2t_vit_dense' in timm.list_models(module='t2t_vit_dense')
+
+
+def test_pretrained_cfgs():
+    cfg = timm.get_pretrained_cfg('t2t_vit_14')
+    assert (cfg.tag, cfg.input_size, cfg.crop_pct, cfg.interpolation) == ('in1k', (3, 224, 224), 0.9, 'bicubic')
+    assert (cfg.hf_hub_id, cfg.license) == ('t2t-timm/t2t_vit_14.in1k', 'bsd-3-clause-clear')
+    assert (cfg.mean, cfg.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict()))
+    assert transform.transforms[0].size == 248
+    assert timm.get_pretrained_cfg('t2t_vit_14_384').input_size == (3, 384, 384)
+    cifar = timm.get_pretrained_cfg('t2t_vit_19.in1k_ft_cifar100')
+    assert (cifar.num_classes, cifar.mean, cifar.crop_mode) == (100, (0.4914, 0.4822, 0.4465), 'squash')
+
+
+@pytest.mark.parametrize('pool, shape', [('token', (2, 5)), ('avg', (2, 5)), ('max', (2, 5)), ('', (2, 10, 5))])
+def test_global_pool(pool, shape, images):
+    model = timm.create_model('test_t2t_vit', num_classes=5, img_size=48, global_pool=pool).eval()
+    assert model(images).shape == shape
+    tokens = model.forward_features(images)
+    assert tokens.shape == (2, 10, 64)
+    expected = {'token': tokens[:, 0], 'avg': tokens[:, 1:].mean(1), 'max': tokens[:, 1:].amax(1), '': tokens}[pool]
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
+    torch.testing.assert_close(model(images), model.head(expected))
+
+
+def test_headless(images):
+    model = timm.create_model('test_t2t_vit', num_classes=0, img_size=48).eval()
+    assert model(images).shape == (2, model.num_features) == (2, model.head_hidden_size)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    model.reset_classifier(3, 'avg')
+    assert model(images).shape == (2, 3) and model.global_pool == 'avg' and model.num_classes == 3
+
+
+@pytest.mark.parametrize('img_size', [(3, 3), (45, 70), (30, 31), (224, 32)])
+def test_any_size_made_dynamic_or_set(img_size):
+    x = torch.randn(1, 3, *img_size)
+    made = timm.create_model('test_t2t_vit', img_size=img_size).eval()
+    assert made.pos_embed.shape[1] == 1 + made.grid_size[0] * made.grid_size[1]
+    assert made(x).isfinite().all()
+
+    dynamic = timm.create_model('test_t2t_vit', dynamic_img_size=True).eval()
+    resized = timm.create_model('test_t2t_vit').eval()
+    resized.load_state_dict(dynamic.state_dict())
+    resized.set_input_size(img_size)
+    torch.testing.assert_close(dynamic(x), resized(x))
+    # the table is resampled bicubically, the class token's row untouched
+    table = dynamic.pos_embed[:, 1:].reshape(1, *dynamic.grid_size, -1).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, resized.grid_size, mode='bicubic', antialias=True)
+    torch.testing.assert_close(resized.pos_embed[:, 1:], table.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(resized.pos_embed[:, 0], dynamic.pos_embed[:, 0])
+    made.load_state_dict(dynamic.state_dict())  # any route resamples
+    torch.testing.assert_close(made(x), resized(x))
+
+
+def test_intermediates_of_every_kind(model, images):
+    final, maps = model.forward_intermediates(images)
+    torch.testing.assert_close(final, model.forward_features(images))
+    assert [tuple(m.shape) for m in maps] == [(2, info['num_chs'], 3, 3) for info in model.feature_info]
+    tokens = model.forward_intermediates(images, [1, -1], output_fmt='NLC', intermediates_only=True)
+    torch.testing.assert_close(tokens[0].transpose(1, 2).reshape(maps[1].shape), maps[1])
+    last, prefix = model.forward_intermediates(
+        images, 1, norm=True, output_fmt='NLC', return_prefix_tokens=True, intermediates_only=True)[0]
+    torch.testing.assert_close(torch.cat([prefix, last], dim=1), final)
+    result = model.forward_intermediates(images, 2, output_dict=True, return_prefix_tokens=True, stop_early=True)
+    assert set(result) == {'image_features', 'image_intermediates', 'image_intermediates_prefix'}
+    by_dino = model.get_intermediate_layers(images, [1], reshape=True)
+    torch.testing.assert_close(by_dino[0], maps[1])
+
+
+def test_attention_mask(model, images):
+    mask = torch.zeros(10, 10)
+    torch.testing.assert_close(model(images, attn_mask=mask), model(images))
+    assert not torch.allclose(model(images, is_causal=True), model(images))
+
+
+def test_class_token_shortcut_steps_aside_where_somebody_looks(model, images):
+    expected = model(images)
+    full = copy.deepcopy(model)
+    full.class_token_only = False
+    torch.testing.assert_close(full(images), expected)
+    block = model.blocks[-1]
+    for module in (block, block.norm1, block.attn, block.attn.attn_drop, block.mlp, model.norm):
+        seen = []
+        forward = module.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
+        backward = module.register_full_backward_hook(lambda m, grad_in, grad_out: seen.append(grad_out[0].shape))
+        out = model(images)
+        out.sum().backward()
+        forward.remove()
+        backward.remove()
+        torch.testing.assert_close(out, expected)
+        if module is not block.attn.attn_drop:  # unfused attention alone calls it
+            assert len(seen) == 2 and all(shape[1] == 10 for shape in seen), type(module)
+    original, calls = block.attn.forward, []
+    block.attn.forward = lambda x, **kwargs: calls.append(x.shape) or original(x, **kwargs)
+    torch.testing.assert_close(model(images), expected)
+    assert calls == [(2, 10, block.norm1.normalized_shape[0])]
+    del block.attn.forward
+
+
+@pytest.mark.parametrize('name', ['tokens_to_token.attention1.kqv', 'tokens_to_token.project'])
+def test_an_adapter_in_place_of_a_linear_layer_is_called(name, images):
+    class Doubled(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    model = timm.create_model('test_t2t_vit', img_size=48).eval()
+    expected = copy.deepcopy(model)
+    expected.get_submodule(name).weight.data *= 2
+    expected.get_submodule(name).bias.data *= 2
+    model.set_submodule(name, Doubled(model.get_submodule(name)))
+    torch.testing.assert_close(model(images), expected(images))
+
+
+def test_gradient_checkpointing_changes_nothing(model, images):
+    def gradients():
+        torch.manual_seed(0)  # the same dropout
+        model.train().zero_grad()
+        model(images).sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.set_grad_checkpointing()
+    for a, b in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rates_reach_their_layers():
+    model = timm.create_model(
+        'test_t2t_vit', drop_rate=.1, pos_drop_rate=.2, proj_drop_rate=.3, attn_drop_rate=.4, drop_path_rate=.5)
+    block = model.blocks[-1]
+    assert (model.head_drop.p, model.pos_drop.p, block.mlp.drop1.p, block.attn.proj_drop.p) == (.1, .2, .3, .3)
+    assert (block.attn.attn_drop.p, block.drop_path1.drop_prob) == (.4, .5)
+    assert model.tokens_to_token.attention1.dp.p == 0.1 == model.tokens_to_token.attention2.mlp[3].p  # as published
+
+
+def test_drop_path_drops_the_class_token_as_it_drops_all_tokens(images):
+    model = timm.create_model('test_t2t_vit', img_size=48, drop_path_rate=.5, token_drop_rate=0.).train()
+    torch.manual_seed(0)
+    expected = model(images)
+    model.class_token_only = False
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_layer_decay_groups(model):
+    groups = group_parameters(model, model.group_matcher())
+    names = [name for name, _ in model.named_parameters()]
+    assert sorted(n for g in groups.values() for n in g) == sorted(names)
+    assert 'cls_token' in groups[0] and all('tokens_to_token' in n or n == 'cls_token' for n in groups[0])
+    assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
+    assert model.no_weight_decay() == {'cls_token'}
+
+
+def test_fused_and_unfused_attention(images):
+    logits = []
+    for fused in (True, False):
+        set_fused_attn(fused)
+        for token_type in ('performer', 'transformer'):
+            torch.manual_seed(0)
+            logits.append(timm.create_model('test_t2t_vit', img_size=48, token_type=token_type).eval()(images))
+    set_fused_attn(True)
+    torch.testing.assert_close(logits[0], logits[2])
+    torch.testing.assert_close(logits[1], logits[3])
+
+
+def test_copies_pickles_and_memory_formats(model, images):
+    expected = model(images)
+    torch.testing.assert_close(copy.deepcopy(model)(images), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(images), expected)
+    channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(channels_last(images.to(memory_format=torch.channels_last)), expected)
+
+
+def test_meta_device_then_to_empty():
+    model = timm.create_model('test_t2t_vit', device='meta').to_empty(device='cpu')
+    model.init_weights()
+    fresh = timm.create_model('test_t2t_vit')
+    torch.testing.assert_close(model.pos_embed, fresh.pos_embed)
+    w = model.tokens_to_token.attention1.w
+    torch.testing.assert_close(w @ w.T, 32 * torch.eye(32), rtol=0, atol=1e-4)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert timm.create_model('test_t2t_vit', dtype=torch.bfloat16).pos_embed.dtype == torch.bfloat16
+
+
+def test_state_dict_is_the_same_at_any_point(model, images):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for training in (True, False):
+        model.train(training)(images)
+        after = model.state_dict()
+        assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_compiles_in_one_graph(token_type, images):
+    model = timm.create_model('test_t2t_vit', img_size=48, depth=2, token_type=token_type, token_drop_rate=0.)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager', dynamic=True)
+    for training in (True, False):
+        model.train(training)
+        for batch in (2, 1, 3):
+            x = images[:1].repeat(batch, 1, 1, 1)
+            torch.testing.assert_close(compiled(x), model(x))
+    model.train().zero_grad()
+    compiled(images).sum().backward()
+    gradients = [p.grad.clone() for p in model_parameters(model)]
+    model.zero_grad()
+    model(images).sum().backward()
+    for a, b in zip(gradients, model_parameters(model), strict=True):
+        torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(global_pool='map'), "Unknown global_pool 'map': use one of 'token', 'avg'"),
+    (dict(token_type='conv'), "Unknown token_type 'conv': use one of 'performer'"),
+    (dict(img_size=2), 'at least 3 x 3 pixels'),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model('test_t2t_vit', **kwargs)
+
+
+@pytest.mark.parametrize('shape, message', [
+    ((1, 3, 32, 48), 'made for images of 48 x 48 pixels, got 32 x 48.*img_size=.*dynamic_img_size=True'),
+    ((1, 1, 48, 48), r'\(batch, 3, height, width\), got \[1, 1, 48, 48\].*in_chans='),
+    ((3, 48, 48), r'\(batch, 3, height, width\), got \[3, 48, 48\]'),
+])
+def test_bad_images(model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model(torch.randn(shape))
+
+
+def test_image_too_small_for_the_soft_splits():
+    model = timm.create_model('test_t2t_vit', dynamic_img_size=True)
+    with pytest.raises(ValueError, match='at least 3 x 3 pixels, got 2 x 9'):
+        model(torch.randn(1, 3, 2, 9))
