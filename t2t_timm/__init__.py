@@ -2,5 +2,4 @@
 from ._version import __version__
 from .models import T2TViT, T2TViTDense
 
-
 __all__ = ['T2TViT', 'T2TViTDense', '__version__']

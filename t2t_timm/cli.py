@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('convert', _convert, 'Make a directory that timm loads of a published checkpoint of any format.')
     sub.add_argument('file', metavar='FILE', help='.pth, .pth.tar, .pdparams or safetensors; the format is recognised')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, with the tag if it has one')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and tag if it has one')
     sub.add_argument('--out', metavar='DIR', required=True, help='directory to make')
 
     sub = command('verify', _verify, 'Say what weights are and whether they load; compare them with a second ones.')
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--model', metavar='ARCH[.TAG]', help='of a file, if its shapes leave a choice')
 
     sub = command('cards', _cards, 'Write the model card of every tag.')
-    sub.add_argument('--out', metavar='DIR', default='model_cards', help='directory of the cards (default: %(default)s)')
+    sub.add_argument('--out', metavar='DIR', default='model_cards', help='directory (default: %(default)s)')
     sub.add_argument('--check', action='store_true', help='write nothing, fail if a card is stale')
 
     command('models', _models, 'List the pretrained tags and where their weights would come from.')

@@ -32,7 +32,8 @@ def performer(state, name, u):
     weights = qp @ kp.transpose(1, 2)  # the attention matrix that linear attention never forms
     a = weights @ v / (weights.sum(-1, keepdim=True) + 1e-8)
     y = v + linear(state, f'{name}.proj', a)
-    return y + linear(state, f'{name}.mlp.2', F.gelu(linear(state, f'{name}.mlp.0', layer_norm(state, f'{name}.norm2', y))))
+    hidden = F.gelu(linear(state, f'{name}.mlp.0', layer_norm(state, f'{name}.norm2', y)))
+    return y + linear(state, f'{name}.mlp.2', hidden)
 
 
 def attention(state, name, x, num_heads, scale=None):

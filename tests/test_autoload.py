@@ -36,7 +36,8 @@ def test_switched_off_and_still_importable(run):
 
 
 @pytest.mark.parametrize('order', [
-    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT'])
+    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT',
+])
 def test_any_order_of_imports_without_a_warning(run, order):
     out = run(f'{order}\n{COUNT}')
     assert out.stdout.split() == [NUM_MODELS] and 'Overwriting' not in out.stderr and 'Warning' not in out.stderr
@@ -71,7 +72,8 @@ def test_spawned_processes(run, tmp_path):
 def test_module_runner(run, tmp_path):
     (tmp_path / 'helper.py').write_text('VALUE = 5')
     script = tmp_path / 'script.py'
-    script.write_text('import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
+    script.write_text(
+        'import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
     out = subprocess.run(
         [sys.executable, '-m', 't2t_timm', str(script), '--flag', 'x'], check=True, text=True, capture_output=True,
         env=dict(os.environ, T2T_TIMM_AUTOLOAD='0'), cwd=tmp_path.parent)

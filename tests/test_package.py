@@ -40,7 +40,7 @@ def test_contents(dists):
 
 
 def test_wheel_in_an_empty_environment(dists, tmp_path):
-    # torch and timm are the test environment's, put behind the new one's own packages: they are too large to fetch twice
+    # torch and timm are the test environment's, behind the new one's own packages: they are too large to fetch twice
     venv.create(tmp_path / 'venv', with_pip=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--no-deps', dists[0]], check=True)
@@ -58,5 +58,5 @@ def test_wheel_in_an_empty_environment(dists, tmp_path):
     path, count = out.stdout.split()
     assert path.startswith(str(site)) and count == '16'
     recipe = subprocess.run(
-        [site.parents[2] / 'bin' / 't2t-timm', 'recipe', 't2t_vit_14'], check=True, text=True, capture_output=True, env=env)
+        [python.parent / 't2t-timm', 'recipe', 't2t_vit_14'], check=True, text=True, capture_output=True, env=env)
     assert recipe.stdout.strip() == str(site / 't2t_timm' / 'recipes' / 't2t_vit_14.yaml')

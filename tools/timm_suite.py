@@ -90,8 +90,9 @@ def main() -> int:
             sdist.extractall(folder, members, filter='data')
         tests = next(Path(folder).glob('timm-*/tests'))
         env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), TIMEOUT='600', HF_HUB_OFFLINE='1')
-        command = [sys.executable, '-m', 'pytest', '-q', '-rs', '-p', Path(__file__).stem, *sys.argv[1:]]
-        return subprocess.run([*command, *(f'tests/{name}' for name in TEST_FILES)], cwd=tests.parent, env=env).returncode
+        files = [f'tests/{name}' for name in TEST_FILES]
+        command = [sys.executable, '-m', 'pytest', '-q', '-rs', '-p', Path(__file__).stem, *sys.argv[1:], *files]
+        return subprocess.run(command, cwd=tests.parent, env=env).returncode
 
 
 if __name__ == '__main__':

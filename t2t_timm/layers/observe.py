@@ -2,6 +2,7 @@
 import torch
 import torch.nn as nn
 from torch.nn.modules import module as _global
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = ['in_autocast', 'is_observed', 'is_plain']
 
@@ -36,9 +37,14 @@ def is_observed(*modules: nn.Module) -> bool:
 def is_plain(*modules: nn.Module) -> bool:
     """Return True if the modules are torch's own Linear and LayerNorm, unobserved: reading their weights is enough.
 
-    Adapters (LoRA) and quantizers put modules of their own in their place, which must be called.
+    Adapters (LoRA) and quantizers put modules, or weights, of their own in their place, which must be called.
     """
-    return all(type(m) is nn.Linear or type(m) is nn.LayerNorm for m in modules) and not is_observed(*modules)
+    for module in modules:
+        if type(module) is not nn.Linear and type(module) is not nn.LayerNorm:
+            return False
+        if is_traceable_wrapper_subclass(module.weight) and not torch.compiler.is_compiling():
+            return False
+    return not is_observed(*modules)
 
 
 @torch.jit.ignore

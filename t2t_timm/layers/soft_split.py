@@ -171,7 +171,10 @@ def _soft_split_norm_linear(
     weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
     rstd = soft_split_rstd(x, kernel_size, stride, padding, eps)
     y = soft_split_linear(x, weight, None, kernel_size, stride, padding)
-    return torch.addcmul(bias.view(-1, 1, 1), y, rstd).to(dtype)
+    bias = bias.view(-1, 1, 1)
+    if rstd.requires_grad:
+        return torch.addcmul(bias, y, rstd).to(dtype)
+    return y.mul_(rstd).add_(bias).to(dtype)  # the largest map of the model: once is enough
 
 
 def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

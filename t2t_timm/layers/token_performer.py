@@ -93,8 +93,8 @@ class TokenPerformer(nn.Module):
 
     @torch.jit.unused
     def _recomputes(self, x: torch.Tensor) -> bool:
-        # In training, the map of the first step alone would keep what three blocks of the backbone keep. Making it again
-        # costs little, but for the dropout, whose choice is therefore drawn here, once.
+        # In training, the first step alone would keep what three blocks of the backbone keep. Making it again costs
+        # little, but for the dropout, whose choice is therefore drawn here, once.
         return (
             self.training
             and torch.is_grad_enabled()
@@ -241,10 +241,11 @@ class _PerformerAttention(torch.autograd.Function):
             grad_kv = grad_kv @ _widen(weight)
         grad_p = grad @ out_kv.transpose(1, 2)
         grad_norm = -(p * grad_p).sum(dim=-1, keepdim=True) / norm
+        grad_kqv = torch.empty_like(kqv)
         grad_q = (grad_p / norm + grad_norm * k.sum(dim=1, keepdim=True)) * q
         grad_k = (V @ grad_kv.transpose(1, 2) + grad_norm.transpose(1, 2) @ q) * k
-        return torch.cat([
-            grad_k @ w - grad_k.sum(dim=-1, keepdim=True) * K,
-            grad_q @ w - grad_q.sum(dim=-1, keepdim=True) * Q,
-            k @ grad_kv,
-        ], dim=-1).to(kqv.dtype), None, None, grad_weight
+        dim = w.shape[1]
+        grad_kqv[..., :dim] = grad_k @ w - grad_k.sum(dim=-1, keepdim=True) * K
+        grad_kqv[..., dim:2 * dim] = grad_q @ w - grad_q.sum(dim=-1, keepdim=True) * Q
+        grad_kqv[..., 2 * dim:] = k @ grad_kv
+        return grad_kqv, None, None, grad_weight

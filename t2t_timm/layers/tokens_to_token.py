@@ -117,7 +117,7 @@ class TokensToToken(nn.Module):
 
 
 class ConvTokens(nn.Module):
-    """The three soft splits as plain convolutions (T2T-ViT_c, paper section 4.3), with the interface of TokensToToken."""
+    """The three soft splits as plain convolutions (T2T-ViT_c, paper section 4.3); the interface of TokensToToken."""
 
     def __init__(
             self,

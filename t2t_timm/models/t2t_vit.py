@@ -76,7 +76,7 @@ class T2TViT(nn.Module):
             attn_drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             token_drop_rate: float = 0.1,
-            norm_layer: Type[nn.Module] = partial(nn.LayerNorm, eps=1e-5),
+            norm_layer: Optional[Type[nn.Module]] = None,
             attn_layer: LayerType = ClassTokenAttention,
             mlp_layer: Type[nn.Module] = Mlp,
             device=None,
@@ -103,7 +103,7 @@ class T2TViT(nn.Module):
             attn_drop_rate: Attention dropout rate.
             drop_path_rate: Stochastic depth rate of the last block.
             token_drop_rate: Dropout rate inside the token performers.
-            norm_layer: Normalization layer of the backbone.
+            norm_layer: Normalization layer of the backbone; by default LayerNorm with eps 1e-5.
             attn_layer: Attention layer of the blocks.
             mlp_layer: MLP layer of the blocks.
 
@@ -112,6 +112,7 @@ class T2TViT(nn.Module):
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         _check_choice('token_type', token_type, TOKEN_TYPES)
         _check_choice('global_pool', global_pool, POOL_TYPES)
         self.num_classes = num_classes
@@ -342,7 +343,7 @@ class T2TViT(nn.Module):
 
         if not torch.jit.is_scripting() and return_prefix_tokens:
             # return_prefix not supported in torchscript due to poor type handling
-            intermediates = list(zip(intermediates, prefix_tokens))
+            intermediates = list(zip(intermediates, prefix_tokens, strict=True))
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates

@@ -113,8 +113,9 @@ def test_class_token_shortcut_steps_aside_where_somebody_looks(model, images):
     block = model.blocks[-1]
     for module in (block, block.norm1, block.attn, block.attn.attn_drop, block.mlp, model.norm):
         seen = []
-        forward = module.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
-        backward = module.register_full_backward_hook(lambda m, grad_in, grad_out: seen.append(grad_out[0].shape))
+        forward = module.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0].shape))
+        backward = module.register_full_backward_hook(
+            lambda m, grad_in, grad_out, seen=seen: seen.append(grad_out[0].shape))
         out = model(images)
         out.sum().backward()
         forward.remove()
@@ -129,7 +130,9 @@ def test_class_token_shortcut_steps_aside_where_somebody_looks(model, images):
     del block.attn.forward
 
 
-@pytest.mark.parametrize('name', ['tokens_to_token.attention1.kqv', 'tokens_to_token.project'])
+@pytest.mark.parametrize('name', [
+    'tokens_to_token.attention1.kqv', 'tokens_to_token.attention1.proj', 'tokens_to_token.project', 'blocks.3.attn.qkv',
+])
 def test_an_adapter_in_place_of_a_linear_layer_is_called(name, images):
     class Doubled(nn.Module):
         def __init__(self, inner):
@@ -142,9 +145,16 @@ def test_an_adapter_in_place_of_a_linear_layer_is_called(name, images):
     model = timm.create_model('test_t2t_vit', img_size=48).eval()
     expected = copy.deepcopy(model)
     expected.get_submodule(name).weight.data *= 2
-    expected.get_submodule(name).bias.data *= 2
+    if expected.get_submodule(name).bias is not None:
+        expected.get_submodule(name).bias.data *= 2
     model.set_submodule(name, Doubled(model.get_submodule(name)))
     torch.testing.assert_close(model(images), expected(images))
+
+
+def test_dynamically_quantized_linear_layers_are_called(images):
+    model = timm.create_model('test_t2t_vit', img_size=48).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert torch.allclose(quantized(images), model(images), atol=0.1)
 
 
 def test_gradient_checkpointing_changes_nothing(model, images):
