@@ -85,23 +85,19 @@ class TokenPerformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         if not torch.jit.is_scripting():
-            if self._recomputes(x):
+            if self.training and not self._traced(x) and not is_observed(self.dp, self.mlp):
                 height, width = self._grid(x)
                 keep = [self._draw_keep(x, height * width, drop.p) for drop in (self.dp, self.mlp[3])]
+                if is_observed(self) or not torch.is_grad_enabled():
+                    return self._forward(x, *keep)
+                # Kept as it is, the first step alone would hold what three blocks of the backbone hold. Making it again
+                # costs little, but for the dropout, whose choice is therefore drawn here, once.
                 return checkpoint(self._forward, x, *keep, use_reentrant=False, preserve_rng_state=False)
         return self._forward(x)
 
     @torch.jit.unused
-    def _recomputes(self, x: torch.Tensor) -> bool:
-        # In training, the first step alone would keep what three blocks of the backbone keep. Making it again costs
-        # little, but for the dropout, whose choice is therefore drawn here, once.
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and not isinstance(x, torch.fx.Proxy)
-            and not torch.compiler.is_compiling()
-            and not is_observed(self)
-        )
+    def _traced(self, x: torch.Tensor) -> bool:
+        return isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling()
 
     @torch.jit.unused
     def _draw_keep(self, x: torch.Tensor, num_tokens: int, drop: float) -> Optional[torch.Tensor]:
@@ -179,11 +175,9 @@ def performer_attention(
         if in_autocast(kqv):
             with torch.autocast(kqv.device.type, enabled=False):
                 return performer_attention(kqv, w, eps, weight)
-        if torch.is_grad_enabled() and kqv.requires_grad:
-            return _PerformerAttention.apply(kqv, w, eps, weight)
-    k, q, v = _widen(kqv).split(w.shape[1], dim=-1)
-    k, q = _features(k, w), _features(q, w)
-    norm, kv = _normalizer(k, q, eps), k.transpose(1, 2) @ v
+        if torch.is_grad_enabled() and kqv.requires_grad and not torch.compiler.is_compiling():
+            return _PerformerAttention.apply(kqv, w, eps, weight)[0]
+    k, q, norm, kv = _performer_parts(kqv, w, eps)
     if weight is not None:
         kv = F.linear(kv, _widen(weight))
     return ((q / norm) @ kv).to(kqv.dtype)
@@ -198,40 +192,51 @@ def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.exp(F.linear(x, _widen(w)) - 0.5 * x.square().sum(dim=-1, keepdim=True))
 
 
-def _normalizer(k: torch.Tensor, q: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return e(q) (sum_n e(k_n)) + m eps, (B, N, 1)."""
-    return q @ k.sum(dim=1).unsqueeze(-1) + eps * k.shape[-1]
+def _performer_parts(
+        kqv: torch.Tensor,
+        w: torch.Tensor,
+        eps: float,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return e(k) and e(q), (B, N, m); n = e(q) (sum_n e(k_n)) + m eps, (B, N, 1); and e(k)'v, (B, m, dim)."""
+    k, q, v = _widen(kqv).split(w.shape[1], dim=-1)
+    k, q = _features(k, w), _features(q, w)
+    norm = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]
+    return k, q, norm, k.transpose(1, 2) @ v
 
 
 class _PerformerAttention(torch.autograd.Function):
-    """`performer_attention` for training: saves keys, queries and values alone, and makes the rest again.
+    """`performer_attention` with its gradient written out.
 
     With k = e(K), q = e(Q), n = q (sum k) + m eps, p = q / n, S = k'V W' and the output p S,
 
         dS = p'g,   dq = (g S' + d 1') / n where d = -(rowsum(p * g S')) (sum k),   de(x)/dx = e(x) (w - x)
 
-    which is written into one tensor of the shape of kqv, where autograd would keep eight and concatenate three.
+    which goes into one tensor of the shape of kqv, where autograd would concatenate three, and fewer passes over it.
     """
 
     @staticmethod
     def forward(kqv, w, eps, weight):
-        with torch.no_grad():
-            return performer_attention(kqv, w, eps, weight)
+        k, q, norm, kv = _performer_parts(kqv, w, eps)
+        out = kv if weight is None else F.linear(kv, _widen(weight))
+        return ((q / norm) @ out).to(kqv.dtype), k, q, norm, kv
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         kqv, w, ctx.eps, weight = inputs
-        ctx.save_for_backward(kqv, w, weight)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(kqv, w, weight, *output[1:])
 
     @staticmethod
-    def backward(ctx, grad):
-        kqv, w, weight = ctx.saved_tensors
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None, None
+        kqv, w, weight, k, q, norm, kv = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative looks through the parts, not around them
+            k, q, norm, kv = _performer_parts(kqv, w, ctx.eps)
         grad, w = _widen(grad), _widen(w)
         K, Q, V = _widen(kqv).split(w.shape[1], dim=-1)
-        k, q = _features(K, w), _features(Q, w)
-        norm = _normalizer(k, q, ctx.eps)
         p = q / norm
-        kv = k.transpose(1, 2) @ V
         out_kv = kv if weight is None else F.linear(kv, _widen(weight))
 
         grad_kv = p.transpose(1, 2) @ grad
@@ -241,9 +246,9 @@ class _PerformerAttention(torch.autograd.Function):
             grad_kv = grad_kv @ _widen(weight)
         grad_p = grad @ out_kv.transpose(1, 2)
         grad_norm = -(p * grad_p).sum(dim=-1, keepdim=True) / norm
-        grad_kqv = torch.empty_like(kqv)
         grad_q = (grad_p / norm + grad_norm * k.sum(dim=1, keepdim=True)) * q
         grad_k = (V @ grad_kv.transpose(1, 2) + grad_norm.transpose(1, 2) @ q) * k
+        grad_kqv = torch.empty_like(kqv)
         dim = w.shape[1]
         grad_kqv[..., :dim] = grad_k @ w - grad_k.sum(dim=-1, keepdim=True) * K
         grad_kqv[..., dim:2 * dim] = grad_q @ w - grad_q.sum(dim=-1, keepdim=True) * Q
