@@ -73,6 +73,8 @@ def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Clas
     files = find_images(names)
     if not files:
         raise UserError(f'There are no images in {", ".join(names)}.')
+    if not any(os.path.exists(file) for file in files):  # before weights are fetched
+        raise UserError(f'There is no file {", ".join(files)}.')
     net = load_t2t_vit(model)
     if net.num_classes < 1:
         raise UserError(f'{model} has no classifier.')

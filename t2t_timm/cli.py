@@ -150,10 +150,18 @@ def _features(args: argparse.Namespace) -> None:
     print(save_picture(draw_features(model, read_image(args.image, model), args.model, args.blocks), args.out))
 
 
+def _log_to_stderr() -> None:
+    # this package's steps only; huggingface_hub has a handler of its own
+    logger = logging.getLogger('t2t_timm')
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command and return its exit code; a user's mistake is one sentence and 1, never a traceback."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+    _log_to_stderr()
     try:
         return args.run(args) or 0
     except (UserError, ValueError, OSError) as e:

@@ -85,14 +85,18 @@ def main() -> int:
         print(f'Fetching the source distribution of timm {timm.__version__} for its tests ...', flush=True)
         pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm', '--dest', folder]
         subprocess.run([*pip, f'timm=={timm.__version__}'], check=True)
+        tests = Path(folder) / 'tests'
+        tests.mkdir()
         with tarfile.open(next(Path(folder).glob('timm-*.tar.gz'))) as sdist:
-            members = [m for m in sdist.getmembers() if m.name.split('/')[1:2] in (['tests'], ['pyproject.toml'])]
-            sdist.extractall(folder, members, filter='data')
-        tests = next(Path(folder).glob('timm-*/tests'))
+            for member in sdist.getmembers():
+                name = Path(member.name)
+                if member.isfile() and (name.parent.name == 'tests' or name.parts[1:] == ('pyproject.toml',)):
+                    target = tests / name.name if name.parent.name == 'tests' else Path(folder) / name.name
+                    target.write_bytes(sdist.extractfile(member).read())
         env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), TIMEOUT='600', HF_HUB_OFFLINE='1')
         files = [f'tests/{name}' for name in TEST_FILES]
         command = [sys.executable, '-m', 'pytest', '-q', '-rs', '-p', Path(__file__).stem, *sys.argv[1:], *files]
-        return subprocess.run(command, cwd=tests.parent, env=env).returncode
+        return subprocess.run(command, cwd=folder, env=env).returncode
 
 
 if __name__ == '__main__':
