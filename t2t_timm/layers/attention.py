@@ -38,23 +38,73 @@ class ClassTokenAttention(Attention):
         return self.proj_drop(self.proj(out.reshape(B, 1, C)))
 
 
-class SqueezeExciteAttention(Attention):
+class _HeadAttention(nn.Module):
+    """Softmax attention of given heads and its projection, which the study variants share; as timm's Attention does."""
+    fused_attn: torch.jit.Final[bool]
+
+    def __init__(
+            self,
+            dim: int,
+            num_heads: int = 8,
+            attn_drop: float = 0.,
+            proj_drop: float = 0.,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim ** -0.5
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def _attend(
+            self,
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            attn_mask: Optional[torch.Tensor],
+            is_causal: bool,
+    ) -> torch.Tensor:
+        """Map heads (B, num_heads, N, head_dim) to projected tokens (B, N, dim)."""
+        B, _, N, _ = q.shape
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(
+                q, k, v,
+                attn_mask=attn_mask,
+                dropout_p=self.attn_drop.p if self.training else 0.,
+                is_causal=is_causal,
+            )
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
+            attn = attn.softmax(dim=-1)
+            x = self.attn_drop(attn) @ v
+        return self.proj(x.transpose(1, 2).reshape(B, N, self.num_heads * self.head_dim))
+
+
+class SqueezeExciteAttention(_HeadAttention):
     """Attention whose projected output is gated by squeeze-excitation over all tokens (paper section 4.3, SE)."""
 
-    def __init__(self, dim: int, *args, reduction: int = 16, proj_drop: float = 0., device=None, dtype=None, **kwargs):
-        """Initialize the layer.
-
-        Args:
-            dim: Width of the tokens.
-            *args: Passed to timm's Attention.
-            reduction: How many times narrower the gate's bottleneck is.
-            proj_drop: Dropout rate after the gate.
-            **kwargs: Passed to timm's Attention.
-        """
+    def __init__(
+            self,
+            dim: int,
+            num_heads: int = 8,
+            qkv_bias: bool = False,
+            attn_drop: float = 0.,
+            proj_drop: float = 0.,
+            reduction: int = 16,
+            device=None,
+            dtype=None,
+            **_,
+    ) -> None:
+        """Initialize the layer; arguments as timm's Attention has them, reduction is of the gate's bottleneck."""
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(dim, *args, proj_drop=0., **kwargs, **dd)
+        super().__init__(dim, num_heads, attn_drop, proj_drop, **dd)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.se_layer = SqueezeExcite(dim, reduction, **dd)
-        self.se_drop = nn.Dropout(proj_drop)
 
     def forward(
             self,
@@ -62,8 +112,9 @@ class SqueezeExciteAttention(Attention):
             attn_mask: Optional[torch.Tensor] = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        return self.se_drop(self.se_layer(x))
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj_drop(self.se_layer(self._attend(q, k, v, attn_mask, is_causal)))
 
 
 class SqueezeExcite(nn.Module):
@@ -90,9 +141,8 @@ def _scale_channels(dim: int, **dd) -> nn.Conv1d:
     return nn.Conv1d(dim, dim, kernel_size=1, groups=dim, bias=False, **dd)
 
 
-class GhostAttention(nn.Module):
+class GhostAttention(_HeadAttention):
     """Attention on ghost features: q, k and v are half projected, half a scaled copy of that (paper section 4.3)."""
-    fused_attn: torch.jit.Final[bool]
 
     def __init__(
             self,
@@ -107,11 +157,7 @@ class GhostAttention(nn.Module):
     ) -> None:
         """Initialize the layer; arguments as timm's Attention has them."""
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim ** -0.5
-        self.fused_attn = use_fused_attn()
+        super().__init__(dim, num_heads, attn_drop, proj_drop, **dd)
         half_dim = dim // 2
         self.q = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
         self.k = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
@@ -119,9 +165,6 @@ class GhostAttention(nn.Module):
         self.cheap_operation_q = _scale_channels(half_dim, **dd)
         self.cheap_operation_k = _scale_channels(half_dim, **dd)
         self.cheap_operation_v = _scale_channels(half_dim, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def _heads(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         B, N, _ = x.shape
@@ -134,23 +177,10 @@ class GhostAttention(nn.Module):
             attn_mask: Optional[torch.Tensor] = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        B, N, C = x.shape
         q = self._heads(self.q(x), self.cheap_operation_q.weight)
         k = self._heads(self.k(x), self.cheap_operation_k.weight)
         v = self._heads(self.v(x), self.cheap_operation_v.weight)
-        if self.fused_attn:
-            x = F.scaled_dot_product_attention(
-                q, k, v,
-                attn_mask=attn_mask,
-                dropout_p=self.attn_drop.p if self.training else 0.,
-                is_causal=is_causal,
-            )
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
-            x = self.attn_drop(attn.softmax(dim=-1)) @ v
-        x = x.transpose(1, 2).reshape(B, N, C)
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self._attend(q, k, v, attn_mask, is_causal))
 
 
 class GhostMlp(nn.Module):

@@ -69,3 +69,15 @@ def test_every_published_layout(layouts):
         assert {k: list(v.shape) for k, v in state.items()} == layout['state_dict']
         assert sorted(k for k in state if k not in parameters) == sorted(layout['not_trained'])
         assert sum(p.numel() for p in parameters.values()) == layout['parameters']
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_every_architecture_equals_the_published_code(load_golden, golden_images, rel_error):
+    # float64 logits of the published implementation for weights and images of the golden generator
+    published = np.load(DATA / 'published_logits.npz')
+    assert len(published.files) == 15
+    for architecture in published.files:
+        model = load_golden(timm.create_model(architecture), architecture).double()
+        logits = model(golden_images(1, model.img_size[0]))[0]
+        assert rel_error(logits, published[architecture]) < 1e-9, architecture
