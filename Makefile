@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.py' MANIFEST.in 2>/dev/null)
 
-.PHONY: demo test timm-suite lint test-oldest clean
+.PHONY: demo test timm-suite lint clean
 
 demo: $(VENV)/package
 	cd $(VENV) && $(BIN)/python -m t2t_timm.demo
