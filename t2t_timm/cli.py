@@ -2,7 +2,8 @@
 import argparse
 import logging
 import sys
-from typing import Callable, List, Optional
+from contextlib import contextmanager
+from typing import Callable, Iterator, List, Optional
 
 from ._errors import UserError
 
@@ -150,20 +151,26 @@ def _features(args: argparse.Namespace) -> None:
     print(save_picture(draw_features(model, read_image(args.image, model), args.model, args.blocks), args.out))
 
 
-def _log_to_stderr() -> None:
-    # this package's steps only; huggingface_hub has a handler of its own
-    logger = logging.getLogger('t2t_timm')
+@contextmanager
+def _steps_on_stderr() -> Iterator[None]:
+    # this package's steps only: huggingface_hub has a handler of its own
+    logger, handler = logging.getLogger('t2t_timm'), logging.StreamHandler(sys.stderr)
+    level = logger.level
     logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command and return its exit code; a user's mistake is one sentence and 1, never a traceback."""
     args = _parser().parse_args(argv)
-    _log_to_stderr()
     try:
-        return args.run(args) or 0
+        with _steps_on_stderr():
+            return args.run(args) or 0
     except (UserError, ValueError, OSError) as e:
         print(f't2t-timm {args.command}: {e}', file=sys.stderr)
         return 1
