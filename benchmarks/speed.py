@@ -1,0 +1,103 @@
+"""Speed of this package's models against timm's, as ratios in one run.
+
+    python benchmarks/speed.py [--pairs MODEL:REFERENCE ...] [--batch-size 16] [--amp] [--compile] [--channels-last]
+
+The two models of a pair take turns, a step each a round; the table gives each one's median over the rounds, in
+milliseconds per image, and the median, lowest and highest of the rounds' ratios. Forward runs under inference_mode in
+eval mode; a training step is forward, backward and zero_grad, no optimizer.
+"""
+import argparse
+import json
+import platform
+import statistics
+import time
+from typing import Callable, Dict
+
+import timm
+import torch
+from timm.utils import reparameterize_model
+
+DEFAULT_PAIRS = [
+    't2t_vit_14:deit_small_patch16_224',
+    't2t_vit_7:deit_tiny_patch16_224',
+    't2t_vit_14:vit_little_patch16_reg1_gap_256',
+    't2t_vit_t_14:deit_small_patch16_224',
+]
+
+
+def make_step(args: argparse.Namespace, model_name: str, train: bool) -> Callable[[], None]:
+    """Return a function that runs one step of a model on a batch of its own."""
+    model = timm.create_model(model_name).train(train)
+    if args.reparam and not train and model_name.startswith('t2t'):
+        model = reparameterize_model(model)
+    size = model.default_cfg['input_size'][-1]
+    x = torch.randn(args.batch_size, 3, size, size)
+    if args.channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    run = torch.compile(model, fullgraph=True) if args.compile else model
+
+    def step() -> None:
+        with torch.inference_mode(not train), torch.autocast('cpu', torch.bfloat16, enabled=args.amp):
+            out = run(x)
+        if train:
+            out.float().sum().backward()
+            model.zero_grad()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Return how long a step takes."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def compare(args: argparse.Namespace, pair: str, train: bool) -> Dict[str, object]:
+    """Return a row of the table: medians and ratios of a pair."""
+    names = pair.split(':')
+    steps = [make_step(args, name, train) for name in names]
+    for step in steps * 2:
+        step()
+    rounds = [[seconds(step) for step in steps] for _ in range(args.rounds)]
+    ratios = [ours / theirs for ours, theirs in rounds]
+    medians = [1e3 * statistics.median(t) / args.batch_size for t in zip(*rounds, strict=True)]
+    return dict(
+        model=names[0], reference=names[1], step='training' if train else 'forward', ms_per_image=medians,
+        ratio=statistics.median(ratios), lowest=min(ratios), highest=max(ratios), rounds=ratios)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', nargs='+', default=DEFAULT_PAIRS, metavar='MODEL:REFERENCE')
+    parser.add_argument('--steps', nargs='+', default=['forward', 'training'], choices=['forward', 'training'])
+    parser.add_argument('--batch-size', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--compile', action='store_true', help='torch.compile both, in one graph each')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--reparam', action='store_true', help='reparameterize our models for the forward pass')
+    parser.add_argument('--json', help='write the figures to this file too')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    print(f'torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, {args.threads} threads, '
+          f'batch {args.batch_size}, {args.rounds} rounds')
+    print(f'{"model":16}{"reference":34}{"step":10}{"ms/image":>10}{"reference":>11}{"ratio":>8}  lowest highest')
+    rows = []
+    for pair in args.pairs:
+        for step in args.steps:
+            row = compare(args, pair, train=step == 'training')
+            rows.append(row)
+            ours, theirs = row['ms_per_image']
+            print(f'{row["model"]:16}{row["reference"]:34}{step:10}{ours:10.2f}{theirs:11.2f}{row["ratio"]:8.3f}'
+                  f'{row["lowest"]:8.2f}{row["highest"]:8.2f}', flush=True)
+    if args.json:
+        with open(args.json, 'w') as f:
+            json.dump(dict(vars(args), torch=torch.__version__, timm=timm.__version__, rows=rows), f, indent=1)
+
+
+if __name__ == '__main__':
+    main()
