@@ -51,13 +51,10 @@ def golden_images(golden_weights):
     return lambda batch, size=224: torch.from_numpy(golden_weights.deterministic_images(batch, size))
 
 
-def relative_error(actual, expected):
-    """Largest difference over the largest magnitude expected."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    return np.abs(actual - expected).max() / np.abs(expected).max()
-
-
 @pytest.fixture(scope='session')
 def rel_error():
-    """Largest difference over the largest magnitude expected."""
-    return relative_error
+    """A function that gives the largest difference over the largest magnitude expected."""
+    def rel_error(actual, expected):
+        actual, expected = np.asarray(actual), np.asarray(expected)
+        return np.abs(actual - expected).max() / np.abs(expected).max()
+    return rel_error
