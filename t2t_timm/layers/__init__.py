@@ -11,6 +11,6 @@ from .soft_split import (
     soft_split_size,
     tokens_to_map,
 )
-from .token_performer import TokenPerformer, performer_attention
+from .token_performer import TokenPerformer, performer_attention, performer_skip
 from .token_transformer import TokenTransformer
 from .tokens_to_token import ConvTokens, TokensToToken, check_image, tokens_grid_size

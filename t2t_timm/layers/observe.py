@@ -4,7 +4,7 @@ import torch.nn as nn
 from torch.nn.modules import module as _global
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ['in_autocast', 'is_observed', 'is_plain']
+__all__ = ['in_autocast', 'is_observed', 'is_plain', 'is_traced']
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -51,3 +51,9 @@ def is_plain(*modules: nn.Module) -> bool:
 def in_autocast(x: torch.Tensor) -> bool:
     """Return True if autocast would change the dtype of what is computed from x; it does not know the meta device."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+@torch.jit.ignore
+def is_traced(x: torch.Tensor) -> bool:
+    """Return True if what is done to x is being recorded, as a graph that must hold for other batches, or compiled."""
+    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing()

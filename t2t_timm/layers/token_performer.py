@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch.utils.checkpoint import checkpoint
 
-from .observe import in_autocast, is_observed, is_plain
+from .observe import in_autocast, is_observed, is_plain, is_traced
 from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
 
 torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
 
-__all__ = ['TokenPerformer', 'performer_attention']
+__all__ = ['TokenPerformer', 'performer_attention', 'performer_skip']
 
 
 class TokenPerformer(nn.Module):
@@ -85,23 +85,10 @@ class TokenPerformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         if not torch.jit.is_scripting():
-            if self.training and not self._traced(x) and not is_observed(self.dp, self.mlp):
-                height, width = self._grid(x)
-                keep = [self._draw_keep(x, height * width, drop.p) for drop in (self.dp, self.mlp[3])]
-                if is_observed(self) or not torch.is_grad_enabled():
-                    return self._forward(x, *keep)
-                # Kept as it is, the first step alone would hold what three blocks of the backbone hold. Making it again
-                # costs little, but for the dropout, whose choice is therefore drawn here, once.
-                return checkpoint(self._forward, x, *keep, use_reentrant=False, preserve_rng_state=False)
+            if self.training and torch.is_grad_enabled() and not is_traced(x) and not is_observed(self):
+                # kept as it is, the first step alone would hold what three blocks of the backbone hold
+                return checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
-
-    @torch.jit.unused
-    def _traced(self, x: torch.Tensor) -> bool:
-        return isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling()
-
-    @torch.jit.unused
-    def _draw_keep(self, x: torch.Tensor, num_tokens: int, drop: float) -> Optional[torch.Tensor]:
-        return torch.rand(x.shape[0], num_tokens, self.dim, device=x.device) >= drop if drop > 0. else None
 
     def _grid(self, x: torch.Tensor) -> Tuple[int, int]:
         return (
@@ -109,22 +96,18 @@ class TokenPerformer(nn.Module):
             soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding),
         )
 
-    def _forward(
-            self,
-            x: torch.Tensor,
-            keep_proj: Optional[torch.Tensor] = None,
-            keep_mlp: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = self._grid(x)
-        kqv = self._split_kqv(x)
-        v, a = kqv[..., 2 * self.dim:], self._attention(kqv)
-        x = v + (self.dp(a) if keep_proj is None else a * keep_proj / (1. - self.dp.p))
-        y = self.norm2(x)
-        if keep_mlp is None:
-            y = self.mlp(y)
-        else:
-            y = self.mlp[2](self.mlp[1](self.mlp[0](y))) * keep_mlp / (1. - self.mlp[3].p)
-        return tokens_to_map(x + y, height, width)
+        x = self._attend(self._split_kqv(x))
+        return tokens_to_map(x + self._mlp(self.norm2(x)), height, width)
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():
+            if self.training and not is_traced(x) and not is_observed(self.mlp):
+                y = self.mlp[2](self.mlp[1](self.mlp[0](x)))
+                keep = _draw_keep(y, self.mlp[3].p)
+                return y if keep is None else y * keep
+        return self.mlp(x)
 
     def _split_kqv(self, x: torch.Tensor) -> torch.Tensor:
         """Return kqv(norm1(soft_split(x))), tokens (B, N, 3 * dim)."""
@@ -137,50 +120,91 @@ class TokenPerformer(nn.Module):
         )
         return x.flatten(2).transpose(1, 2)
 
-    def _attention(self, kqv: torch.Tensor) -> torch.Tensor:
-        """Return proj(a), tokens (B, N, dim)."""
+    def _attend(self, kqv: torch.Tensor) -> torch.Tensor:
+        """Return y = v + proj(a), tokens (B, N, dim)."""
         if not torch.jit.is_scripting():
-            if not is_plain(self.proj):
-                return self.proj(performer_attention(kqv, self.w, self.eps))
-        return performer_attention(kqv, self.w, self.eps, self.proj.weight) + self.proj.bias
+            if not is_plain(self.proj) or is_observed(self.dp):
+                return kqv[..., 2 * self.dim:] + self.dp(self.proj(performer_attention(kqv, self.w, self.eps)))
+        drop = self.dp.p if self.training else 0.
+        return performer_skip(kqv, self.w, self.eps, self.proj.weight, self.proj.bias, drop)
 
 
 @torch.fx.wrap
 @register_notrace_function
-def performer_attention(
-        kqv: torch.Tensor,
-        w: torch.Tensor,
-        eps: float,
-        weight: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
-    """Linear attention through positive random features, followed by a linear map if one is given.
+def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
+    """Linear attention through positive random features.
 
-    With phi(x) = e(x) / sqrt(m), the 1 / m of every product cancels but for eps, which becomes m eps; and
-
-        W (phi(q) (phi(k)'v))' = phi(q) (phi(k)'v W')'
-
-    so the linear map acts on the m x dim product of each image instead of on its tokens. Half-precision input is
-    computed in float32, whatever the autocast dtype: e(x) reaches e^16, past float16.
+    Half-precision input is computed in float32, whatever the autocast dtype: exp(w x - |x|^2 / 2) reaches e^16, past
+    float16.
 
     Args:
         kqv: Keys, queries and values, (B, N, 3 * dim).
         w: Random features, (m, dim).
         eps: Added to the denominator.
-        weight: Weight of the linear map, (dim, dim), or None.
 
     Returns:
-        Tokens of shape (B, N, dim), in the dtype of kqv.
+        Tokens a of shape (B, N, dim), in the dtype of kqv.
+    """
+    with torch.autocast(kqv.device.type, enabled=False):
+        p, kv = _performer_parts(kqv, w, eps)[:2]
+        return (p @ kv).to(kqv.dtype)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def performer_skip(
+        kqv: torch.Tensor,
+        w: torch.Tensor,
+        eps: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        drop: float = 0.,
+) -> torch.Tensor:
+    """Return `v + dropout(linear(a))` with the tokens a of `performer_attention`.
+
+    The product phi(k)'v is m x dim for each image, and
+
+        W (phi(q) (phi(k)'v))' = phi(q) (phi(k)'v W')'
+
+    so the linear map acts there instead of on every token.
+
+    Args:
+        kqv: Keys, queries and values, (B, N, 3 * dim).
+        w: Random features, (m, dim).
+        eps: Added to the denominator.
+        weight: Weight W of the linear map, (dim, dim).
+        bias: Its bias, (dim,).
+        drop: Dropout rate, in training; on a CPU it is rounded to 2^-16.
+
+    Returns:
+        Tokens y of shape (B, N, dim), in the dtype of kqv.
     """
     if not torch.jit.is_scripting():
         if in_autocast(kqv):
             with torch.autocast(kqv.device.type, enabled=False):
-                return performer_attention(kqv, w, eps, weight)
-        if torch.is_grad_enabled() and kqv.requires_grad and not torch.compiler.is_compiling():
-            return _PerformerAttention.apply(kqv, w, eps, weight)[0]
-    k, q, norm, kv = _performer_parts(kqv, w, eps)
-    if weight is not None:
-        kv = F.linear(kv, _widen(weight))
-    return ((q / norm) @ kv).to(kqv.dtype)
+                return performer_skip(kqv, w, eps, weight, bias, drop)
+        if torch.is_grad_enabled() and kqv.requires_grad and not is_traced(kqv):
+            return _PerformerSkip.apply(kqv, w, eps, weight, bias, _draw_keep(kqv[..., :w.shape[1]], drop))[0]
+    p, kv, _, _, _ = _performer_parts(kqv, w, eps)
+    y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
+    return (_widen(kqv[..., 2 * w.shape[1]:]) + F.dropout(y, drop)).to(kqv.dtype)
+
+
+@torch.jit.unused
+def _draw_keep(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
+    """Return what dropout multiplies x by, 0 or 1 / (1 - drop), or None for drop 0.
+
+    On a CPU torch draws on one thread, so that 32-bit draws and a boolean mask take as long for the map at stride 4 as
+    the rest of the layer: here a 64-bit draw decides four elements, and the mask is made of floats.
+    """
+    num_dropped = round(drop * 2 ** 16)  # of the 2^16 values of a quarter of a draw
+    if drop == 0.:
+        return None
+    if x.device.type != 'cpu' or num_dropped in (0, 2 ** 16):
+        return F.dropout(torch.ones_like(x), drop)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
+    keep = draws.view(torch.int16)[:x.numel()].view(x.shape).float().sub_(num_dropped - 2 ** 15 - 1).clamp_(0., 1.)
+    return keep.mul_(1. / (1. - num_dropped / 2 ** 16)).to(x.dtype)
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
@@ -189,68 +213,83 @@ def _widen(x: torch.Tensor) -> torch.Tensor:
 
 def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return e(x) = exp(w x - |x|^2 / 2), (B, N, m)."""
-    return torch.exp(F.linear(x, _widen(w)) - 0.5 * x.square().sum(dim=-1, keepdim=True))
+    return torch.exp(F.linear(x, w) - 0.5 * x.square().sum(dim=-1, keepdim=True))
 
 
 def _performer_parts(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return e(k) and e(q), (B, N, m); n = e(q) (sum_n e(k_n)) + m eps, (B, N, 1); and e(k)'v, (B, m, dim)."""
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return p, (B, N, m), and k'v, (B, m, dim), whose product is a; k and q, (B, N, m), and n, (B, N, 1).
+
+    With k = e(k_n), q = e(q_n), phi = e / sqrt(m), the 1 / m of every product cancels but for eps, which becomes m eps:
+
+        a = p k'v,    p = q / n,    n = q (sum k) + m eps
+    """
+    w = _widen(w)
     k, q, v = _widen(kqv).split(w.shape[1], dim=-1)
     k, q = _features(k, w), _features(q, w)
     norm = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]
-    return k, q, norm, k.transpose(1, 2) @ v
+    return q / norm, k.transpose(1, 2) @ v, k, q, norm
 
 
-class _PerformerAttention(torch.autograd.Function):
-    """`performer_attention` with its gradient written out.
+class _PerformerSkip(torch.autograd.Function):
+    """`performer_skip` with its gradient written out, which goes into one tensor of the shape of kqv.
 
-    With k = e(K), q = e(Q), n = q (sum k) + m eps, p = q / n, S = k'V W' and the output p S,
+    With k, q, n, p as in `_performer_parts`, S = k'v W', and g the gradient of p S + b,
 
-        dS = p'g,   dq = (g S' + d 1') / n where d = -(rowsum(p * g S')) (sum k),   de(x)/dx = e(x) (w - x)
-
-    which goes into one tensor of the shape of kqv, where autograd would concatenate three, and fewer passes over it.
+        dS = p'g,    d = -rowsum(p * g S') / n,    dq = g S' / n + d (sum k)',    dk = v (dS W)' + 1 (d'q),
+        dv = k (dS W) + the skip's,    de(x)/dx = e(x) (w - x)
     """
 
     @staticmethod
-    def forward(kqv, w, eps, weight):
-        k, q, norm, kv = _performer_parts(kqv, w, eps)
-        out = kv if weight is None else F.linear(kv, _widen(weight))
-        return ((q / norm) @ out).to(kqv.dtype), k, q, norm, kv
+    def forward(kqv, w, eps, weight, bias, keep):
+        p, kv, k, q, norm = _performer_parts(kqv, w, eps)
+        y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
+        v = _widen(kqv[..., 2 * w.shape[1]:])
+        y = v + y if keep is None else torch.addcmul(v, y, _widen(keep))
+        return y.to(kqv.dtype), p, kv, k, q, norm
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        kqv, w, ctx.eps, weight = inputs
+        kqv, w, ctx.eps, weight, bias, keep = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kqv, w, weight, *output[1:])
+        ctx.save_for_backward(kqv, w, weight, bias, keep, *output[1:])
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return None, None, None, None
-        kqv, w, weight, k, q, norm, kv = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative looks through the parts, not around them
-            k, q, norm, kv = _performer_parts(kqv, w, ctx.eps)
-        grad, w = _widen(grad), _widen(w)
-        K, Q, V = _widen(kqv).split(w.shape[1], dim=-1)
-        p = q / norm
-        out_kv = kv if weight is None else F.linear(kv, _widen(weight))
+            return (None,) * 6
+        kqv, w, weight, bias, keep, *parts = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives, those of the equations
+            p, kv = _performer_parts(kqv, w, ctx.eps)[:2]
+            y = F.linear(p @ kv, _widen(weight), _widen(bias))
+            y = kqv[..., 2 * w.shape[1]:] + (y if keep is None else y * keep).to(kqv.dtype)
+            kqv, weight, bias = torch.autograd.grad(y, (kqv, weight, bias), grad, create_graph=True)
+            return kqv, None, None, weight, bias, None
+        return _performer_skip_backward(_widen(grad), kqv, w, weight, bias, keep, *parts)
 
-        grad_kv = p.transpose(1, 2) @ grad
-        grad_weight = None
-        if weight is not None:
-            grad_weight = torch.einsum('bmo,bmi->oi', grad_kv, kv).to(weight.dtype)
-            grad_kv = grad_kv @ _widen(weight)
-        grad_p = grad @ out_kv.transpose(1, 2)
-        grad_norm = -(p * grad_p).sum(dim=-1, keepdim=True) / norm
-        grad_q = (grad_p / norm + grad_norm * k.sum(dim=1, keepdim=True)) * q
-        grad_k = (V @ grad_kv.transpose(1, 2) + grad_norm.transpose(1, 2) @ q) * k
-        grad_kqv = torch.empty_like(kqv)
-        dim = w.shape[1]
-        grad_kqv[..., :dim] = grad_k @ w - grad_k.sum(dim=-1, keepdim=True) * K
-        grad_kqv[..., dim:2 * dim] = grad_q @ w - grad_q.sum(dim=-1, keepdim=True) * Q
-        grad_kqv[..., 2 * dim:] = k @ grad_kv
-        return grad_kqv, None, None, grad_weight
+
+def _performer_skip_backward(grad, kqv, w, weight, bias, keep, p, kv, k, q, norm):
+    """Return the gradients of the arguments of `_PerformerSkip.forward`, in its notation."""
+    dim = w.shape[1]
+    K, Q, V = _widen(kqv).split(dim, dim=-1)
+    w, wide_weight = _widen(w), _widen(weight)
+    grad_y = grad if keep is None else grad * _widen(keep)
+
+    grad_S = p.transpose(1, 2) @ grad_y
+    grad_weight = torch.einsum('bmo,bmi->oi', grad_S, kv)
+    grad_kv = grad_S @ wide_weight
+    grad_q = grad_y @ F.linear(kv, wide_weight).transpose(1, 2)  # of p so far
+    grad_norm = -(p * grad_q).sum(dim=-1, keepdim=True).div_(norm)
+    grad_q = grad_q.div_(norm).addcmul_(grad_norm, k.sum(dim=1, keepdim=True)).mul_(q)
+    grad_k = torch.baddbmm(grad_norm.transpose(1, 2) @ q, V, grad_kv.transpose(1, 2)).mul_(k)
+
+    grad_kqv = torch.empty(kqv.shape, dtype=grad.dtype, device=grad.device)
+    to_K, to_Q, to_V = grad_kqv.split(dim, dim=-1)
+    torch.matmul(grad_k, w, out=to_K).addcmul_(grad_k.sum(dim=-1, keepdim=True), K, value=-1)
+    torch.matmul(grad_q, w, out=to_Q).addcmul_(grad_q.sum(dim=-1, keepdim=True), Q, value=-1)
+    torch.baddbmm(grad, k, grad_kv, out=to_V)
+    return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_y.sum(dim=(0, 1)).to(bias.dtype), None

@@ -1,11 +1,12 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
+import math
 from typing import List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from timm.layers import register_notrace_function
 
-from .observe import is_plain
+from .observe import is_observed, is_plain, is_traced
 from .soft_split import soft_split, soft_split_linear, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
@@ -13,6 +14,9 @@ from .token_transformer import TokenTransformer
 torch.fx.wrap('soft_split_linear')  # fx looks for a wrapped function under the name its caller has
 
 __all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
+
+# of the map at stride 4, that go through the module at once on a CPU
+TOKENS_PER_THREAD = 2 ** 13
 
 
 def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
@@ -97,7 +101,22 @@ class TokensToToken(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
+        if not torch.jit.is_scripting():
+            num_parts = self._num_parts(x)
+            if num_parts > 1:
+                return torch.cat([self._forward(part) for part in x.chunk(num_parts)])
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._project(self.attention2(self.attention1(x)))
+
+    @torch.jit.unused
+    def _num_parts(self, x: torch.Tensor) -> int:
+        """Return in how many parts a batch goes through: on a CPU the maps at stride 4 should stay in its caches."""
+        if x.device.type != 'cpu' or is_traced(x) or is_observed(self):
+            return 1
+        num_tokens = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
+        return math.ceil(num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))
 
     def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
         """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""

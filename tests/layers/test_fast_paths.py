@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from reference import soft_split as reference_soft_split
 from reference import t2t_vit, tokens_to_token
 
-from t2t_timm.layers import TokenPerformer, performer_attention, sinusoidal_pos_embed, soft_split, tokens_grid_size
+from t2t_timm.layers import (
+    TokenPerformer,
+    performer_attention,
+    performer_skip,
+    sinusoidal_pos_embed,
+    soft_split,
+    tokens_grid_size,
+)
 
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 SIZES = st.integers(3, 70)
@@ -62,14 +69,22 @@ def test_gradients_of_every_parameter(token_type):
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_performer_backward_and_double_backward():
+@pytest.mark.parametrize('drop', [0., 0.5])
+def test_performer_gradient_and_second_derivative(drop):
     torch.manual_seed(0)
     kqv, w = torch.randn(2, 9, 12, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
-    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    for args in ((weight,), ()):
-        function = lambda t, *a: performer_attention(t, w, 1e-8, *a)  # noqa: E731
-        assert torch.autograd.gradcheck(function, (kqv.requires_grad_(), *args))
-        assert torch.autograd.gradgradcheck(function, (kqv.requires_grad_(), *args))
+    weight, bias = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+
+    def function(kqv, weight, bias):
+        torch.manual_seed(1)  # the same elements dropped each time
+        return performer_skip(kqv, w, 1e-8, weight, bias, drop)
+
+    args = [t.requires_grad_() for t in (kqv, weight, bias)]
+    plain = performer_attention(kqv, w, 1e-8) @ weight.T + bias
+    if drop == 0.:
+        torch.testing.assert_close(function(*args), kqv[..., 8:] + plain, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(function, args)
+    assert torch.autograd.gradgradcheck(function, args)
 
 
 @pytest.mark.parametrize('kernel_size, stride, padding', [(7, 4, 2), (3, 2, 1)])
