@@ -25,6 +25,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('digits', _digits, 'Write the 1,000 held-out digits of test_t2t_vit as an ImageFolder.')
     sub.add_argument('out_dir', help='folder to write; empty or new')
 
+    sub = command('val-tree', _val_tree, "Lay ImageNet's validation set, as it is handed out, out for validate.py.")
+    sub.add_argument('images', metavar='IMAGES|TAR', help='folder of the images, or the tar of them')
+    sub.add_argument('labels', metavar='LABELS', help='list of lines NAME.JPEG LABEL, labels 0 to 999')
+    sub.add_argument('out', metavar='OUT', help='folder to make')
+
     sub = command('push', _push, "Upload a converted folder's weights, config and card to the Hub.")
     sub.add_argument('dir', metavar='DIR', help='folder that `t2t-timm convert` wrote')
     sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo, by default that of the architecture.tag')
@@ -83,6 +88,11 @@ def _recipe(args: argparse.Namespace) -> None:
 def _digits(args: argparse.Namespace) -> None:
     from .digits import extract_heldout
     print(extract_heldout(args.out_dir))
+
+
+def _val_tree(args: argparse.Namespace) -> None:
+    from .val_tree import val_tree
+    print(val_tree(args.images, args.labels, args.out))
 
 
 def _push(args: argparse.Namespace) -> None:
