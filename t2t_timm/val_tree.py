@@ -29,8 +29,8 @@ FORM = '"NAME.JPEG LABEL", labels 0 to 999 in the order of the synsets'
 DEVKIT_LIST = 'ILSVRC2012_validation_ground_truth.txt'
 FIRST = 'ilsvrc2012_val_00000001.jpeg'  # 65 in the order of the synsets, 490 in the devkit's, which counts from 1
 FROM_1 = (
-    ' The labels seem to be counted from 1, timm counts from 0: if they are in the order of the synsets, subtract 1 from '
-    "each; if they are in the devkit's, which is another one, they are no use here.")
+    ' The labels seem to be counted from 1; timm counts from 0: if they are in the order of the synsets, subtract 1 '
+    "from each; if they are in the devkit's, which is another one, they are no use here.")
 
 _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')
@@ -89,9 +89,8 @@ def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
         _write_class_map(work, synsets)
     if work != target:
         os.rename(work, target)
-    text = f'{out}: {len(wanted):,} images in {classes:,} of {len(synsets):,} classes, ' + (
-        f'{len(missing):,} {place.done}, {len(wanted) - len(missing):,} there already.' if missing else
-        'complete already, nothing to do.')
+    done = f'{len(missing):,} {place.done}' if missing else 'complete already, nothing to do'
+    text = f'{out}: {len(wanted):,} images in {classes:,} of {len(synsets):,} classes, {done}.'
     if classes < len(synsets):
         text += (f'\nNot all classes have images, and timm numbers the folders that it finds: with validate.py use '
                  f'--class-map {out / CLASS_MAP}, or its labels are wrong.')
@@ -107,7 +106,7 @@ def _summary(problems: Problems) -> str:
 def _read_list(file: Path, synsets: list[str]) -> dict[str, _Line]:
     """Return the lines by their names in lower case: some lists say .jpeg where the tar says .JPEG."""
     if not file.is_file():
-        raise UserError(f'There is no file {file}: name a list of lines {FORM}.')
+        raise UserError(f'{file} is {"no file" if file.exists() else "not there"}: name a list of lines {FORM}.')
     listed, problems, bare, count = {}, defaultdict(list), 0, 0
     try:
         with open(file, encoding='utf-8-sig') as lines:
@@ -164,7 +163,7 @@ def _read_line(
 
 def _check_places(images: Path, out: Path) -> None:
     if not images.exists():
-        raise UserError(f'There is no {images}: name a folder or a tar of images.')
+        raise UserError(f'{images} is not there: name a folder or a tar of images.')
     if out.exists() and not out.is_dir():
         raise UserError(f'{out} is not a folder: name a new one.')
     target = out.resolve()
@@ -176,7 +175,7 @@ def _check_places(images: Path, out: Path) -> None:
 
 class _Folder:
     """Images of a folder, which are linked to; copied where links cannot be made."""
-    verb, done = 'Linking', 'linked'
+    verb, done, lacks = 'Linking', 'linked', 'Missing'
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -203,7 +202,7 @@ class _Folder:
 
 class _Tar:
     """Images of a tar, which are extracted."""
-    verb, done = 'Extracting', 'extracted'
+    verb, done, lacks = 'Extracting', 'extracted', 'Missing (is the tar complete?)'
 
     def __init__(self, path: Path, tar: tarfile.TarFile) -> None:
         self.path = path
@@ -270,7 +269,7 @@ def _match(
                         f'{str(path)!r}, in the list {synsets[listed[key].label]}')
     missing = [repr(line.name) for key, line in listed.items() if key not in found]
     if missing:
-        problems['Missing'] += missing
+        problems[place.lacks] = missing
     if problems:
         raise UserError(
             f'Nothing was written, as the images of {place.path} and {labels} do not match. {_summary(problems)}.')
@@ -297,7 +296,7 @@ def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
                 other.append(repr(key))
     if other:
         raise UserError(
-            f'{folder} has something else in it: remove it, or name a new folder. '
+            f'{folder} has something else in it: take that out, or name a new folder. '
             f'{_summary({"Not of this list and these images": sorted(other)})}.')
     return [key for key in wanted if key not in present]
 

@@ -1,0 +1,381 @@
+"""ImageNet's validation set as it is handed out, in small: real JPEGs, some of the 1,000 classes."""
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, create_dataset, create_loader, resolve_data_config
+from timm.utils import accuracy
+from timm.utils.misc import natural_key
+
+from t2t_timm.cli import main
+from t2t_timm.digits import extract_heldout
+from t2t_timm.val_tree import val_tree
+
+SYNSETS = ImageNetInfo('imagenet-1k').label_names()
+LABELS = {
+    f'ILSVRC2012_val_{i:08d}.JPEG': label
+    for i, label in enumerate((65, 970, 230, 0, 516, 999, 65, 334, 1, 998, 500, 0), 1)}
+NAMES = list(LABELS)
+DIGITS = (65, 0, 970, 230, 999, 516, 57, 334, 809, 415)  # the ImageNet labels that the digits get
+
+
+def jpeg(seed, **kwargs):
+    pixels = np.random.RandomState(seed).randint(0, 256, (20 + seed, 30, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, 'JPEG', **kwargs)
+    return buffer.getvalue()
+
+
+IMAGES = {name: jpeg(i) for i, name in enumerate(NAMES)}
+
+
+def write_list(labels, form='{name} {label}'):
+    lines = (form.format(name=name, label=label, synset=SYNSETS[label]) for name, label in labels.items())
+    Path('val.txt').write_text('\n'.join(lines) + '\n')
+
+
+def write_tar(path, members, mode='w'):
+    """Write a tar; members are names and data, or TarInfo."""
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_folder(path, images):
+    for name, data in images:
+        (Path(path) / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path(path) / name).write_bytes(data)
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+
+
+def expected(labels=LABELS):
+    tree = {f'{SYNSETS[label]}/{name}': IMAGES[name] for name, label in labels.items()}
+    return {**tree, 'class_map.txt': ''.join(f'{synset}\n' for synset in SYNSETS).encode()}
+
+
+def timm_labels(folder, class_map=''):
+    reader = create_dataset('', folder, class_map=class_map).reader
+    return {os.path.basename(file): label for file, label in reader.samples}
+
+
+@pytest.fixture(autouse=True)
+def handed_out(tmp_path, monkeypatch):
+    """The folder flat, ILSVRC2012_img_val.tar and val.txt, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_list(LABELS)
+    write_folder('flat', IMAGES.items())
+    write_tar('ILSVRC2012_img_val.tar', IMAGES.items())
+    return tmp_path
+
+
+@pytest.fixture
+def mistake(handed_out, capsys):
+    """A function that runs the command, which must fail and change nothing, and returns its message."""
+    def mistake(*argv):
+        before = files(handed_out), sorted(handed_out.rglob('*'))
+        assert main(['val-tree', *argv]) == 1
+        out, err = capsys.readouterr()
+        assert out == '' and 'Traceback' not in err
+        assert (files(handed_out), sorted(handed_out.rglob('*'))) == before
+        return err.splitlines()[-1]
+    return mistake
+
+
+def test_timm_sorts_the_folders_as_it_numbers_them():
+    assert len(set(SYNSETS)) == 1000 and sorted(SYNSETS, key=natural_key) == SYNSETS == sorted(SYNSETS)
+
+
+@pytest.mark.parametrize('source', ['flat', 'ILSVRC2012_img_val.tar'])
+def test_all_classes(source):
+    values = np.random.RandomState(0).permutation(np.arange(2000) % 1000).tolist()
+    labels = {f'ILSVRC2012_val_{i:08d}.JPEG': label for i, label in enumerate(values, 2)}
+    write_list(labels)
+    images = [(name, IMAGES[NAMES[i % 12]]) for i, name in enumerate(labels)]
+    for file in Path('flat').iterdir():
+        file.unlink()
+    write_folder('flat', images)
+    write_tar('ILSVRC2012_img_val.tar', images)
+    text = val_tree(source, 'val.txt', 'imagenet/val')
+    assert re.fullmatch(r'imagenet/val: 2,000 images in 1,000 of 1,000 classes, 2,000 (linked|extracted)\.', text)
+    dataset = create_dataset('', 'imagenet')  # finds val in it, as validate.py does
+    assert dataset.reader.class_to_idx == {synset: i for i, synset in enumerate(SYNSETS)}
+    assert timm_labels('imagenet') == labels
+    assert not list(Path('imagenet').rglob('class_map.txt'))
+
+
+@pytest.mark.parametrize('source', ['flat', 'ILSVRC2012_img_val.tar'])
+def test_some_classes_need_the_class_map(source, capsys):
+    assert main(['val-tree', source, 'val.txt', 'val']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('val: 12 images in 10 of 1,000 classes, 12 ') and '--class-map val/class_map.txt' in out
+    assert files('val') == expected()
+    assert timm_labels('val', 'val/class_map.txt') == timm_labels('val', 'class_map.txt') == LABELS
+    assert timm_labels('val') != LABELS
+    assert sorted(os.listdir()) == ['ILSVRC2012_img_val.tar', 'flat', 'val', 'val.txt']
+
+
+@pytest.mark.parametrize('mode', ['gz', 'bz2', 'xz'])
+def test_compressed_tar(mode):
+    write_tar('val.tar.any', reversed(IMAGES.items()), f'w:{mode}')
+    assert '12 extracted' in val_tree('val.tar.any', 'val.txt', 'val')
+    assert files('val') == expected()
+
+
+def test_links_hold_when_both_are_moved(handed_out):
+    val_tree('flat', handed_out / 'val.txt', 'a/b/val')
+    link = Path('a/b/val', SYNSETS[65], NAMES[0])
+    assert os.readlink(link) == f'../../../../flat/{NAMES[0]}'
+    (handed_out / 'moved').mkdir()
+    os.rename('flat', 'moved/flat')
+    os.rename('a', 'moved/a')
+    assert files('moved/a/b/val') == expected()
+
+
+def test_copies_without_links(monkeypatch):
+    def no_links(*args):
+        raise OSError('not here')
+    monkeypatch.setattr(os, 'symlink', no_links)
+    assert '12 copied' in val_tree('flat', 'val.txt', 'val')
+    assert files('val') == expected() and not any(p.is_symlink() for p in Path('val').rglob('*'))
+
+
+@pytest.mark.parametrize('form', [
+    'val/{name} {label}', 'val/{synset}/{name} {label}', 'val\\{synset}\\{name}\t{label}', '{name} {label:03d}\r\n'])
+def test_forms_of_the_list(form):
+    write_list(LABELS, form)
+    val_tree('ILSVRC2012_img_val.tar', 'val.txt', 'val')
+    assert files('val') == expected()
+
+
+def test_list_with_the_ending_of_older_paddle_lists():
+    Path('val.txt').write_text(
+        '\ufeff' + '\n'.join(f'val/{name[:-5]}.jpeg {label}' for name, label in LABELS.items()), encoding='utf-8')
+    val_tree('flat', 'val.txt', 'val')
+    assert files('val') == expected()
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+def test_images_in_folders_of_their_class(kind):
+    images = [(f'ILSVRC2012/val/{SYNSETS[LABELS[name]]}/{name}', data) for name, data in IMAGES.items()]
+    images += [('ILSVRC2012/readme.md', b'no image'), ('ILSVRC2012/._a.JPEG', b'what a system hides')]
+    write_folder('folder', images)
+    write_tar('tar', images)
+    val_tree(kind, 'val.txt', 'val')
+    assert files('val') == expected()
+
+
+def test_members_go_nowhere_else(tmp_path):
+    paths = ['../../{}', '/{}', './a/../../{}', '..//{}'] * 3
+    write_tar('evil.tar', [(path.format(name), IMAGES[name]) for path, name in zip(paths, NAMES, strict=True)])
+    before = files(tmp_path)
+    val_tree('evil.tar', 'val.txt', 'val')
+    assert files('val') == expected()
+    assert {k: v for k, v in files(tmp_path).items() if not k.startswith('val/')} == before
+    assert sorted(p.name for p in tmp_path.parent.glob('*.JPEG')) == []
+
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_member_that_is_no_file(mistake, kind):
+    info = tarfile.TarInfo(NAMES[3])
+    info.type, info.linkname = kind, '../val.txt'
+    write_tar('a.tar', [(name, data) for name, data in IMAGES.items() if name != NAMES[3]] + [(info, b'')])
+    assert f"Empty, or no regular file: 1 ('{NAMES[3]}')" in mistake('a.tar', 'val.txt', 'val')
+
+
+def test_again_does_nothing(capsys):
+    for source in ('ILSVRC2012_img_val.tar', 'flat'):
+        assert main(['val-tree', source, 'val.txt', 'val']) == 0
+        stamps = {p: p.stat().st_mtime_ns for p in [Path('val'), *Path('val').rglob('*')]}
+        capsys.readouterr()
+        assert main(['val-tree', source, 'val.txt', 'val']) == 0
+        assert 'complete already, nothing to do' in capsys.readouterr().out
+        assert {p: p.stat().st_mtime_ns for p in [Path('val'), *Path('val').rglob('*')]} == stamps
+
+
+def test_lost_and_cut_images_are_put_back():
+    val_tree('ILSVRC2012_img_val.tar', 'val.txt', 'val')
+    kept = Path('val', SYNSETS[65], NAMES[0]).stat().st_mtime_ns
+    Path('val', SYNSETS[970], NAMES[1]).unlink()
+    Path('val', SYNSETS[230], NAMES[2]).write_bytes(IMAGES[NAMES[2]][:100])
+    assert '12 images in 10 of 1,000 classes, 2 extracted' in val_tree('ILSVRC2012_img_val.tar', 'val.txt', 'val')
+    assert files('val') == expected()
+    assert Path('val', SYNSETS[65], NAMES[0]).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize('existing', ['folder', 'link'])
+def test_into_an_empty_folder(tmp_path, existing):
+    (tmp_path / 'disk').mkdir()
+    if existing == 'folder':
+        Path('val').mkdir()
+    else:
+        Path('val').symlink_to('disk')
+    val_tree('flat', 'val.txt', 'val')
+    assert files('val') == expected() and Path('val').is_symlink() == (existing == 'link')
+    assert not list(tmp_path.glob('*.incomplete'))
+
+
+@pytest.mark.slow
+def test_killed_and_run_again():
+    script = '''
+import os, signal
+from t2t_timm.cli import main
+replace, count = os.replace, 0
+def kill_at_the_sixth(part, path):
+    global count
+    count += 1
+    if count == 6:
+        os.truncate(part, 50)
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, path)
+os.replace = kill_at_the_sixth
+main(['val-tree', 'ILSVRC2012_img_val.tar', 'val.txt', 'val'])
+'''
+    assert subprocess.run([sys.executable, '-c', script], timeout=300).returncode == -signal.SIGKILL
+    assert not Path('val').exists()
+    images = list(Path('val.incomplete').rglob('*.JPEG'))
+    assert len(images) == 5 and len([p for p in Path('val.incomplete').rglob('*.part')]) == 1
+    kept = {p.relative_to('val.incomplete'): (p.stat().st_ino, p.stat().st_mtime_ns) for p in images}
+    assert '12 images in 10 of 1,000 classes, 7 ' in val_tree('ILSVRC2012_img_val.tar', 'val.txt', 'val')
+    assert files('val') == expected() and not Path('val.incomplete').exists()
+    assert {p: (Path('val', p).stat().st_ino, Path('val', p).stat().st_mtime_ns) for p in kept} == kept
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('shutil.copyfileobj', interrupt)
+    assert main(['val-tree', 'ILSVRC2012_img_val.tar', 'val.txt', 'val']) == 130
+    assert capsys.readouterr().err.endswith('t2t-timm val-tree: interrupted\n')
+    assert not Path('val').exists() and files('val.incomplete') == {}
+
+
+@pytest.mark.parametrize('text, words', [
+    ('a.JPEG 1\nb.JPEG\nc.JPEG 1 2\nd.JPEG 1.5\ne.JPEG\u0661 1\nf.txt 1\n',
+     "Unreadable lines: 5 (line 2 'b.JPEG', line 3 'c.JPEG 1 2', line 4 'd.JPEG 1.5', ...)"),
+    ('a.JPEG 1000\nb.JPEG -1\nc.JPEG 0\n', "Labels outside 0 to 999: 2 (line 1 'a.JPEG 1000', line 2 'b.JPEG -1')"),
+    ('a.JPEG 1000\nb.JPEG 1\n', "(line 1 'a.JPEG 1000'). The labels seem to be counted from 1; timm counts from 0"),
+    ('a.JPEG 1\n\nval/a.jpeg 1\n', "Names listed twice: 1 (line 3 'val/a.jpeg 1')"),
+    ('val/n01751748/a.JPEG 66\n', f"Labels of another class than the path's: 1 (line 1 'val/n01751748/a.JPEG 66', "
+                                  f'66 is {SYNSETS[66]})'),
+    ('490\n361\n171\n', 'labels without names, like the ILSVRC2012_validation_ground_truth.txt of the devkit'),
+    ('ILSVRC2012_val_00000001.JPEG 489\nILSVRC2012_val_00000002.JPEG 0\n', "the classes in the devkit's order"),
+    ('\n \n', 'val.txt is empty'),
+], ids=['unreadable', 'range', 'from 1', 'twice', 'path', 'bare', 'devkit', 'empty'])
+def test_mistakes_in_the_list(mistake, text, words):
+    Path('val.txt').write_text(text, encoding='utf-8')
+    for source in ('flat', 'ILSVRC2012_img_val.tar'):
+        message = mistake(source, 'val.txt', 'val')
+        assert words in message and '"NAME.JPEG LABEL", labels 0 to 999' in message
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+@pytest.mark.parametrize('images, words', [
+    (list(IMAGES.items())[5:], f": 5 ('{NAMES[0]}', '{NAMES[1]}', '{NAMES[2]}', ...)"),
+    ([*IMAGES.items(), ('a.jpg', b'more'), ('b/c.PNG', b'more')], "Not in the list: 2 ("),
+    ([*IMAGES.items(), (f'b/{NAMES[0]}', b'more')], f"There twice: 1 ('{NAMES[0]}')"),
+    ([*list(IMAGES.items())[1:], (NAMES[0], b'')], f"Empty, or no regular file: 1 ('{NAMES[0]}')"),
+    ([*list(IMAGES.items())[1:], (f'{SYNSETS[66]}/{NAMES[0]}', b'a')],
+     f"In another class's folder: 1 ('{SYNSETS[66]}/{NAMES[0]}', in the list {SYNSETS[65]})"),
+    ([], ': 12 ('),
+], ids=['missing', 'extra', 'twice', 'empty', 'class', 'none'])
+def test_mistakes_in_the_images(mistake, kind, images, words):
+    Path('folder').mkdir()
+    write_folder('folder', images)
+    write_tar('tar', images)
+    message = mistake(kind, 'val.txt', 'val')
+    assert 'Nothing was written' in message and words in message
+
+
+@pytest.mark.parametrize('part', [0.02, 0.3, 0.6])
+@pytest.mark.parametrize('mode', ['', 'gz', 'bz2', 'xz'])
+def test_tar_that_is_cut_off(mistake, mode, part):
+    write_tar('whole', [(name, jpeg(i, quality=95)) for i, name in enumerate(NAMES)], f'w:{mode}')
+    whole = Path('whole').read_bytes()
+    Path('cut').write_bytes(whole[:int(part * len(whole))])
+    message = mistake('cut', 'val.txt', 'val')
+    # tarfile takes a cut between two images for the end
+    assert re.search('cut is (damaged or cut off, get it again|no folder and no tar)|is the tar complete', message)
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['none', 'val.txt', 'val'], 'none is not there: name a folder or a tar of images'),
+    (['flat', 'none', 'val'], 'none is not there: name a list of lines "NAME.JPEG LABEL"'),
+    (['val.txt', 'flat', 'val'], 'flat is no file: name a list of lines'),
+    (['val.txt', 'val.txt', 'val'], 'val.txt is no folder and no tar that can be read'),
+    (['flat', 'ILSVRC2012_img_val.tar', 'val'], 'ILSVRC2012_img_val.tar is no text'),
+    (['flat', 'val.txt', 'val.txt'], 'val.txt is not a folder: name a new one'),
+    (['flat', 'val.txt', 'flat/val'], 'flat/val lies in flat'),
+    (['flat', 'val.txt', 'flat'], 'flat lies in flat'),
+    (['ILSVRC2012_img_val.tar', 'val.txt', '.'], '. has the current folder in it'),
+    (['ILSVRC2012_img_val.tar', 'val.txt', 'flat'], 'flat has something else in it: take that out, or name a new'),
+])
+def test_mistakes_in_the_arguments(mistake, argv, words):
+    assert words in mistake(*argv)
+
+
+def test_another_list_does_not_go_on(mistake):
+    write_folder('val.incomplete', [(f'{SYNSETS[66]}/{NAMES[0]}', IMAGES[NAMES[0]])])
+    assert 'val.incomplete has something else in it: take that out' in mistake('flat', 'val.txt', 'val')
+
+
+@pytest.fixture(scope='module')
+def thousand_classes(tmp_path_factory):
+    """Digits as the flat images of some ImageNet classes, 100 in all, and weights that tell those apart of 1,000."""
+    folder = tmp_path_factory.mktemp('digits')
+    (folder / 'flat').mkdir()
+    rows = []
+    for i, file in enumerate(sorted(extract_heldout(folder / 'png').glob('*/*.png'), key=lambda p: p.name)[::10], 2):
+        name = f'ILSVRC2012_val_{i:08d}.JPEG'
+        Image.open(file).save(folder / 'flat' / name, 'JPEG', quality=95)
+        rows.append(f'{name} {DIGITS[int(file.parent.name[0])]}\n')
+    (folder / 'val.txt').write_text(''.join(rows))
+    state_dict = timm.create_model('test_t2t_vit', pretrained=True).state_dict()
+    for key, empty in (('head.weight', 0.), ('head.bias', -100.)):
+        values = torch.full((1000, *state_dict[key].shape[1:]), empty)
+        values[list(DIGITS)] = state_dict[key]
+        state_dict[key] = values
+    save_file(state_dict, folder / 'weights.safetensors')
+    return folder
+
+
+def test_accuracy_through_timms_library(thousand_classes):
+    val_tree(thousand_classes / 'flat', thousand_classes / 'val.txt', 'val')
+    model = timm.create_model(
+        'test_t2t_vit', num_classes=1000, checkpoint_path=str(thousand_classes / 'weights.safetensors')).eval()
+    loader = create_loader(
+        create_dataset('', 'val', class_map='val/class_map.txt'), batch_size=100, num_workers=0, use_prefetcher=False,
+        device=torch.device('cpu'), **resolve_data_config({}, model=model))
+    (images, labels), = loader
+    with torch.inference_mode():
+        assert accuracy(model(images), labels)[0].item() >= 95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('TIMM_SCRIPTS' not in os.environ, reason='TIMM_SCRIPTS names no pytorch-image-models checkout')
+def test_validate_script(thousand_classes):
+    assert main(['val-tree', str(thousand_classes / 'flat'), str(thousand_classes / 'val.txt'), 'imagenet/val']) == 0
+    done = subprocess.run(
+        [
+            sys.executable, Path(os.environ['TIMM_SCRIPTS']) / 'validate.py', '--data-dir', 'imagenet',
+            '--class-map', 'imagenet/val/class_map.txt', '--model', 'test_t2t_vit', '--num-classes', '1000',
+            '--checkpoint', thousand_classes / 'weights.safetensors', '--device', 'cpu', '--workers', '1',
+        ],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r'"top1": ([\d.]+)', done.stdout).group(1)) >= 95
