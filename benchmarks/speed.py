@@ -1,6 +1,7 @@
 """Speed of this package's models against timm's, as ratios in one run.
 
     python benchmarks/speed.py [--pairs MODEL:REFERENCE ...] [--batch-size 16] [--amp] [--compile] [--channels-last]
+                               [--json FILE] [--png FILE]
 
 The two models of a pair take turns, a step each a round; the table gives each one's median over the rounds, in
 milliseconds per image, and the median, lowest and highest of the rounds' ratios. Forward runs under inference_mode in
@@ -11,7 +12,7 @@ import json
 import platform
 import statistics
 import time
-from typing import Callable, Dict
+from typing import Callable, Dict, List
 
 import timm
 import torch
@@ -67,6 +68,24 @@ def compare(args: argparse.Namespace, pair: str, train: bool) -> Dict[str, objec
         ratio=statistics.median(ratios), lowest=min(ratios), highest=max(ratios), rounds=ratios)
 
 
+def draw(rows: List[Dict[str, object]], title: str, path: str) -> None:
+    """Draw the ratios of every round, and their median, a line a row of the table."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout='constrained')
+    axes = figure.subplots()
+    for y, row in enumerate(rows):
+        axes.plot(row['rounds'], [y] * len(row['rounds']), 'o', color='tab:blue', alpha=0.35, markeredgewidth=0)
+        axes.plot(row['ratio'], y, '|', color='black', markersize=16, markeredgewidth=2)
+        axes.annotate(f'{row["ratio"]:.2f}', (row['ratio'], y), (0, 9), textcoords='offset points', ha='center')
+    axes.axvline(1., color='gray', linewidth=1)
+    labels = [f'{row["model"]}, {row["step"]}\nagainst {row["reference"]}' for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.8)
+    axes.set_xlabel('time of a step over the reference\'s: each round, and the median')
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,11 +99,15 @@ def main() -> None:
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--reparam', action='store_true', help='reparameterize our models for the forward pass')
     parser.add_argument('--json', help='write the figures to this file too')
+    parser.add_argument('--png', help='draw the ratios to this file too (needs matplotlib)')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    print(f'torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, {args.threads} threads, '
-          f'batch {args.batch_size}, {args.rounds} rounds')
+    modes = [mode for mode in ('amp', 'compile', 'channels_last', 'reparam') if getattr(args, mode)]
+    title = ', '.join([
+        f'torch {torch.__version__}', f'timm {timm.__version__}', platform.machine(), f'{args.threads} threads',
+        f'batch {args.batch_size}', f'{args.rounds} rounds', *modes])
+    print(title)
     print(f'{"model":16}{"reference":34}{"step":10}{"ms/image":>10}{"reference":>11}{"ratio":>8}  lowest highest')
     rows = []
     for pair in args.pairs:
@@ -97,6 +120,8 @@ def main() -> None:
     if args.json:
         with open(args.json, 'w') as f:
             json.dump(dict(vars(args), torch=torch.__version__, timm=timm.__version__, rows=rows), f, indent=1)
+    if args.png:
+        draw(rows, title, args.png)
 
 
 if __name__ == '__main__':

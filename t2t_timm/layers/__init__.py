@@ -4,8 +4,10 @@ from .block import Block
 from .observe import is_observed, is_plain
 from .pos_embed import sinusoidal_pos_embed
 from .soft_split import (
+    fold_modules,
     fold_norm_linear,
     soft_split,
+    soft_split_folded_linear,
     soft_split_linear,
     soft_split_norm_linear,
     soft_split_size,

@@ -6,14 +6,15 @@ convolutions, so the unfolded tensor, k * k / stride^2 times the size of the map
 from typing import Optional, Tuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 
 from .observe import in_autocast
 
 __all__ = [
-    'fold_norm_linear', 'soft_split', 'soft_split_linear', 'soft_split_norm_linear', 'soft_split_size',
-    'tokens_to_map',
+    'fold_modules', 'fold_norm_linear', 'soft_split', 'soft_split_folded_linear', 'soft_split_linear',
+    'soft_split_norm_linear', 'soft_split_size', 'tokens_to_map',
 ]
 
 
@@ -148,33 +149,53 @@ def soft_split_norm_linear(
     if not torch.jit.is_scripting():
         if in_autocast(x):
             with torch.autocast(x.device.type, enabled=False):
-                return _soft_split_norm_linear(
+                return soft_split_norm_linear(
                     x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
-    return _soft_split_norm_linear(x, norm_weight, norm_bias, weight, bias, eps, kernel_size, stride, padding)
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        norm_weight, norm_bias, weight = norm_weight.float(), norm_bias.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+    return soft_split_folded_linear(x, weight, bias, eps, kernel_size, stride, padding)
 
 
-def _soft_split_norm_linear(
+@torch.fx.wrap
+@register_notrace_function
+def soft_split_folded_linear(
         x: torch.Tensor,
-        norm_weight: torch.Tensor,
-        norm_bias: torch.Tensor,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor],
+        bias: torch.Tensor,
         eps: float,
         kernel_size: int,
         stride: int,
         padding: int,
 ) -> torch.Tensor:
+    """Return what `soft_split_norm_linear` does, of the weight and bias that `fold_norm_linear` gives."""
+    if not torch.jit.is_scripting():
+        if in_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return soft_split_folded_linear(x, weight, bias, eps, kernel_size, stride, padding)
     dtype = x.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:
-        x, norm_weight, norm_bias, weight = x.float(), norm_weight.float(), norm_bias.float(), weight.float()
-        bias = None if bias is None else bias.float()
-    weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+        x, weight, bias = x.float(), weight.float(), bias.float()
     rstd = soft_split_rstd(x, kernel_size, stride, padding, eps)
     y = soft_split_linear(x, weight, None, kernel_size, stride, padding)
     bias = bias.view(-1, 1, 1)
     if rstd.requires_grad:
         return torch.addcmul(bias, y, rstd).to(dtype)
     return y.mul_(rstd).add_(bias).to(dtype)  # the largest map of the model: once is enough
+
+
+@torch.no_grad()
+def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> Tuple[nn.LayerNorm, nn.Linear]:
+    """Return a LayerNorm without gain and bias, and the linear map that `fold_norm_linear` makes for it."""
+    dd = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
+    folded = nn.Linear(linear.in_features, linear.out_features, **dd)
+    # in float64: what is folded once need not round as what is folded at every call
+    parts = [None if t is None else t.double() for t in (norm.weight, norm.bias, linear.weight, linear.bias)]
+    weight, bias = fold_norm_linear(*parts)
+    folded.weight.copy_(weight)
+    folded.bias.copy_(bias)
+    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False, **dd), folded
 
 
 def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -9,9 +9,18 @@ from timm.layers import register_notrace_function
 from torch.utils.checkpoint import checkpoint
 
 from .observe import in_autocast, is_observed, is_plain, is_traced
-from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
+from .soft_split import (
+    fold_modules,
+    soft_split,
+    soft_split_folded_linear,
+    soft_split_norm_linear,
+    soft_split_size,
+    tokens_to_map,
+)
 
-torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
+# fx looks for a wrapped function under the name its caller has
+torch.fx.wrap('soft_split_folded_linear')
+torch.fx.wrap('soft_split_norm_linear')
 
 __all__ = ['TokenPerformer', 'performer_attention', 'performer_skip']
 
@@ -27,6 +36,7 @@ class TokenPerformer(nn.Module):
 
     The values are the skip connection, since the width changes.
     """
+    folded: torch.jit.Final[bool]
 
     def __init__(
             self,
@@ -57,6 +67,7 @@ class TokenPerformer(nn.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
+        self.folded = False
         self.num_features = int(dim * feature_ratio)
         self.eps = 1e-8
         patch_dim = in_dim * kernel_size ** 2
@@ -81,6 +92,12 @@ class TokenPerformer(nn.Module):
         if not w.is_meta:
             nn.init.orthogonal_(w)
         self.w.copy_(w * math.sqrt(self.num_features))
+
+    def reparameterize(self) -> None:
+        """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
+        if not self.folded and is_plain(self.norm1, self.kqv):
+            self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
+            self.folded = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
@@ -114,10 +131,12 @@ class TokenPerformer(nn.Module):
         if not torch.jit.is_scripting():
             if not is_plain(self.norm1, self.kqv):
                 return self.kqv(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
-        x = soft_split_norm_linear(
-            x, self.norm1.weight, self.norm1.bias, self.kqv.weight, self.kqv.bias, self.norm1.eps,
-            self.kernel_size, self.stride, self.padding,
-        )
+        kernel = self.kernel_size, self.stride, self.padding
+        weight, bias = self.kqv.weight, self.kqv.bias
+        if self.folded:
+            x = soft_split_folded_linear(x, weight, bias, self.norm1.eps, *kernel)
+        else:
+            x = soft_split_norm_linear(x, self.norm1.weight, self.norm1.bias, weight, bias, self.norm1.eps, *kernel)
         return x.flatten(2).transpose(1, 2)
 
     def _attend(self, kqv: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,18 @@ import torch.nn.functional as F
 from timm.layers import Mlp, use_fused_attn
 
 from .observe import is_observed, is_plain
-from .soft_split import soft_split, soft_split_norm_linear, soft_split_size, tokens_to_map
+from .soft_split import (
+    fold_modules,
+    soft_split,
+    soft_split_folded_linear,
+    soft_split_norm_linear,
+    soft_split_size,
+    tokens_to_map,
+)
 
-torch.fx.wrap('soft_split_norm_linear')  # fx looks for a wrapped function under the name its caller has
+# fx looks for a wrapped function under the name its caller has
+torch.fx.wrap('soft_split_folded_linear')
+torch.fx.wrap('soft_split_norm_linear')
 
 __all__ = ['TokenTransformer']
 
@@ -48,6 +57,7 @@ class TokenTransformer(nn.Module):
 
     With u the unfolded patches: y = attn(norm1(u)), out = y + mlp(norm2(y)).
     """
+    folded: torch.jit.Final[bool]
 
     def __init__(
             self,
@@ -73,11 +83,18 @@ class TokenTransformer(nn.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
+        self.folded = False
         patch_dim = in_dim * kernel_size ** 2
         self.norm1 = nn.LayerNorm(patch_dim, eps=1e-5, **dd)
         self.attn = TokenAttention(patch_dim, dim, **dd)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
         self.mlp = Mlp(dim, dim, **dd)
+
+    def reparameterize(self) -> None:
+        """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
+        if not self.folded and is_plain(self.norm1, self.attn.qkv):
+            self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
+            self.folded = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
@@ -92,8 +109,10 @@ class TokenTransformer(nn.Module):
         if not torch.jit.is_scripting():
             if not is_plain(self.norm1, self.attn.qkv) or is_observed(self.attn):
                 return self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
-        x = soft_split_norm_linear(
-            x, self.norm1.weight, self.norm1.bias, self.attn.qkv.weight, self.attn.qkv.bias, self.norm1.eps,
-            self.kernel_size, self.stride, self.padding,
-        )
+        kernel = self.kernel_size, self.stride, self.padding
+        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
+        if self.folded:
+            x = soft_split_folded_linear(x, weight, bias, self.norm1.eps, *kernel)
+        else:
+            x = soft_split_norm_linear(x, self.norm1.weight, self.norm1.bias, weight, bias, self.norm1.eps, *kernel)
         return self.attn.attend(x.flatten(2).transpose(1, 2))

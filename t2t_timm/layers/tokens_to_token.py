@@ -113,7 +113,7 @@ class TokensToToken(nn.Module):
     @torch.jit.unused
     def _num_parts(self, x: torch.Tensor) -> int:
         """Return in how many parts a batch goes through: on a CPU the maps at stride 4 should stay in its caches."""
-        if x.device.type != 'cpu' or is_traced(x) or is_observed(self):
+        if is_traced(x) or x.device.type != 'cpu' or is_observed(self):
             return 1
         num_tokens = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
         return math.ceil(num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))

@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import soft_split as reference_soft_split
 from reference import t2t_vit, tokens_to_token
+from timm.utils import reparameterize_model
 
+import t2t_timm.layers.tokens_to_token as tokens_to_token_module
 from t2t_timm.layers import (
     TokenPerformer,
+    TokensToToken,
     performer_attention,
     performer_skip,
     sinusoidal_pos_embed,
@@ -114,6 +117,50 @@ def test_flat_image_is_as_exact_as_the_reference():
     x = torch.full((1, 3, 32, 32), 2.6)
     expected = t2t_vit({k: v.double() for k, v in model.state_dict().items()}, x.double(), 4)[1]
     torch.testing.assert_close(model(x).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+@pytest.mark.parametrize('train', [False, True])
+def test_a_batch_in_parts_is_the_batch(monkeypatch, token_type, train):
+    module = TokensToToken(token_type, token_drop_rate=0., dtype=torch.float64).train(train)
+    x = torch.randn(5, 3, 30, 41, dtype=torch.float64)
+
+    def results(tokens_per_thread):
+        monkeypatch.setattr(tokens_to_token_module, 'TOKENS_PER_THREAD', tokens_per_thread)
+        parts = []
+        monkeypatch.setattr(module, '_forward', lambda x: parts.append(len(x)) or TokensToToken._forward(module, x))
+        module.zero_grad()
+        out = module(x)
+        out.square().sum().backward()
+        return parts, [out.detach()] + [p.grad.clone() for p in module.parameters()]
+
+    monkeypatch.setattr(tokens_to_token_module, 'is_observed', lambda *modules: False)  # by the counting above
+    (whole, expected), (parts, actual) = results(2 ** 20), results(70)
+    assert whole == [5] and len(parts) > 1 and sum(parts) == 5
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_reparameterized_model_gives_the_same_logits(token_type):
+    model = small_model(token_type, dtype=torch.float64).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    folded = reparameterize_model(model)
+    x = torch.randn(2, 3, 56, 56, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), t2t_vit(state, x, 4)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    if token_type != 'convolution':
+        assert 'tokens_to_token.attention1.norm1.weight' not in folded.state_dict()
+        step = folded.tokens_to_token.attention1
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.script(folded)(x), folded(x), rtol=1e-9, atol=1e-9)
+            fast = step(x)
+            hook = step.norm1.register_forward_hook(lambda *args: None)  # called as a module, its output is the same
+            torch.testing.assert_close(step(x), fast, rtol=1e-9, atol=1e-9)
+            hook.remove()
+        logits = folded.bfloat16()(x.bfloat16())
+        assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize('regime', ['normal', 'large_norm'])
