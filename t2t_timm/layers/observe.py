@@ -42,7 +42,8 @@ def is_plain(*modules: nn.Module) -> bool:
     for module in modules:
         if type(module) is not nn.Linear and type(module) is not nn.LayerNorm:
             return False
-        if is_traceable_wrapper_subclass(module.weight) and not torch.compiler.is_compiling():
+        # in this order: before torch 2.5 the compiler cannot trace the question
+        if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(module.weight):
             return False
     return not is_observed(*modules)
 
