@@ -461,7 +461,7 @@ class T2TViT(nn.Module):
     def _forward_class_token(self, x: torch.Tensor) -> torch.Tensor:
         """Return `forward_features(x)[:, :1]`, of the last block computing that row alone."""
         x, _ = self._embed(x)
-        for blk in self.blocks[:-1]:
+        for blk in list(self.blocks)[:-1]:  # before torch 2.5 torch.export cannot slice a Sequential
             x = checkpoint(blk, x) if self.grad_checkpointing else blk(x)
         return self.norm(self.blocks[-1].class_token(x))
 
