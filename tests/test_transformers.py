@@ -2,6 +2,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -76,9 +77,11 @@ def test_nothing_but_transformers_is_imported(embedded):
         'from transformers import AutoModelForImageClassification\n'
         f'model = AutoModelForImageClassification.from_pretrained({embedded!r})\n'
         'print(type(model.timm_model).__name__, model(torch.zeros(1, 3, 56, 56)).logits.shape[-1])\n'
+        'from transformers import TimmBackbone\n'
+        'print(type(TimmBackbone.from_pretrained("test_t2t_vit")._backbone).__name__)\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ['T2TViT', '10']
+    assert done.stdout.split() == ['T2TViT', '10', 'T2TFeaturePyramid']
 
 
 @pytest.mark.parametrize('out_indices, channels', [([0, 1, 2], [64, 64, 64]), ([0, 2], [64, 64]), ([2], [64])])
@@ -92,6 +95,23 @@ def test_timm_backbone_gives_the_pyramid(out_indices, channels):
     pyramid.load_state_dict(weights)
     assert list(backbone.channels) == channels
     x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        for got, expected in zip(backbone(x).feature_maps, pyramid(x), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('source', ['test_t2t_vit', 'embedded', 'converted'])
+@pytest.mark.parametrize('auto', [False, True])
+def test_pretrained_backbone(request, monkeypatch, source, auto):
+    backbone_cls, kwargs = transformers.TimmBackbone, {}
+    if auto:  # asks the Hub, whatever the name, whether there is a repo of that name: there is none
+        backbone_cls, kwargs = transformers.AutoBackbone, {'use_timm_backbone': True}
+        monkeypatch.setattr(
+            'transformers.models.auto.auto_factory.hf_api', lambda: SimpleNamespace(repo_exists=lambda name: False))
+    name = source if source == 'test_t2t_vit' else f'local-dir:{request.getfixturevalue(source)}'
+    backbone = backbone_cls.from_pretrained(name, out_indices=(0, 1, 2), **kwargs).eval()
+    pyramid = timm.create_model(name, pretrained=True, features_only=True).eval()
+    x = torch.randn(1, 3, *pyramid.model.img_size)
     with torch.no_grad():
         for got, expected in zip(backbone(x).feature_maps, pyramid(x), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
