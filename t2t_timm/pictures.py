@@ -135,6 +135,12 @@ def _show_image(axis, image: Image.Image, title: str) -> None:
     _show(axis, np.asarray(image), title, image, cmap='gray', vmin=0, vmax=255)
 
 
+def _show_over(axis, image: Image.Image, values: np.ndarray, title: str, top: float):
+    # in grey, and lightened, so that it is seen through the dark end of the colours
+    _show(axis, np.asarray(image.convert('L')), title, image, cmap='gray', vmin=-128, vmax=255)
+    return _show(axis, values, title, image, cmap='inferno', vmin=0, vmax=top, alpha=0.6)
+
+
 def _panels(figure, rows: int, columns: int) -> np.ndarray:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -156,8 +162,7 @@ def _show_section(figure, image: Image.Image, title: str, maps: list, rows: int)
     values = [m * m.size for _, m, _ in maps]
     top = max(np.quantile(v, 0.995) for v in values)
     for axis, (name, _, point), value in zip(axes[:, :COLUMNS].flat, maps, values, strict=False):
-        _show(axis, np.asarray(image.convert('L')), name, image, cmap='gray', vmin=-128, vmax=255)
-        shown = _show(axis, value, name, image, cmap='inferno', vmin=0, vmax=top, alpha=0.8)
+        shown = _show_over(axis, image, value, name, top)
         if point is not None:
             y, x = ((p + 0.5) * s / n for p, s, n in zip(point, image.size[::-1], value.shape, strict=True))
             axis.plot(x, y, marker='o', markersize=6, color='none', markeredgecolor='cyan', markeredgewidth=1.5)
@@ -189,7 +194,8 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
     parts[0].suptitle('Image, and attention rollout of the class token through all blocks', fontsize=11)
     axes = _panels(parts[0], 1, COLUMNS + 1)[0]
     _show_image(axes[0], image, 'image')
-    shown = _show(axes[1], attention.rollout * attention.rollout.size, 'rollout', image, cmap='inferno', vmin=0)
+    rollout = attention.rollout * attention.rollout.size
+    shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
     _color_bar(parts[0], axes[2], shown, '1 = uniform')
 
     maps = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
