@@ -3,9 +3,9 @@ import argparse
 import json
 import re
 import struct
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Iterator, NamedTuple
 
 import safetensors.torch
 import torch
@@ -54,11 +54,21 @@ _READ_PAST = [
 ]
 
 
-def _load_torch(file: BinaryIO) -> Any:
-    # torch before 2.5 cannot allow more than tensors for one file alone
-    safe_globals = getattr(torch.serialization, 'safe_globals', nullcontext)
+@contextmanager
+def _allowed(classes: list[type]) -> Iterator[None]:
+    # torch.serialization.safe_globals, which torch 2.4 does not have
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(classes)
     try:
-        with safe_globals([argparse.Namespace, *_READ_PAST]):
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _load_torch(file: BinaryIO) -> Any:
+    try:
+        with _allowed([argparse.Namespace, *_READ_PAST]):
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises nearly anything for a damaged file
         found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))
