@@ -15,6 +15,7 @@ from .models import T2TViT
 __all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
 
 OPSET = 20
+TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
 TOLERANCE = 1e-4  # of the logits, relative where they are above 1
 MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would have to treat apart
 MAX_SIZE = 4096
@@ -53,7 +54,8 @@ def export_model(model: T2TViT, path: str, format: str = 'onnx') -> Exported:
         The file, its size in bytes, the largest difference of a logit, and the shapes of the images compared.
 
     Raises:
-        UserError: An unknown format, a missing package or compiler, no folder to write to, or too large a difference.
+        UserError: An unknown format, a missing package or compiler, an exporter that is too old for this, no folder to
+            write to, or too large a difference.
     """
     if format not in FORMATS:
         raise UserError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
@@ -69,12 +71,28 @@ def export_model(model: T2TViT, path: str, format: str = 'onnx') -> Exported:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder, torch.inference_mode(False):
         file = os.path.join(folder, 'model' + suffix)  # some exporters insist on a suffix
         with torch.no_grad():
-            run = write(model, images[0], file)
+            run = _write(write, model, images[0], file, format)
             _logger.info('Comparing it with the model ...')
             max_diff = _compare(model, run, images, format)
         size = os.path.getsize(file)
         os.replace(file, path)
     return Exported(path, size, max_diff, [tuple(x.shape) for x in images])
+
+
+def _write(write: Callable[..., Run], model: T2TViT, x: torch.Tensor, file: str, format: str) -> Run:
+    try:
+        return write(model, x, file)
+    except UserError:
+        raise
+    except Exception as e:
+        if torch.__version__ >= TESTED_TORCH:
+            raise
+        reason = str(e).strip().split('\n')[0] or type(e).__name__
+        sizes = ' for images of any size' if model.dynamic_img_size else ''
+        raise UserError(
+            f'torch {torch.__version__} cannot export this model as {format}{sizes} ({reason}); '
+            f'torch {TESTED_TORCH} can. Nothing was written.'
+        ) from e
 
 
 def _images(model: T2TViT) -> list[torch.Tensor]:
