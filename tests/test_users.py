@@ -72,6 +72,7 @@ def test_lightning_module(tmp_path, model, data):
     torch.testing.assert_close(weights['model.head.weight'], model.head.weight.detach().cpu())
 
 
+@pytest.mark.usefixtures('fx_traces_attention')
 @pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
 def test_torchvision_create_feature_extractor(token_type, data):
     from torchvision.models.feature_extraction import create_feature_extractor
@@ -97,6 +98,7 @@ def test_timm_hooks(model, data):
         torch.testing.assert_close(tokens_to_grid(tokens), grid)
 
 
+@pytest.mark.usefixtures('fx_traces_attention')
 def test_timm_feature_graph_net(model, data):
     from timm.models import FeatureGraphNet, FeatureInfo
     info = FeatureInfo([dict(module='blocks.2', num_chs=64, reduction=16)], (0,))

@@ -168,7 +168,9 @@ def test_getter_is_the_view_of_the_blocks():
 
 @pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
-def test_hook_and_fx_give_the_tokens_of_the_blocks(feature_cls, token_type):
+def test_hook_and_fx_give_the_tokens_of_the_blocks(request, feature_cls, token_type):
+    if feature_cls == 'fx':
+        request.getfixturevalue('fx_traces_attention')
     kwargs = dict(token_type=token_type)
     model = timm.create_model('test_t2t_vit', **kwargs).eval()
     net = timm.create_model(
