@@ -1,0 +1,114 @@
+"""A training step of several processes on the CPU, of timm's own parts; its gradients go to files.
+
+    torchrun --nproc-per-node 2 step_ddp.py --data-dir IMAGES --output DIR --batch-size 10 performer-ddp performer-fsdp
+
+Each rank writes DIR/CASE.RANK.pt for each case MODEL-WAY. The tests import what makes the model and the batch, and take
+the same step in one process.
+"""
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Dict
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import create_dataset, create_loader
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, init_distributed_device, unwrap_model
+from torch.nn.parallel import DistributedDataParallel
+
+MODELS = {'performer': dict(depth=2), 'transformer': dict(depth=2, token_type='transformer')}
+DDP_WAYS = ('ddp', 'static_graph', 'checkpointing', 'accumulation')
+FSDP_WAYS = ('fsdp', 'fsdp_checkpointing')
+
+
+def create_model(name: str, seed: int) -> nn.Module:
+    """Return a small model in float64, without dropout, which each rank would draw for itself."""
+    torch.manual_seed(seed)
+    return timm.create_model('test_t2t_vit', num_classes=10, token_drop_rate=0., **MODELS[name]).double().train()
+
+
+def load_batch(data_dir: str, batch_size: int, distributed: bool = False):
+    """Return a batch of images (B, 3, 56, 56), float64, and labels: of this rank, or of all."""
+    loader = create_loader(
+        create_dataset('', root=data_dir), input_size=(3, 56, 56), batch_size=batch_size, num_workers=0,
+        distributed=distributed, use_prefetcher=False)
+    images, labels = next(iter(loader))
+    return images.double(), labels
+
+
+def loss_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(images), labels, label_smoothing=0.1)
+
+
+def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.05)
+
+
+def full(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Return copies of the tensors, those of FSDP put together from all ranks."""
+    return {k: (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().clone() for k, t in tensors.items()}
+
+
+def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
+    """Take a step under DistributedDataParallel."""
+    if torch.distributed.get_rank() == 1:
+        model.pos_embed.zero_()  # a fixed table: make one that only rank 0 can have repaired
+    start = {k: b.clone() for k, b in model.named_buffers()}
+    model.set_grad_checkpointing(way == 'checkpointing')
+    optimizer, ema = create_optimizer(model), ModelEmaV3(model)
+    parallel = DistributedDataParallel(model, static_graph=way == 'static_graph')
+    chunks = 2 if way == 'accumulation' else 1
+    for _ in range(2):  # a static graph is recorded in the first backward pass and used in the second
+        model.zero_grad()
+        for i, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True)):
+            with parallel.no_sync() if i < chunks - 1 else nullcontext():
+                (loss_of(parallel, x, y) / chunks).backward()
+    fast = model._reads_class_token_only(images)
+    grads = full({k: p.grad for k, p in model.named_parameters()})
+    optimizer.step()
+    ema.update(unwrap_model(parallel), step=1)
+    return dict(start=start, grads=grads, state=full(model.state_dict()), ema=full(ema.module.state_dict()), fast=fast)
+
+
+def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
+    """Take a step under FSDP2, a unit for the tokens-to-token module, one for each block, and the root for the rest."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    model.set_grad_checkpointing(way == 'fsdp_checkpointing')
+    mesh = torch.distributed.init_device_mesh('cpu', (torch.distributed.get_world_size(),))
+    for unit in (model.tokens_to_token, *model.blocks, model):
+        fully_shard(unit, mesh=mesh)
+    optimizer = create_optimizer(model)
+    loss_of(model, images, labels).backward()
+    sharded = all(isinstance(p, torch.distributed.tensor.DTensor) for p in model.parameters())
+    grads = full({k: p.grad for k, p in model.named_parameters()})
+    optimizer.step()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return dict(grads=grads, state=full(state), sharded=sharded)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('cases', nargs='+')
+    parser.add_argument('--data-dir', required=True)
+    parser.add_argument('--output', type=Path, required=True)
+    parser.add_argument('--batch-size', type=int, required=True, help='of each rank')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    init_distributed_device(argparse.Namespace(device='cpu'))
+    rank = torch.distributed.get_rank()
+    images, labels = load_batch(args.data_dir, args.batch_size, distributed=True)
+    for case in args.cases:
+        name, way = case.split('-')
+        sharded = way in FSDP_WAYS
+        # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
+        model = create_model(name, seed=0 if sharded else rank)
+        result = (fsdp_step if sharded else ddp_step)(model, way, images, labels)
+        torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,121 @@
+"""A step on two ranks gives the gradients of one process with the whole batch: DDP, FSDP2, and on two nodes."""
+import shutil
+
+import pytest
+import timm
+import torch
+from step_ddp import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, load_batch, loss_of
+
+HAS_FSDP2 = hasattr(torch.distributed, 'fsdp') and hasattr(torch.distributed.fsdp, 'fully_shard')
+needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason='this torch has no torch.distributed.fsdp.fully_shard (2.6 has)')
+DDP = [f'{name}-{way}' for name in MODELS for way in DDP_WAYS]
+FSDP = [f'{name}-{way}' for name in MODELS for way in FSDP_WAYS]
+TOLERANCE = 1e-11  # of the largest magnitude of a tensor, in float64; seen: 4e-15
+
+
+@pytest.fixture(scope='module')
+def images_dir(heldout, tmp_path_factory):
+    """Two images of each class."""
+    out = tmp_path_factory.mktemp('steps') / 'images'
+    for folder in heldout.iterdir():
+        (out / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:2]:
+            shutil.copy(image, out / folder.name)
+    return out
+
+
+@pytest.fixture(scope='module')
+def run(torchrun, images_dir, tmp_path_factory):
+    """A function that takes the steps of the cases on two ranks and returns a function from a case to both results."""
+    def run(cases, **kwargs):
+        out = tmp_path_factory.mktemp('steps')
+        done = torchrun(
+            'step_ddp.py', '--data-dir', images_dir, '--output', out, '--batch-size', 10, *cases, **kwargs)
+        assert all(code == 0 for code, _ in done), done
+        return lambda case: [torch.load(out / f'{case}.{rank}.pt', weights_only=True) for rank in range(2)]
+    return run
+
+
+@pytest.fixture(scope='module')
+def two_ranks(run):
+    return run(DDP + (FSDP if HAS_FSDP2 else []))
+
+
+@pytest.fixture(scope='module')
+def one_process(images_dir):
+    """Gradients, and weights after the step, of one process with the whole batch, by model."""
+    images, labels = load_batch(images_dir, 20)
+    results = {}
+    for name in MODELS:
+        model = create_model(name, seed=0)
+        loss_of(model, images, labels).backward()
+        grads = {k: p.grad.clone() for k, p in model.named_parameters()}
+        create_optimizer(model).step()
+        results[name] = dict(grads=grads, state=model.state_dict(), images=images)
+    return results
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (actual[key] - value).abs().max() <= tolerance * value.abs().max(), key
+
+
+def check_step(results, expected):
+    halves = [result['images'] for result in results]
+    assert torch.equal(torch.stack(halves, dim=1).flatten(0, 1), expected['images'])  # dealt out in turn
+    for result in results:
+        assert_close(result['grads'], expected['grads'])
+        # Adam divides a gradient by its magnitude, which magnifies the rounding of the smallest
+        assert_close(result['state'], expected['state'], tolerance=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', DDP)
+def test_ddp(case, two_ranks, one_process):
+    results = two_ranks(case)
+    check_step(results, one_process[case.split('-')[0]])
+    assert all(result['fast'] for result in results)  # DDP leaves the last block's shortcut alone
+    for key, value in results[0]['state'].items():
+        assert torch.equal(results[1]['state'][key], value)
+        assert torch.equal(results[1]['ema'][key], results[0]['ema'][key])
+
+
+@pytest.mark.slow
+def test_ddp_hands_out_the_random_features_of_rank_0(two_ranks):
+    first, second = two_ranks('performer-ddp')
+    buffers = ('tokens_to_token.attention1.w', 'tokens_to_token.attention2.w', 'pos_embed')
+    assert set(first['start']) == set(buffers)
+    for name in buffers:
+        assert not torch.allclose(first['start'][name], second['start'][name])
+        assert torch.equal(first['start'][name], first['state'][name])
+        assert torch.equal(first['start'][name], second['state'][name])
+
+
+@pytest.mark.slow
+def test_two_nodes(run, one_process):
+    check_step(run(['performer-ddp'], nodes=2)('performer-ddp'), one_process['performer'])
+
+
+@needs_fsdp2
+@pytest.mark.slow
+@pytest.mark.parametrize('case', FSDP)
+def test_fsdp2(case, two_ranks, one_process):
+    results = two_ranks(case)
+    check_step(results, one_process[case.split('-')[0]])
+    assert all(result['sharded'] for result in results)
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_t2t_vit', {}),
+    ('test_t2t_vit', dict(token_type='transformer')),
+    ('test_t2t_vit', dict(token_type='convolution')),
+    ('t2t_vit_14_se', dict(depth=2)),
+    ('t2t_vit_16_ghost', dict(depth=2)),
+    ('t2t_vit_dense', dict(block_config=(1, 1, 1, 1))),
+])
+def test_every_parameter_gets_a_gradient(name, kwargs):
+    """DDP waits for each of them, unless find_unused_parameters has it look."""
+    model = timm.create_model(name, num_classes=10, img_size=56, **kwargs).train()
+    model(torch.randn(2, 3, 56, 56)).sum().backward()
+    assert [k for k, p in model.named_parameters() if p.grad is None] == []
