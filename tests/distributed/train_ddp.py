@@ -2,6 +2,9 @@
 
     python train_ddp.py --data-dir digits --output one --batch-size 64
     torchrun --nproc-per-node 2 train_ddp.py --data-dir digits --output two --batch-size 32
+    torchrun --nproc-per-node 1 train_ddp.py --data-dir digits --output same --batch-size 64
+
+The last reads the images in the order in which the two ranks read them; the first shuffles them otherwise.
 
 What timm's train.py does, but for the device_ids that it hands to DistributedDataParallel, which torch refuses on the
 CPU. Rank 0 appends a line of JSON to OUTPUT/log.jsonl for each epoch, and keeps OUTPUT/last.pth.tar to --resume from.
@@ -61,9 +64,9 @@ def make_loader(args: argparse.Namespace, split: str):
 
 
 def train_epoch(args, epoch, model, ema, optimizer, scheduler, loader) -> float:
-    """Train for an epoch and return the mean loss of this rank."""
+    """Train for an epoch and return the mean loss of all ranks."""
     model.train()
-    total = 0.
+    total = torch.zeros(())
     for step, (images, labels) in enumerate(loader):
         if epoch == args.kill_in_epoch and step == len(loader) // 2 and args.rank == args.world_size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -75,8 +78,12 @@ def train_epoch(args, epoch, model, ema, optimizer, scheduler, loader) -> float:
         num_updates = epoch * len(loader) + step + 1
         ema.update(unwrap_model(model), step=num_updates)
         scheduler.step_update(num_updates)
-        total += loss.item()
-    return total / len(loader)
+        total += loss.detach()
+    return mean_of_ranks(args, total / len(loader))
+
+
+def mean_of_ranks(args: argparse.Namespace, value: torch.Tensor) -> float:
+    return (reduce_tensor(value, args.world_size) if args.distributed else value).item()
 
 
 @torch.inference_mode()
@@ -85,13 +92,16 @@ def validate(args, model, loader) -> float:
     model.eval()
     results = [(model(images), labels) for images, labels in loader]
     top1, = accuracy(*(torch.cat(values) for values in zip(*results, strict=True)))
-    return (reduce_tensor(top1, args.world_size) if args.distributed else top1).item()
+    return mean_of_ranks(args, top1)
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     init_distributed_device(args)
+    if torch.distributed.is_torchelastic_launched() and not args.distributed:
+        torch.distributed.init_process_group('gloo')  # for timm a single rank is not distributed
+        args.distributed = True
     random_seed(args.seed, args.rank)  # as train.py does: every rank starts from other weights, and DDP takes rank 0's
 
     model = timm.create_model(
