@@ -10,7 +10,7 @@ HAS_FSDP2 = hasattr(torch.distributed, 'fsdp') and hasattr(torch.distributed.fsd
 needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason='this torch has no torch.distributed.fsdp.fully_shard (2.6 has)')
 DDP = [f'{name}-{way}' for name in MODELS for way in DDP_WAYS]
 FSDP = [f'{name}-{way}' for name in MODELS for way in FSDP_WAYS]
-TOLERANCE = 1e-11  # of the largest magnitude of a tensor, in float64; seen: 4e-15
+TOLERANCE = 1e-11  # of the largest magnitude of a tensor, in float64; seen: 6e-14
 
 
 @pytest.fixture(scope='module')
@@ -66,8 +66,8 @@ def check_step(results, expected):
     assert torch.equal(torch.stack(halves, dim=1).flatten(0, 1), expected['images'])  # dealt out in turn
     for result in results:
         assert_close(result['grads'], expected['grads'])
-        # Adam divides a gradient by its magnitude, which magnifies the rounding of the smallest
-        assert_close(result['state'], expected['state'], tolerance=1e-7)
+        # Adam divides a gradient by its magnitude, which magnifies the rounding of the smallest; seen: 4e-12
+        assert_close(result['state'], expected['state'], tolerance=1e-9)
 
 
 @pytest.mark.slow

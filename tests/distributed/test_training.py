@@ -6,8 +6,9 @@ import pytest
 import torch
 
 EPOCHS, KILLED_IN = 6, 2
-# one process with twice the batch: 81.5 to 83.5 in five seeds (docs/scale.md), of 200 images
-LOWEST_TOP1 = 78.
+# of 200 images; eleven runs of one process and of two ranks gave 80.3 with a standard deviation of 3.3 (docs/scale.md),
+# and this is four below
+LOWEST_TOP1 = 67.
 
 
 @pytest.fixture(scope='module')
