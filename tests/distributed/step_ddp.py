@@ -76,13 +76,14 @@ def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Te
     """Take a step under FSDP2, a unit for the tokens-to-token module, one for each block, and the root for the rest."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
     model.set_grad_checkpointing(way == 'fsdp_checkpointing')
     mesh = torch.distributed.init_device_mesh('cpu', (torch.distributed.get_world_size(),))
     for unit in (model.tokens_to_token, *model.blocks, model):
         fully_shard(unit, mesh=mesh)
     optimizer = create_optimizer(model)
     loss_of(model, images, labels).backward()
-    sharded = all(isinstance(p, torch.distributed.tensor.DTensor) for p in model.parameters())
+    sharded = all(isinstance(p, DTensor) for p in model.parameters())
     grads = full({k: p.grad for k, p in model.named_parameters()})
     optimizer.step()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
