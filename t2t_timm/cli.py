@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('file', metavar='FILE', help='.pth, .pth.tar, .pdparams or safetensors; the format is recognised')
     sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and tag if it has one')
     sub.add_argument('--out', metavar='DIR', required=True, help='directory to make')
+    sub.add_argument(
+        '--labels', metavar='FOLDER|FILE',
+        help='names of your classes: the folder of class folders trained on, or a file of one name a line')
 
     sub = command('verify', _verify, 'Say what weights are and whether they load; compare them with a second ones.')
     sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted directory, checkpoint, or tag to download')
@@ -102,7 +105,7 @@ def _push(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from .hub.convert import convert
-    print(convert(args.file, args.model, args.out))
+    print(convert(args.file, args.model, args.out, args.labels))
 
 
 def _verify(args: argparse.Namespace) -> int:

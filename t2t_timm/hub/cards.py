@@ -1,5 +1,6 @@
 """Model cards: one for every tag of the manifest, generated from it and from the code, the same on every machine."""
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,12 @@ def tag_card(name: str) -> str:
     ])
 
 
-def architecture_card(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> str:
+def architecture_card(
+        architecture: str,
+        num_classes: int,
+        input_size: tuple[int, int, int],
+        label_names: Sequence[str] = (),
+) -> str:
     """Return the model card of weights that the manifest does not know."""
     cost = count_complexity(architecture, num_classes, input_size)
     data = ModelCardData(library_name='timm', pipeline_tag='image-classification', tags=_TAGS)
@@ -89,10 +95,12 @@ def architecture_card(architecture: str, num_classes: int, input_size: tuple[int
         f'Weights of the T2T-ViT architecture {architecture} with {num_classes} classes. Who trained them, on what, '
         'how accurate they are and under which licence they stand was not known when they were converted: say so here, '
         'and put `license`, `datasets` and `model-index` into the front matter, before publishing them.',
+        f'Classes: {", ".join(label_names)}.' if label_names else '',
         '## Figures',
         _figures(cost),
         _how_counted(),
         '## Usage',
+        '`local-dir:DIR` names the folder of this card; pushed to the Hub, it is `hf-hub:USER/REPO`.',
         _usage('local-dir:DIR', cost),
         '## Citation',
         _citation(),

@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn as nn
 from huggingface_hub.utils import tqdm
+from timm.data import ImageDataset
 from timm.models import get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
@@ -34,7 +35,7 @@ _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
 
 
-def convert(file: str | Path, model: str, out: str | Path) -> Path:
+def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | None = None) -> Path:
     """Convert a checkpoint of any published format into a directory that timm loads as local-dir:DIR.
 
     The directory holds model.safetensors (float32), config.json and README.md, the model card. It appears whole or not
@@ -44,18 +45,25 @@ def convert(file: str | Path, model: str, out: str | Path) -> Path:
         file: Checkpoint; its format is recognised.
         model: Architecture, or architecture.tag if the file holds the weights of that tag.
         out: Directory to make; may exist if it is empty.
+        labels: Names of the classes of weights of one's own: the folder of class folders that they were trained on, or
+            a text file of one name a line.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: The file is no readable checkpoint of that architecture, or the directory is taken.
+        UserError: The file is no readable checkpoint of that architecture, the names are not as many as its classes, or
+            the directory is taken.
     """
     file, out = Path(file), Path(out)
     architecture, tag = resolve_name(model)
     _check_out(out)
     if not file.is_file():
         raise UserError(f'There is no file {file}.')
+    if labels is not None and tag:
+        raise UserError(
+            f'--labels names the classes of weights of your own, which go without a tag: --model {architecture}.')
+    names = None if labels is None else _label_names(Path(labels))
     entry = load_manifest()['weights'].get(model)
     if entry is not None and file.name == entry['file']:
         check_file(file, entry, model)
@@ -66,6 +74,10 @@ def convert(file: str | Path, model: str, out: str | Path) -> Path:
         bar.update(size)
         net = build_for(architecture, tag, checkpoint)
         state_dict = check_fit(checkpoint, net, file)
+        if names is not None:
+            if len(names) != net.num_classes:
+                raise UserError(f'{labels} names {len(names)} classes, {file} has {net.num_classes}.')
+            net.pretrained_cfg['label_names'] = names
         bar.update(size)
         _logger.info('; '.join([f'{file}: {checkpoint.format}'] + checkpoint.notes))
         with _written_whole(out) as folder:
@@ -74,6 +86,23 @@ def convert(file: str | Path, model: str, out: str | Path) -> Path:
     weights = out / HF_SAFE_WEIGHTS_NAME
     _logger.info(f'{weights}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
     return out
+
+
+def _label_names(labels: Path) -> list[str]:
+    if labels.is_dir():
+        try:
+            names = list(ImageDataset(str(labels)).reader.class_to_idx)  # numbered as train.py numbers them
+        except RuntimeError:
+            names = []
+        if not names or '' in names:  # images that lie in no folder of their own have the class ''
+            raise UserError(f'{labels} should hold a folder of images for each class.')
+        return names
+    if not labels.is_file():
+        raise UserError(f'There is no folder and no file {labels} to name the classes after.')
+    names = [line.strip() for line in labels.read_text(encoding='utf-8').splitlines()]
+    if '' in names or len(set(names)) < len(names):
+        raise UserError(f'{labels} should name a class on every line, each once.')
+    return names
 
 
 def resolve_name(model: str) -> tuple[str, str]:
@@ -212,8 +241,9 @@ def _write(
     tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
     safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
     _write_config(folder / 'config.json', model, architecture, {} if tag else train_args)
+    cfg = model.pretrained_cfg
     card = tag_card(f'{architecture}.{tag}') if tag else architecture_card(
-        architecture, model.num_classes, model.pretrained_cfg['input_size'])
+        architecture, model.num_classes, cfg['input_size'], cfg.get('label_names', ()))
     (folder / 'README.md').write_text(card, encoding='utf-8')
 
 

@@ -13,9 +13,11 @@ import published
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from t2t_timm._errors import UserError
+from t2t_timm.classify import classify
 from t2t_timm.hub.cards import tag_card
 from t2t_timm.hub.convert import convert
 from t2t_timm.hub.download import IntegrityError, file_hash
@@ -138,6 +140,54 @@ def test_senseless_arguments_are_not_used(tmp_path, args):
     assert (cfg['input_size'], cfg['mean'], cfg['crop_pct']) == ([3, 96, 96], [0.485, 0.456, 0.406], 1.0)
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of class folders, 2 before 10 as timm sorts them, and one without images."""
+    for name in ('10 cats', '2 dogs', 'a/birds'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / 'photos' / name / 'x.png')
+    (tmp_path / 'photos' / 'empty').mkdir()
+    return tmp_path / 'photos'
+
+
+def test_label_names(tmp_path, photos):
+    torch.save(published.tiny(num_classes=3), tmp_path / 'own.pth')
+    names = ['2 dogs', '10 cats', 'birds']
+    (tmp_path / 'names.txt').write_text('\n'.join(names) + '\n')
+    for labels in (photos, tmp_path / 'names.txt'):
+        out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / f'out-{labels.name}', labels)
+        assert timm.create_model(f'local-dir:{out}', pretrained=True).pretrained_cfg['label_names'] == names
+        assert 'Classes: 2 dogs, 10 cats, birds.' in (out / 'README.md').read_text()
+    results = classify([str(photos / '2 dogs')], f'local-dir:{out}').results
+    assert sorted(c['label'] for c in results[0]['classes']) == sorted(names)
+
+
+@pytest.mark.parametrize('labels, classes, words', [
+    ('photos', 4, 'photos names 3 classes, .* has 4'),
+    ('photos/2 dogs', 3, 'should hold a folder of images for each class'),
+    ('photos/empty', 3, 'should hold a folder of images for each class'),
+    ('nowhere', 3, 'no folder and no file .*nowhere'),
+    ('a\n\nb', 3, 'a class on every line, each once'),
+    ('a\nb\na', 3, 'a class on every line, each once'),
+    ('', 3, 'names 0 classes, .* has 3'),
+])
+def test_label_names_that_do_not_fit(tmp_path, photos, labels, classes, words):
+    file = tmp_path / 'own.pth'
+    torch.save(published.tiny(num_classes=classes), file)
+    path = tmp_path / labels
+    if not labels or '\n' in labels:
+        path = tmp_path / 'names.txt'
+        path.write_text(labels)
+    with pytest.raises(UserError, match=words):
+        convert(file, 'test_t2t_vit', tmp_path / 'out', path)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_tag_has_its_label_names(tiny_file, photos):
+    with pytest.raises(UserError, match='which go without a tag: --model test_t2t_vit'):
+        convert(tiny_file, 'test_t2t_vit.mnist', tiny_file.parent / 'out', photos)
+
+
 def test_transformers_own_checkpoint(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     state_dict = published.tiny(num_classes=5)
@@ -164,7 +214,6 @@ def test_half_precision_becomes_float32(tmp_path):
 def test_transformers(tmp_path, kwargs, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     transformers = pytest.importorskip('transformers', reason='Transformers is not installed')
-    from PIL import Image
     torch.save(published.tiny(**kwargs), tmp_path / 'tiny.pth')
     name = 'test_t2t_vit.mnist' if kwargs == dict(num_classes=10) else 'test_t2t_vit'
     out = convert(tmp_path / 'tiny.pth', name, tmp_path / 'out')
