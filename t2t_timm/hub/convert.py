@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from huggingface_hub.utils import tqdm
 from timm.data import ImageDataset
+from timm.data.loader import adapt_to_chs
 from timm.models import get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
@@ -159,6 +160,8 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
         _in_chans(state_dict) or cfg['input_size'][0],
         *_img_size(checkpoint, cfg['input_size'][1:]),
     )
+    for key in ('mean', 'std'):
+        cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # as timm's loader did in training
     # the size stands in the cfg too, but some architectures have one of their own
     return timm.create_model(architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta')
 

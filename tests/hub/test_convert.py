@@ -114,6 +114,10 @@ def test_weights_of_ones_own(tmp_path, kwargs):
     assert model.img_size == (expected_size, expected_size)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state_dict[name]), name
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    if model.in_chans in (1, 3):
+        pixels = transform(Image.new('L' if model.in_chans == 1 else 'RGB', (70, 90)))
+        assert pixels.shape == (model.in_chans, *model.img_size)
 
 
 def test_preprocessing_and_size_of_the_training_run(tmp_path):

@@ -1,0 +1,111 @@
+"""timm's train.py: every option of docs/programs.md, by what it printed and what it wrote."""
+import os
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+from pages import stated, top1
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENTS = (
+    'scratch', 'parity', 'grey', 'larger', 'layer-decay', 'ema', 'mixup', 'float16', 'bfloat16', 'accumulate',
+    'checkpointing', 'compile', 'channels-last')
+COMPILER = any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'c++', 'clang++')))
+
+
+@pytest.fixture(scope='module')
+def drift(trained):
+    """A function: how far an experiment's weights are from plain fine-tuning's, over how far that moved them."""
+    start = timm.create_model('test_t2t_vit', pretrained=True).state_dict()
+    plain = {k: v for k, v in trained('parity')[1]['state_dict'].items() if not k.startswith('head.')}
+
+    def drift(experiment):
+        weights = trained(experiment)[1]['state_dict']
+        assert all(weights[k].dtype == torch.float32 for k in plain)
+        return (sum((weights[k] - v).square().sum() for k, v in plain.items()) ** 0.5 /
+                sum((start[k] - v).square().sum() for k, v in plain.items()) ** 0.5).item()
+    return drift
+
+
+def train_loss(out):
+    return float(re.findall(r'Train: .*Loss: \S+ \((\S+)\)', out)[-1])
+
+
+@pytest.mark.parametrize('experiment', [
+    pytest.param(e, marks=pytest.mark.skipif(e == 'compile' and not COMPILER, reason='no C++ compiler'))
+    for e in EXPERIMENTS])
+def test_accuracy(page, trained, experiment):
+    out, checkpoint = trained(experiment)
+    assert top1(out) == pytest.approx(stated(page.command(f'--experiment {experiment}')), abs=6)
+    assert checkpoint['metric'] == pytest.approx(top1(out), abs=1e-3)
+    assert all(v.isfinite().all() for v in checkpoint['state_dict'].values())
+
+
+def test_page_has_no_other_experiments(page):
+    runs = [c for c in page.commands() if c.startswith(('train ', 'finetune ')) and '--epochs 4' not in c]
+    assert {re.search(r'--experiment (\S+)', c)[1] for c in runs} == set(EXPERIMENTS)
+
+
+def test_other_classes_and_channels(trained):
+    for experiment, channels in (('parity', 3), ('grey', 1)):
+        weights = trained(experiment)[1]['state_dict']
+        assert weights['head.weight'].shape == (2, 64)
+        assert weights['tokens_to_token.attention1.norm1.weight'].shape == (channels * 49,)
+
+
+@pytest.mark.parametrize('option, words', [
+    ('--in-chans 1', r'Expected images of shape \(batch, 1, height, width\)'),
+    ('--img-size 72', 'made for images of 56 x 56 pixels, got 72 x 72'),
+])
+def test_half_of_an_option_is_refused(page, option, words):
+    assert re.search(words, page.run(f'finetune --experiment refused {option}', fails=True))
+
+
+def test_larger_images(trained):
+    assert trained('larger')[1]['state_dict']['pos_embed'].shape == (1, 1 + 5 * 5, 64)
+    assert trained('parity')[1]['state_dict']['pos_embed'].shape == (1, 1 + 4 * 4, 64)
+
+
+def test_layer_decay(trained):
+    scales = {group['lr_scale'] for group in trained('layer-decay')[1]['optimizer']['param_groups']}
+    assert sorted(scales, reverse=True) == pytest.approx([0.7 ** i for i in range(6)])
+
+
+def test_ema(trained):
+    out, checkpoint = trained('ema')
+    assert len(re.findall(r'Test \(EMA\): ', out)) == 2
+    weights, ema = checkpoint['state_dict'], checkpoint['state_dict_ema']
+    assert weights.keys() == ema.keys() and not torch.equal(weights['head.weight'], ema['head.weight'])
+    _, plain = trained('parity')
+    assert all(torch.equal(v, plain['state_dict'][k]) for k, v in weights.items())  # it only looks on
+
+
+def test_mixup(trained):
+    assert train_loss(trained('mixup')[0]) > train_loss(trained('parity')[0]) + 0.01
+
+
+@pytest.mark.parametrize('experiment', ['float16', 'bfloat16'])
+def test_mixed_precision(trained, drift, experiment):
+    assert 'Using native Torch AMP. Training in mixed precision.' in trained(experiment)[0]
+    assert 0 < drift(experiment) < 0.5
+
+
+def test_accumulated_gradients(trained):
+    out, checkpoint = trained('accumulate')
+    assert re.search(r'Train: 0 \[   8/9 \(100%\)\]', out)  # 18 batches of 16 are 9 updates of 32
+    assert {state['step'].item() for state in checkpoint['optimizer']['state'].values()} == {9}
+
+
+def test_gradient_checkpointing_and_channels_last_change_no_number(drift):
+    assert drift('checkpointing') < 1e-3
+    assert drift('channels-last') < 0.1
+
+
+@pytest.mark.skipif(not COMPILER, reason='no C++ compiler')
+def test_compiled(trained):
+    out, checkpoint = trained('compile')
+    assert 'Compiling task components with backend=inductor' in out
+    assert checkpoint['state_dict'].keys() == trained('parity')[1]['state_dict'].keys()

@@ -1,0 +1,71 @@
+"""timm's validate.py: the pretrained weights, checkpoints of every kind, other sizes."""
+import argparse
+import csv
+import json
+import re
+
+import pytest
+import timm
+import torch
+from pages import stated, top1
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def pretrained(page):
+    """What validate.py says of the pretrained weights."""
+    return page.run(page.command('--results-file results.csv'))
+
+
+@pytest.fixture(scope='module')
+def official(page):
+    """The embedded weights in the form of the authors' releases: averaged beside plain ones, DDP's prefix."""
+    state = timm.create_model('test_t2t_vit', pretrained=True).state_dict()
+    state = {f'module.{k}': v for k, v in state.items()}
+    torch.save({
+        'epoch': 309,
+        'arch': 't2t_vit',
+        'state_dict': {k: torch.zeros_like(v) for k, v in state.items()},
+        'state_dict_ema': state,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
+        'args': argparse.Namespace(lr=1e-3, model='t2t_vit'),
+        'metric': 98.2,
+    }, page.folder / 'official.pth.tar')
+
+
+def test_pretrained_and_results_file(page, pretrained):
+    assert top1(pretrained) == pytest.approx(stated(page.command('--results-file results.csv')), abs=1)
+    with open(page.folder / 'results.csv', newline='') as f:
+        row, = csv.DictReader(f)
+    printed = json.loads(pretrained.partition('--result\n')[2])
+    assert row == {k: str(v) for k, v in printed.items()}
+    assert float(row['top1']) == pytest.approx(top1(pretrained), abs=1e-3)
+    assert (row['param_count'], row['img_size'], row['crop_pct']) == ('0.34', '56', '1.0')
+
+
+def test_reparam(page, pretrained):
+    assert top1(page.run(page.command('--reparam'))) == top1(pretrained)
+
+
+def test_another_size(page):
+    made, dynamic = (page.command(f'--model-kwargs {k}') for k in ('img_size=288', 'dynamic_img_size=True'))
+    accuracy = top1(page.run(made))
+    assert accuracy == pytest.approx(stated(made), abs=3) and stated(made) == stated(dynamic)
+    assert top1(page.run(dynamic)) == accuracy
+    out = page.run('validate --data-dir digits --pretrained --img-size 288', fails=True)
+    assert re.search('ValueError: The model was made for images of 56 x 56 pixels, got 288 x 288.* img_size=', out)
+
+
+def test_ema_of_a_training_run(page, trained):
+    out, _ = trained('ema')
+    plain, ema = (c for c in page.commands() if '--checkpoint out/ema/last.pth.tar' in c)
+    for command, name in ((plain, 'Test'), (ema, r'Test \(EMA\)')):
+        logged = re.findall(rf'{name}: .*Acc@1: .*\( *(\S+)\)  Acc@5', out)[-1]
+        assert top1(page.run(command)) == float(logged) == pytest.approx(stated(command), abs=6)
+
+
+def test_official_checkpoint(page, pretrained, official):
+    command = page.command('--checkpoint official.pth.tar --use-ema')
+    assert top1(page.run(command)) == top1(pretrained) == pytest.approx(stated(command), abs=1)
+    assert top1(page.run(command.replace(' --use-ema', ''))) == 10  # the plain weights, zeros here, see one class
