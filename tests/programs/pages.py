@@ -17,8 +17,8 @@ class Page:
     """The shell blocks of a page of docs/; the first defines what the others use, and all run in `folder`."""
 
     def __init__(self, name: str, folder: Path, **env: str) -> None:
-        text = (DOCS / name).read_text(encoding='utf-8')
-        self.blocks = re.findall(r'^```sh\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+        self.text = (DOCS / name).read_text(encoding='utf-8')
+        self.blocks = re.findall(r'^```sh\n(.*?)^```$', self.text, re.MULTILINE | re.DOTALL)
         self.folder = folder
         self.env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
         self.env.update(env)
