@@ -24,7 +24,8 @@ def transferred(open_page, hub, tmp_path_factory):
         pytest.importorskip(name, reason='the sample photos: pip install matplotlib scikit-learn')
     page = open_page(
         'transfer.md', HF_HUB_OFFLINE='0', HF_ENDPOINT=hub.url, HF_TOKEN='hf_loopback', HF_HUB_DISABLE_XET='1',
-        HF_HUB_DISABLE_TELEMETRY='1', HF_HOME=str(tmp_path_factory.mktemp('hf')), OMP_NUM_THREADS='1')
+        HF_HUB_DISABLE_TELEMETRY='1', HF_HOME=str(tmp_path_factory.mktemp('hf')), NO_PROXY='127.0.0.1',
+        OMP_NUM_THREADS='1')
     return page, [page.run(block) for block in page.blocks[1:]]
 
 
