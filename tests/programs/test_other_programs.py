@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from hub.published import official_ema
+from hub.published import official_state_dict
 from pages import load, stated, top1
 from PIL import Image
 from safetensors.torch import load_file
@@ -47,7 +47,7 @@ def test_inference_with_an_official_checkpoint(page, tmp_path):
     for image in images:
         (tmp_path / 'images').mkdir(exist_ok=True)
         (tmp_path / 'images' / image.name).symlink_to(image)
-    official_ema(tmp_path / 'official.pth.tar')
+    official_state_dict(tmp_path / 'official.pth.tar')
     page.run(
         f'python $TIMM_SCRIPTS/inference.py --data-dir {tmp_path}/images --model t2t_vit_7 --device cpu '
         f'--checkpoint {tmp_path}/official.pth.tar --topk 0 --output-type logit --label-type none '

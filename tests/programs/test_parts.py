@@ -1,4 +1,6 @@
 """The parts of timm that its train.py and validate.py are made of, where no program is needed to see them work."""
+import numpy as np
+import pytest
 import timm
 import torch
 from timm.data import Mixup
@@ -6,6 +8,8 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.models import load_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
+
+from t2t_timm.hub.convert import convert
 
 
 def make(**kwargs):
@@ -100,3 +104,19 @@ def test_load_checkpoint_takes_the_weights_that_use_ema_names(tmp_path):
         model = make()
         load_checkpoint(model, str(tmp_path / 'a.pth.tar'), use_ema)
         torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=0, atol=0)
+
+
+def test_what_load_checkpoint_refuses_goes_through_convert(tmp_path):
+    state = make().state_dict()
+    file = tmp_path / 'a.pth.tar'
+    torch.save({'state_dict_ema': state, 'metric': np.float64(71.7)}, file)
+    with pytest.raises(RuntimeError, match='weights_only=True blocked'):
+        load_checkpoint(make(), str(file))
+    torch.save({'state_dict_ema': {**state, 'aux_head.weight': torch.ones(5, 64)}}, tmp_path / 'aux.pth.tar')
+    with pytest.raises(RuntimeError, match='aux_head'):
+        load_checkpoint(make(), str(tmp_path / 'aux.pth.tar'))
+    for name in ('a.pth.tar', 'aux.pth.tar'):
+        model = timm.create_model('test_t2t_vit', num_classes=5, img_size=48)
+        out = convert(tmp_path / name, 'test_t2t_vit', tmp_path / name.split('.')[0])
+        load_checkpoint(model, str(out / 'model.safetensors'))
+        torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
