@@ -49,7 +49,7 @@ def test_reparam(page, pretrained):
 
 
 def test_another_size(page):
-    made = page.command('--model-kwargs img_size=72')
+    made = page.command('--pretrained --img-size 72 --model-kwargs img_size=72')
     accuracy = top1(page.run(made))
     assert accuracy == pytest.approx(stated(made), abs=3)
     assert top1(page.run(made.replace('kwargs img_size=72', 'kwargs dynamic_img_size=True'))) == accuracy
