@@ -4,7 +4,7 @@ import re
 import pytest
 import timm
 import torch
-from pages import load, top1
+from pages import load, stated, top1
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -120,6 +120,8 @@ def test_killed_and_resumed(page, trained, interrupted):
     assert {state['step'].item() for state in last['optimizer']['state'].values()} == {4 * 9}
     assert last['epoch'] == uninterrupted['epoch'] == 3
     assert top1(after) == pytest.approx(top1(out), abs=4)
+    for experiment, text in (('whole', out), ('killed', after)):
+        assert top1(text) == pytest.approx(stated(page.command(f'--experiment {experiment}')), abs=8)
     assert (page.folder / 'out' / 'killed' / 'summary.csv').read_text().count('epoch,') == 2
     for key in ('state_dict', 'state_dict_ema'):  # other batches and other dropout since: close, and not the same
         assert not same(last[key], uninterrupted[key])
