@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+OLDEST := .venv-oldest
+OLDEST_TESTS := layers models hub/test_convert.py hub/test_push.py test_autoload.py test_export.py test_users.py
 SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.py' MANIFEST.in 2>/dev/null)
 
-.PHONY: demo test timm-suite lint clean
+.PHONY: demo test test-oldest timm-suite lint clean
 
 demo: $(VENV)/package
 	cd $(VENV) && $(BIN)/python -m t2t_timm.demo
 
 test: $(VENV)/tests
 	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. . $(ARGS)
+
+# without the optional extras: what needs one is skipped
+test-oldest: $(OLDEST)/tests
+	cd tests && $(CURDIR)/$(OLDEST)/bin/python -m pytest -c ../setup.cfg --rootdir .. -m 'not slow' $(OLDEST_TESTS) $(ARGS)
 
 timm-suite: $(VENV)/tests
 	cd $(VENV) && $(BIN)/python $(CURDIR)/tools/timm_suite.py $(ARGS)
@@ -30,5 +36,11 @@ $(VENV)/tests: $(VENV)/package
 	$(BIN)/python -m pip install --quiet ".[test]"
 	touch $@
 
+$(OLDEST)/tests: $(SOURCES) tools/oldest.py
+	test -x $(OLDEST)/bin/python || $$($(PYTHON) tools/oldest.py --python) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $$($(PYTHON) tools/oldest.py) pytest pytest-timeout hypothesis
+	$(OLDEST)/bin/python -m pip install --quiet --force-reinstall --no-deps .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
