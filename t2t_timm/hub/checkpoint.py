@@ -50,6 +50,7 @@ _READ_PAST = [
         ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
         ('numpy', 'ndarray'), ('numpy', 'dtype'),
         ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
+        ('_codecs', 'encode'),  # of numpy's numbers, as pickled by older protocols; torch 2.4 does not allow it itself
     )
 ]
 
