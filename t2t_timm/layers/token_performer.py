@@ -206,7 +206,9 @@ def performer_skip(
             return _PerformerSkip.apply(kqv, w, eps, weight, bias, _draw_keep(kqv[..., :w.shape[1]], drop))[0]
     p, kv, _, _, _ = _performer_parts(kqv, w, eps)
     y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
-    return (_widen(kqv[..., 2 * w.shape[1]:]) + F.dropout(y, drop)).to(kqv.dtype)
+    if drop > 0.:
+        y = F.dropout(y, drop)
+    return (_widen(kqv[..., 2 * w.shape[1]:]) + y).to(kqv.dtype)
 
 
 @torch.jit.unused

@@ -182,7 +182,10 @@ class T2TViT(nn.Module):
         named_apply(partial(_init_weights, needs_reset=needs_reset), self)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # any route may bring a checkpoint of another image size: resample its grid, which has to be square here
+        # any route may bring an official file: one with token labeling's auxiliary head, which the model does not have,
+        # or of another image size, whose grid, which has to be square here, is resampled
+        for key in [k for k in state_dict if k.startswith(prefix + 'aux_head.')]:
+            del state_dict[key]
         key = prefix + 'pos_embed'
         num_tokens = state_dict[key].shape[1] - self.num_prefix_tokens if key in state_dict else -1
         if num_tokens > 0 and num_tokens != self.pos_embed.shape[1] - self.num_prefix_tokens:
