@@ -164,9 +164,12 @@ def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch
     Returns:
         Tokens a of shape (B, N, dim), in the dtype of kqv.
     """
-    with torch.autocast(kqv.device.type, enabled=False):
-        p, kv = _performer_parts(kqv, w, eps)[:2]
-        return (p @ kv).to(kqv.dtype)
+    if not torch.jit.is_scripting():
+        if in_autocast(kqv):
+            with torch.autocast(kqv.device.type, enabled=False):
+                return performer_attention(kqv, w, eps)
+    p, kv = _performer_parts(kqv, w, eps)[:2]
+    return (p @ kv).to(kqv.dtype)
 
 
 @torch.fx.wrap
@@ -283,6 +286,9 @@ class _PerformerSkip(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 6
+        if in_autocast(grad):
+            with torch.autocast(grad.device.type, enabled=False):
+                return _PerformerSkip.backward(ctx, grad)
         kqv, w, weight, bias, keep, *parts = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives, those of the equations
             p, kv = _performer_parts(kqv, w, ctx.eps)[:2]
