@@ -101,11 +101,13 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
+        height, width = self._grid(x)
+        kqv = self._split_kqv(x)
         if not torch.jit.is_scripting():
             if self.training and torch.is_grad_enabled() and not is_traced(x) and not is_observed(self):
                 # kept as it is, the first step alone would hold what three blocks of the backbone hold
-                return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+                return tokens_to_map(checkpoint(self._transform, kqv, use_reentrant=False), height, width)
+        return tokens_to_map(self._transform(kqv), height, width)
 
     def _grid(self, x: torch.Tensor) -> Tuple[int, int]:
         return (
@@ -113,10 +115,10 @@ class TokenPerformer(nn.Module):
             soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding),
         )
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = self._grid(x)
-        x = self._attend(self._split_kqv(x))
-        return tokens_to_map(x + self._mlp(self.norm2(x)), height, width)
+    def _transform(self, kqv: torch.Tensor) -> torch.Tensor:
+        """Return what the equations call out, of tokens (B, N, 3 * dim)."""
+        x = self._attend(kqv)
+        return x + self._mlp(self.norm2(x))
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
