@@ -11,7 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 SETUP = Path(__file__).parents[1] / 'setup.cfg'
-TORCHVISION = {'2.4': '0.19.0'}  # timm needs it, and each release works with one release of torch alone
+TORCHVISION = {'2.5.1': '0.20.1'}  # timm needs it, and each release works with one release of torch alone
 
 
 def _options():
