@@ -122,7 +122,7 @@ class TokenPerformer(nn.Module):
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
-            if self.training and not is_traced(x) and not is_observed(self.mlp):
+            if self.mlp[3].training and not is_traced(x) and not is_observed(self.mlp):
                 y = self.mlp[2](self.mlp[1](self.mlp[0](x)))
                 keep = _draw_keep(y, self.mlp[3].p)
                 return y if keep is None else y * keep
@@ -146,7 +146,7 @@ class TokenPerformer(nn.Module):
         if not torch.jit.is_scripting():
             if not is_plain(self.proj) or is_observed(self.dp):
                 return kqv[..., 2 * self.dim:] + self.dp(self.proj(performer_attention(kqv, self.w, self.eps)))
-        drop = self.dp.p if self.training else 0.
+        drop = self.dp.p if self.dp.training else 0.  # its own mode: Monte Carlo dropout sets it apart
         return performer_skip(kqv, self.w, self.eps, self.proj.weight, self.proj.bias, drop)
 
 

@@ -213,3 +213,13 @@ def test_training_with_recomputation_drops_as_often_and_gives_the_same_gradients
     values, counts = layer(torch.randn(8, 3, 64, 64)).detach().unique(return_counts=True)
     torch.testing.assert_close(values, torch.tensor([0., 1 / 0.9]))
     assert counts[0].item() / counts.sum().item() == pytest.approx(0.1, abs=5e-3)
+
+
+def test_dropout_has_its_own_mode():
+    layer = TokenPerformer(3, kernel_size=7, stride=4, padding=2).eval()
+    x = torch.randn(1, 3, 24, 24)
+    assert torch.equal(layer(x), layer(x))
+    for drop in (layer.dp, layer.mlp[3]):  # Monte Carlo dropout: the layer stays in eval mode
+        drop.train()
+        assert not torch.equal(layer(x), layer(x))
+        drop.eval()
