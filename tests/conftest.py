@@ -20,6 +20,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope='session')
+def timm_scripts():
+    """The checkout of pytorch-image-models whose programs are run; they are not in timm's wheel."""
+    if 'TIMM_SCRIPTS' not in os.environ:
+        pytest.skip('TIMM_SCRIPTS names no pytorch-image-models checkout')
+    return Path(os.environ['TIMM_SCRIPTS'])
+
+
+@pytest.fixture(scope='session')
 def golden_weights():
     """The generator of deterministic weights and images behind the golden outputs."""
     spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')

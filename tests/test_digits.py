@@ -158,9 +158,8 @@ def test_images_are_what_the_tool_writes(heldout, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif('TIMM_SCRIPTS' not in os.environ, reason='TIMM_SCRIPTS names no pytorch-image-models checkout')
-def test_validate_script(entry, heldout, tmp_path):
-    script = Path(os.environ['TIMM_SCRIPTS']) / 'validate.py'
+def test_validate_script(timm_scripts, entry, heldout, tmp_path):
+    script = timm_scripts / 'validate.py'
     done = subprocess.run(
         [
             sys.executable, script, '--data-dir', heldout, '--model', 'test_t2t_vit', '--pretrained',

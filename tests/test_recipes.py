@@ -6,7 +6,6 @@ tests/data/train_args.json holds those names, written in a checkout of pytorch-i
 """
 import importlib.util
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -38,10 +37,8 @@ def load(name):
 
 
 @pytest.fixture(scope='module')
-def train_script():
-    if 'TIMM_SCRIPTS' not in os.environ:
-        pytest.skip('TIMM_SCRIPTS names no pytorch-image-models checkout')
-    spec = importlib.util.spec_from_file_location('timm_train', Path(os.environ['TIMM_SCRIPTS']) / 'train.py')
+def train_script(timm_scripts):
+    spec = importlib.util.spec_from_file_location('timm_train', timm_scripts / 'train.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

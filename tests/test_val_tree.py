@@ -367,12 +367,11 @@ def test_accuracy_through_timms_library(thousand_classes):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif('TIMM_SCRIPTS' not in os.environ, reason='TIMM_SCRIPTS names no pytorch-image-models checkout')
-def test_validate_script(thousand_classes):
+def test_validate_script(timm_scripts, thousand_classes):
     assert main(['val-tree', str(thousand_classes / 'flat'), str(thousand_classes / 'val.txt'), 'imagenet/val']) == 0
     done = subprocess.run(
         [
-            sys.executable, Path(os.environ['TIMM_SCRIPTS']) / 'validate.py', '--data-dir', 'imagenet',
+            sys.executable, timm_scripts / 'validate.py', '--data-dir', 'imagenet',
             '--class-map', 'imagenet/val/class_map.txt', '--model', 'test_t2t_vit', '--num-classes', '1000',
             '--checkpoint', thousand_classes / 'weights.safetensors', '--device', 'cpu', '--workers', '1',
         ],

@@ -15,7 +15,7 @@ torch.fx.wrap('soft_split_linear')  # fx looks for a wrapped function under the 
 
 __all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
 
-# of the map at stride 4, that go through the module at once on a CPU
+# how many tokens of the map at stride 4 go through the module at once, on a CPU
 TOKENS_PER_THREAD = 2 ** 13
 
 

@@ -1,5 +1,4 @@
 """Fixtures: docs/programs.md, and its runs of train.py."""
-import os
 from typing import Any, Callable
 
 import pytest
@@ -7,10 +6,8 @@ from pages import Page, load
 
 
 @pytest.fixture(scope='session')
-def open_page(tmp_path_factory) -> Callable[..., Page]:
+def open_page(timm_scripts, tmp_path_factory) -> Callable[..., Page]:
     """A function that opens a page of docs/ in a folder of its own."""
-    if 'TIMM_SCRIPTS' not in os.environ:
-        pytest.skip('TIMM_SCRIPTS names no pytorch-image-models checkout')
     return lambda name, **env: Page(name, tmp_path_factory.mktemp('page'), **env)
 
 
