@@ -6,8 +6,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
-from torch.utils.checkpoint import checkpoint
 
+from .dropout import add_dropout, draw_dropout, dropout_factor
+from .mlp import gelu_linear, keeps_less
 from .observe import in_autocast, is_observed, is_plain, is_traced
 from .soft_split import (
     fold_modules,
@@ -102,12 +103,8 @@ class TokenPerformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         height, width = self._grid(x)
-        kqv = self._split_kqv(x)
-        if not torch.jit.is_scripting():
-            if self.training and torch.is_grad_enabled() and not is_traced(x) and not is_observed(self):
-                # kept as it is, the first step alone would hold what three blocks of the backbone hold
-                return tokens_to_map(checkpoint(self._transform, kqv, use_reentrant=False), height, width)
-        return tokens_to_map(self._transform(kqv), height, width)
+        x = self._attend(self._split_kqv(x))
+        return tokens_to_map(self._add_mlp(x), height, width)
 
     def _grid(self, x: torch.Tensor) -> Tuple[int, int]:
         return (
@@ -115,18 +112,15 @@ class TokenPerformer(nn.Module):
             soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding),
         )
 
-    def _transform(self, kqv: torch.Tensor) -> torch.Tensor:
-        """Return what the equations call out, of tokens (B, N, 3 * dim)."""
-        x = self._attend(kqv)
-        return x + self._mlp(self.norm2(x))
-
-    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+    def _add_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """Return out = y + mlp(norm2(y)), tokens (B, N, dim)."""
         if not torch.jit.is_scripting():
-            if self.mlp[3].training and not is_traced(x) and not is_observed(self.mlp):
-                y = self.mlp[2](self.mlp[1](self.mlp[0](x)))
-                keep = _draw_keep(y, self.mlp[3].p)
-                return y if keep is None else y * keep
-        return self.mlp(x)
+            fc1, act, fc2, drop = self.mlp
+            if not is_traced(x) and not is_observed(self.mlp):
+                y = fc1(self.norm2(x))
+                y = gelu_linear(y, fc2.weight, fc2.bias) if keeps_less(y, act, fc2) else fc2(act(y))
+                return add_dropout(x, y, drop.p if drop.training else 0.)
+        return x + self.mlp(self.norm2(x))
 
     def _split_kqv(self, x: torch.Tensor) -> torch.Tensor:
         """Return kqv(norm1(soft_split(x))), tokens (B, N, 3 * dim)."""
@@ -208,29 +202,13 @@ def performer_skip(
             with torch.autocast(kqv.device.type, enabled=False):
                 return performer_skip(kqv, w, eps, weight, bias, drop)
         if torch.is_grad_enabled() and kqv.requires_grad and not is_traced(kqv):
-            return _PerformerSkip.apply(kqv, w, eps, weight, bias, _draw_keep(kqv[..., :w.shape[1]], drop))[0]
-    p, kv, _, _, _ = _performer_parts(kqv, w, eps)
+            draws = draw_dropout(kqv[..., :w.shape[1]], drop)
+            return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop, draws)[0]
+    p, kv = _performer_parts(kqv, w, eps)[:2]
     y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
     if drop > 0.:
         y = F.dropout(y, drop)
     return (_widen(kqv[..., 2 * w.shape[1]:]) + y).to(kqv.dtype)
-
-
-@torch.jit.unused
-def _draw_keep(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
-    """Return what dropout multiplies x by, 0 or 1 / (1 - drop), or None for drop 0.
-
-    On a CPU torch draws on one thread, so that 32-bit draws and a boolean mask take as long for the map at stride 4 as
-    the rest of the layer: here a 64-bit draw decides four elements, and the mask is made of floats.
-    """
-    num_dropped = round(drop * 2 ** 16)  # of the 2^16 values of a quarter of a draw
-    if drop == 0.:
-        return None
-    if x.device.type != 'cpu' or num_dropped in (0, 2 ** 16):
-        return F.dropout(torch.ones_like(x), drop)
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
-    keep = draws.view(torch.int16)[:x.numel()].view(x.shape).float().sub_(num_dropped - 2 ** 15 - 1).clamp_(0., 1.)
-    return keep.mul_(1. / (1. - num_dropped / 2 ** 16)).to(x.dtype)
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
@@ -239,86 +217,89 @@ def _widen(x: torch.Tensor) -> torch.Tensor:
 
 def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return e(x) = exp(w x - |x|^2 / 2), (B, N, m)."""
-    return torch.exp(F.linear(x, w) - 0.5 * x.square().sum(dim=-1, keepdim=True))
+    square = x.square().sum(dim=-1, keepdim=True)
+    return torch.baddbmm(square, x, w.t().expand(x.shape[0], -1, -1), beta=-0.5).exp()
 
 
 def _performer_parts(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return p, (B, N, m), and k'v, (B, m, dim), whose product is a; k and q, (B, N, m), and n, (B, N, 1).
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return p, (B, N, m), and k'v, (B, m, dim), whose product is a; k, (B, N, m), and its sum over n, (B, 1, m).
 
     With k = e(k_n), q = e(q_n), phi = e / sqrt(m), the 1 / m of every product cancels but for eps, which becomes m eps:
 
-        a = p k'v,    p = q / n,    n = q (sum k) + m eps
+        a = p k'v,    p = q / n,    n = q (sum k)' + m eps
     """
     w = _widen(w)
     k, q, v = _widen(kqv).split(w.shape[1], dim=-1)
     k, q = _features(k, w), _features(q, w)
-    norm = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]
-    return q / norm, k.transpose(1, 2) @ v, k, q, norm
+    k_sum = k.sum(dim=1, keepdim=True)
+    return q / (q @ k_sum.transpose(1, 2) + eps * w.shape[0]), k.transpose(1, 2) @ v, k, k_sum
 
 
 class _PerformerSkip(torch.autograd.Function):
     """`performer_skip` with its gradient written out, which goes into one tensor of the shape of kqv.
 
-    With k, q, n, p as in `_performer_parts`, S = k'v W', and g the gradient of p S + b,
+    With p, k, k'v as in `_performer_parts`, e = exp(l) the features and S = k'v W', the gradient g of p S + b gives
 
-        dS = p'g,    d = -rowsum(p * g S') / n,    dq = g S' / n + d (sum k)',    dk = v (dS W)' + 1 (d'q),
-        dv = k (dS W) + the skip's,    de(x)/dx = e(x) (w - x)
+        dS = p'g,    dp = g S',    d = -rowsum(p * dp),    dl(q) = (dp + d sum k) * p,
+        d(k'v) = dS W,    dl(k) = (v d(k'v)' + 1 (d'p)) * k,    dv = k d(k'v) + the skip's,    dx = dl(x) (w - x)
     """
 
     @staticmethod
-    def forward(kqv, w, eps, weight, bias, keep):
-        p, kv, k, q, norm = _performer_parts(kqv, w, eps)
+    def forward(kqv, w, eps, weight, bias, drop, draws):
+        p, kv, k, k_sum = _performer_parts(kqv, w, eps)
         y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
         v = _widen(kqv[..., 2 * w.shape[1]:])
-        y = v + y if keep is None else torch.addcmul(v, y, _widen(keep))
-        return y.to(kqv.dtype), p, kv, k, q, norm
+        y = v + y if draws is None else torch.addcmul(v, y, dropout_factor(draws, drop, y.dtype))
+        return y.to(kqv.dtype), p, kv, k, k_sum
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        kqv, w, ctx.eps, weight, bias, keep = inputs
+        kqv, w, ctx.eps, weight, bias, ctx.drop, draws = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kqv, w, weight, bias, keep, *output[1:])
+        ctx.save_for_backward(kqv, w, weight, bias, draws, *output[1:])
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         if in_autocast(grad):
             with torch.autocast(grad.device.type, enabled=False):
                 return _PerformerSkip.backward(ctx, grad)
-        kqv, w, weight, bias, keep, *parts = ctx.saved_tensors
+        kqv, w, weight, bias, draws, *parts = ctx.saved_tensors
+        grad = _widen(grad)
+        grad_y = grad if draws is None else grad * dropout_factor(draws, ctx.drop, grad.dtype)
         if torch.is_grad_enabled():  # for second derivatives, those of the equations
             p, kv = _performer_parts(kqv, w, ctx.eps)[:2]
             y = F.linear(p @ kv, _widen(weight), _widen(bias))
-            y = kqv[..., 2 * w.shape[1]:] + (y if keep is None else y * keep).to(kqv.dtype)
-            kqv, weight, bias = torch.autograd.grad(y, (kqv, weight, bias), grad, create_graph=True)
-            return kqv, None, None, weight, bias, None
-        return _performer_skip_backward(_widen(grad), kqv, w, weight, bias, keep, *parts)
+            v = _widen(kqv[..., 2 * w.shape[1]:])
+            grads = torch.autograd.grad((y, v), (kqv, weight, bias), (grad_y, grad), create_graph=True)
+        else:
+            grads = _performer_skip_backward(grad, grad_y, kqv, w, weight, *parts)
+        grad_kqv, grad_weight, grad_bias = grads
+        return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
 
 
-def _performer_skip_backward(grad, kqv, w, weight, bias, keep, p, kv, k, q, norm):
-    """Return the gradients of the arguments of `_PerformerSkip.forward`, in its notation."""
-    dim = w.shape[1]
-    K, Q, V = _widen(kqv).split(dim, dim=-1)
-    w, wide_weight = _widen(w), _widen(weight)
-    grad_y = grad if keep is None else grad * _widen(keep)
+def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
+    """Return the gradients of kqv, weight and bias of `_PerformerSkip.forward`, in its notation."""
+    K, Q, V = _widen(kqv).split(w.shape[1], dim=-1)
+    weight, w = _widen(weight), _widen(w).expand(len(kqv), -1, -1)
 
     grad_S = p.transpose(1, 2) @ grad_y
-    grad_weight = torch.einsum('bmo,bmi->oi', grad_S, kv)
-    grad_kv = grad_S @ wide_weight
-    grad_q = grad_y @ F.linear(kv, wide_weight).transpose(1, 2)  # of p so far
-    grad_norm = -(p * grad_q).sum(dim=-1, keepdim=True).div_(norm)
-    grad_q = grad_q.div_(norm).addcmul_(grad_norm, k.sum(dim=1, keepdim=True)).mul_(q)
-    grad_k = torch.baddbmm(grad_norm.transpose(1, 2) @ q, V, grad_kv.transpose(1, 2)).mul_(k)
+    grad_kv = grad_S @ weight
+    grad_q = grad_y @ F.linear(kv, weight).transpose(1, 2)  # of p so far
+    d = (p * grad_q).sum(dim=-1, keepdim=True).neg_()
+    grad_q.addcmul_(d, k_sum).mul_(p)
+    grad_k = torch.baddbmm(d.transpose(1, 2) @ p, V, grad_kv.transpose(1, 2)).mul_(k)
 
-    grad_kqv = torch.empty(kqv.shape, dtype=grad.dtype, device=grad.device)
-    to_K, to_Q, to_V = grad_kqv.split(dim, dim=-1)
-    torch.matmul(grad_k, w, out=to_K).addcmul_(grad_k.sum(dim=-1, keepdim=True), K, value=-1)
-    torch.matmul(grad_q, w, out=to_Q).addcmul_(grad_q.sum(dim=-1, keepdim=True), Q, value=-1)
+    grad_kqv = torch.empty_like(kqv, dtype=grad.dtype)
+    to_K, to_Q, to_V = grad_kqv.split(w.shape[2], dim=-1)
+    for to_X, grad_x, X in ((to_K, grad_k, K), (to_Q, grad_q, Q)):
+        torch.mul(X, grad_x.sum(dim=-1, keepdim=True), out=to_X)
+        torch.baddbmm(to_X, grad_x, w, beta=-1, out=to_X)
     torch.baddbmm(grad, k, grad_kv, out=to_V)
-    return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_y.sum(dim=(0, 1)).to(bias.dtype), None
+    return grad_kqv, torch.einsum('bmo,bmi->oi', grad_S, kv), grad_y.sum(dim=(0, 1))

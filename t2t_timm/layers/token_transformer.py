@@ -2,8 +2,9 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import Mlp, use_fused_attn
+from timm.layers import use_fused_attn
 
+from .mlp import Mlp
 from .observe import is_observed, is_plain
 from .soft_split import (
     fold_modules,

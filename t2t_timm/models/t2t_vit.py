@@ -12,7 +12,6 @@ import torch
 import torch.nn as nn
 from timm.layers import (
     LayerType,
-    Mlp,
     calculate_drop_path_rates,
     get_device_dtype,
     global_pool_nlc,
@@ -29,6 +28,7 @@ from ..layers import (
     ConvTokens,
     GhostAttention,
     GhostMlp,
+    Mlp,
     SqueezeExciteAttention,
     TokensToToken,
     check_image,
