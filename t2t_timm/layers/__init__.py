@@ -1,7 +1,7 @@
 """Building blocks of T2T-ViT: plain modules and functions, usable alone."""
 from .attention import ClassTokenAttention, GhostAttention, GhostMlp, SqueezeExciteAttention
 from .block import Block
-from .mlp import Mlp, gelu_linear
+from .mlp import Mlp, gelu_linear, pointwise
 from .observe import is_observed, is_plain
 from .pos_embed import sinusoidal_pos_embed
 from .soft_split import (

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 
-from .observe import in_autocast
+from .observe import in_autocast, is_traced
 
 __all__ = [
     'fold_modules', 'fold_norm_linear', 'soft_split', 'soft_split_folded_linear', 'soft_split_linear',
@@ -95,6 +95,33 @@ def fold_norm_linear(
     return folded - folded.mean(dim=1, keepdim=True), folded_bias if bias is None else folded_bias + bias
 
 
+def _channel_moments(x: torch.Tensor) -> torch.Tensor:
+    """Return mean and mean square over the channels of a map (B, C, H, W), a map (B, 2, H, W)."""
+    if not torch.jit.is_scripting():
+        if torch.is_grad_enabled() and x.requires_grad and not is_traced(x):
+            return _ChannelMoments.apply(x)
+    return torch.stack([x.mean(dim=1), x.square().mean(dim=1)], dim=1)
+
+
+class _ChannelMoments(torch.autograd.Function):
+    """`_channel_moments` with its gradient, (g1 + 2 x g2) / C, in one pass where autograd takes five."""
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.stack([x.mean(dim=1), x.square().mean(dim=1)], dim=1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        grad_mean, grad_square = (grad / x.shape[1]).split(1, dim=1)
+        return torch.addcmul(grad_mean, x, grad_square, value=2.)
+
+
 def soft_split_rstd(x: torch.Tensor, kernel_size: int, stride: int, padding: int, eps: float) -> torch.Tensor:
     """Return 1 / standard deviation of each patch of a soft split, from box sums over one channel.
 
@@ -109,8 +136,8 @@ def soft_split_rstd(x: torch.Tensor, kernel_size: int, stride: int, padding: int
         Map of shape (B, 1, H', W').
     """
     # avg_pool2d counts the padding, as the unfolded zeros count in the LayerNorm
-    moments = torch.stack([x.mean(dim=1), x.square().mean(dim=1)], dim=1)
-    mean, mean_square = F.avg_pool2d(moments, kernel_size, stride, padding).split(1, dim=1)
+    moments = F.avg_pool2d(_channel_moments(x), kernel_size, stride, padding)
+    mean, mean_square = moments.split(1, dim=1)
     return torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 
 from .dropout import add_dropout, draw_dropout, dropout_factor
-from .mlp import gelu_linear, keeps_less
+from .mlp import gelu_linear, is_gelu_linear
 from .observe import in_autocast, is_observed, is_plain, is_traced
 from .soft_split import (
     fold_modules,
@@ -118,7 +118,7 @@ class TokenPerformer(nn.Module):
             fc1, act, fc2, drop = self.mlp
             if not is_traced(x) and not is_observed(self.mlp):
                 y = fc1(self.norm2(x))
-                y = gelu_linear(y, fc2.weight, fc2.bias) if keeps_less(y, act, fc2) else fc2(act(y))
+                y = gelu_linear(y, fc2.weight, fc2.bias) if is_gelu_linear(y, act, fc2) else fc2(act(y))
                 return add_dropout(x, y, drop.p if drop.training else 0.)
         return x + self.mlp(self.norm2(x))
 
