@@ -2,7 +2,8 @@
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
+
+from .observe import is_traced
 
 __all__ = ['add_dropout', 'draw_dropout', 'dropout_factor']
 
@@ -10,8 +11,8 @@ __all__ = ['add_dropout', 'draw_dropout', 'dropout_factor']
 def draw_dropout(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
     """Return random 16-bit integers of the shape of x, or None for drop 0.
 
-    On a CPU torch draws on one thread, so that dropping out the map at stride 4 its way takes as long as the rest of
-    the layer: here one 64-bit draw serves four elements.
+    Torch draws for one element at a time, and on a CPU on one thread, so that dropping out the map at stride 4 its way
+    takes as long as the rest of the layer: here one 64-bit draw serves four elements.
 
     Args:
         x: Tensor of the shape and on the device wanted.
@@ -19,9 +20,7 @@ def draw_dropout(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
     """
     if drop == 0.:
         return None
-    if x.device.type != 'cpu':
-        return torch.empty(x.shape, dtype=torch.int16, device=x.device).random_(-2 ** 15, 2 ** 15)
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
+    draws = torch.randint(-2 ** 63, 2 ** 63 - 1, ((x.numel() + 3) // 4,), device=x.device)
     return draws.view(torch.int16)[:x.numel()].view(x.shape)
 
 
@@ -41,7 +40,11 @@ def dropout_factor(draws: torch.Tensor, drop: float, dtype: torch.dtype) -> torc
 def add_dropout(x: torch.Tensor, y: torch.Tensor, drop: float) -> torch.Tensor:
     """Return `x + dropout(y)`, drop rounded to 2^-16."""
     draws = draw_dropout(y, drop)
-    return x + y if draws is None else _AddDropout.apply(x, y, draws, drop)
+    if draws is None:
+        return x + y
+    if is_traced(x):
+        return x + y * dropout_factor(draws, drop, torch.promote_types(y.dtype, torch.float32)).to(y.dtype)
+    return _AddDropout.apply(x, y, draws, drop)
 
 
 class _AddDropout(torch.autograd.Function):

@@ -10,8 +10,9 @@ from .observe import in_autocast, is_observed, is_plain, is_traced
 
 __all__ = ['Mlp', 'gelu_linear', 'is_gelu_linear', 'pointwise']
 
-# from how many tokens on a product is faster as a convolution
+# from how many tokens on a product is faster as a convolution, where torch has MKL for the one and oneDNN for the other
 MIN_TOKENS = 1024
+HAS_BOTH = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
@@ -35,11 +36,10 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor
 
 def _convolves(x: torch.Tensor) -> bool:
     return (
-        x.dtype == torch.float32
+        HAS_BOTH
+        and x.dtype == torch.float32
         and x.device.type == 'cpu'
         and x.numel() >= MIN_TOKENS * x.shape[-1]
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
         and not in_autocast(x)
     )
 

@@ -4,7 +4,10 @@ import torch.nn as nn
 from torch.nn.modules import module as _global
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ['in_autocast', 'is_observed', 'is_plain', 'is_traced']
+__all__ = ['in_autocast', 'is_exported', 'is_observed', 'is_plain', 'is_traced']
+
+# before torch 2.7 a graph to compile and one to export cannot be told apart
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -57,4 +60,10 @@ def in_autocast(x: torch.Tensor) -> bool:
 @torch.jit.ignore
 def is_traced(x: torch.Tensor) -> bool:
     """Return True if what is done to x is being recorded, as a graph that must hold for other batches, or compiled."""
-    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_exported(x) or torch.compiler.is_compiling()
+
+
+@torch.jit.ignore
+def is_exported(x: torch.Tensor) -> bool:
+    """Return True if what is done to x is being recorded, as a graph that others will read or run elsewhere."""
+    return isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or _is_exporting()

@@ -9,7 +9,7 @@ from timm.layers import register_notrace_function
 
 from .dropout import add_dropout, draw_dropout, dropout_factor
 from .mlp import gelu_linear, is_gelu_linear
-from .observe import in_autocast, is_observed, is_plain, is_traced
+from .observe import in_autocast, is_exported, is_observed, is_plain, is_traced
 from .soft_split import (
     fold_modules,
     soft_split,
@@ -116,7 +116,7 @@ class TokenPerformer(nn.Module):
         """Return out = y + mlp(norm2(y)), tokens (B, N, dim)."""
         if not torch.jit.is_scripting():
             fc1, act, fc2, drop = self.mlp
-            if not is_traced(x) and not is_observed(self.mlp):
+            if not is_exported(x) and not is_observed(self.mlp):
                 y = fc1(self.norm2(x))
                 y = gelu_linear(y, fc2.weight, fc2.bias) if is_gelu_linear(y, act, fc2) else fc2(act(y))
                 return add_dropout(x, y, drop.p if drop.training else 0.)
@@ -206,9 +206,11 @@ def performer_skip(
             return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop, draws)[0]
     p, kv = _performer_parts(kqv, w, eps)[:2]
     y = torch.baddbmm(_widen(bias), p, F.linear(kv, _widen(weight)))
-    if drop > 0.:
-        y = F.dropout(y, drop)
-    return (_widen(kqv[..., 2 * w.shape[1]:]) + y).to(kqv.dtype)
+    v = _widen(kqv[..., 2 * w.shape[1]:])
+    if not torch.jit.is_scripting():
+        if not is_exported(kqv):
+            return add_dropout(v, y, drop).to(kqv.dtype)
+    return (v + F.dropout(y, drop)).to(kqv.dtype)
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
