@@ -201,7 +201,7 @@ def performer_skip(
         if in_autocast(kqv):
             with torch.autocast(kqv.device.type, enabled=False):
                 return performer_skip(kqv, w, eps, weight, bias, drop)
-        if torch.is_grad_enabled() and kqv.requires_grad and not is_traced(kqv):
+        if torch.is_grad_enabled() and kqv.requires_grad and not is_exported(kqv):
             draws = draw_dropout(kqv[..., :w.shape[1]], drop)
             return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop, draws)[0]
     p, kv = _performer_parts(kqv, w, eps)[:2]
@@ -242,7 +242,7 @@ def _performer_parts(
 
 
 class _PerformerSkip(torch.autograd.Function):
-    """`performer_skip` with its gradient written out, which goes into one tensor of the shape of kqv.
+    """`performer_skip` with its gradient written out, which needs fewer tensors and passes than autograd's.
 
     With p, k, k'v as in `_performer_parts`, e = exp(l) the features and S = k'v W', the gradient g of p S + b gives
 
@@ -298,10 +298,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
     grad_q.addcmul_(d, k_sum).mul_(p)
     grad_k = torch.baddbmm(d.transpose(1, 2) @ p, V, grad_kv.transpose(1, 2)).mul_(k)
 
-    grad_kqv = torch.empty_like(kqv, dtype=grad.dtype)
-    to_K, to_Q, to_V = grad_kqv.split(w.shape[2], dim=-1)
-    for to_X, grad_x, X in ((to_K, grad_k, K), (to_Q, grad_q, Q)):
-        torch.mul(X, grad_x.sum(dim=-1, keepdim=True), out=to_X)
-        torch.baddbmm(to_X, grad_x, w, beta=-1, out=to_X)
-    torch.baddbmm(grad, k, grad_kv, out=to_V)
+    grad_K, grad_Q = (
+        torch.baddbmm(X * grad_x.sum(dim=-1, keepdim=True), grad_x, w, beta=-1) for grad_x, X in ((grad_k, K), (grad_q, Q)))
+    grad_kqv = torch.cat([grad_K, grad_Q, torch.baddbmm(grad, k, grad_kv)], dim=-1)
     return grad_kqv, torch.einsum('bmo,bmi->oi', grad_S, kv), grad_y.sum(dim=(0, 1))
