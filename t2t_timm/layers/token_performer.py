@@ -249,6 +249,7 @@ class _PerformerSkip(torch.autograd.Function):
         dS = p'g,    dp = g S',    d = -rowsum(p * dp),    dl(q) = (dp + d sum k) * p,
         d(k'v) = dS W,    dl(k) = (v d(k'v)' + 1 (d'p)) * k,    dv = k d(k'v) + the skip's,    dx = dl(x) (w - x)
     """
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(kqv, w, eps, weight, bias, drop, draws):
@@ -263,7 +264,8 @@ class _PerformerSkip(torch.autograd.Function):
         kqv, w, ctx.eps, weight, bias, ctx.drop, draws = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kqv, w, weight, bias, draws, *output[1:])
+        ctx.bias_dtype = bias.dtype
+        ctx.save_for_backward(kqv, w, weight, draws, *output[1:])
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -272,18 +274,14 @@ class _PerformerSkip(torch.autograd.Function):
         if in_autocast(grad):
             with torch.autocast(grad.device.type, enabled=False):
                 return _PerformerSkip.backward(ctx, grad)
-        kqv, w, weight, bias, draws, *parts = ctx.saved_tensors
+        kqv, w, weight, draws, *parts = ctx.saved_tensors
         grad = _widen(grad)
         grad_y = grad if draws is None else grad * dropout_factor(draws, ctx.drop, grad.dtype)
-        if torch.is_grad_enabled():  # for second derivatives, those of the equations
-            p, kv = _performer_parts(kqv, w, ctx.eps)[:2]
-            y = F.linear(p @ kv, _widen(weight), _widen(bias))
-            v = _widen(kqv[..., 2 * w.shape[1]:])
-            grads = torch.autograd.grad((y, v), (kqv, weight, bias), (grad_y, grad), create_graph=True)
-        else:
-            grads = _performer_skip_backward(grad, grad_y, kqv, w, weight, *parts)
+        if torch.is_grad_enabled():  # second derivatives are those of the equations
+            parts = _performer_parts(kqv, w, ctx.eps)
+        grads = _performer_skip_backward(grad, grad_y, kqv, w, weight, *parts)
         grad_kqv, grad_weight, grad_bias = grads
-        return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
+        return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None, None
 
 
 def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
@@ -295,7 +293,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
     grad_kv = grad_S @ weight
     grad_q = grad_y @ F.linear(kv, weight).transpose(1, 2)  # of p so far
     d = (p * grad_q).sum(dim=-1, keepdim=True).neg_()
-    grad_q.addcmul_(d, k_sum).mul_(p)
+    grad_q = torch.addcmul(grad_q, d, k_sum).mul_(p)
     grad_k = torch.baddbmm(d.transpose(1, 2) @ p, V, grad_kv.transpose(1, 2)).mul_(k)
 
     grad_K, grad_Q = (
