@@ -11,7 +11,7 @@ __all__ = ['add_dropout', 'draw_dropout', 'dropout_factor']
 def draw_dropout(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
     """Return random 16-bit integers of the shape of x, or None for drop 0.
 
-    Torch draws for one element at a time, and on a CPU on one thread, so that dropping out the map at stride 4 its way
+    On a CPU torch draws for one element at a time, on one thread, so that dropping out the map at stride 4 its way
     takes as long as the rest of the layer: here one 64-bit draw serves four elements.
 
     Args:
@@ -20,7 +20,9 @@ def draw_dropout(x: torch.Tensor, drop: float) -> Optional[torch.Tensor]:
     """
     if drop == 0.:
         return None
-    draws = torch.randint(-2 ** 63, 2 ** 63 - 1, ((x.numel() + 3) // 4,), device=x.device)
+    if x.device.type != 'cpu':
+        return torch.randint(-2 ** 15, 2 ** 15, x.shape, dtype=torch.int16, device=x.device)
+    draws = torch.randint(-2 ** 63, 2 ** 63 - 1, ((x.numel() + 3) // 4,))
     return draws.view(torch.int16)[:x.numel()].view(x.shape)
 
 

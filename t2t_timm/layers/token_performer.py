@@ -1,6 +1,6 @@
 """Token Performer: the T2T transformer with linear attention (paper section 3.1; Performer, arXiv 2009.14794)."""
 import math
-from typing import Optional, Tuple
+from typing import Tuple
 
 import torch
 import torch.nn as nn
@@ -9,7 +9,7 @@ from timm.layers import register_notrace_function
 
 from .dropout import add_dropout, draw_dropout, dropout_factor
 from .mlp import gelu_linear, is_gelu_linear
-from .observe import in_autocast, is_exported, is_observed, is_plain, is_traced
+from .observe import in_autocast, is_exported, is_observed, is_plain
 from .soft_split import (
     fold_modules,
     soft_split,
@@ -192,7 +192,7 @@ def performer_skip(
         eps: Added to the denominator.
         weight: Weight W of the linear map, (dim, dim).
         bias: Its bias, (dim,).
-        drop: Dropout rate, in training; on a CPU it is rounded to 2^-16.
+        drop: Dropout rate, in training; rounded to 2^-16.
 
     Returns:
         Tokens y of shape (B, N, dim), in the dtype of kqv.
@@ -210,7 +210,9 @@ def performer_skip(
     if not torch.jit.is_scripting():
         if not is_exported(kqv):
             return add_dropout(v, y, drop).to(kqv.dtype)
-    return (v + F.dropout(y, drop)).to(kqv.dtype)
+    if drop > 0.:
+        y = F.dropout(y, drop)
+    return (v + y).to(kqv.dtype)
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
@@ -279,13 +281,13 @@ class _PerformerSkip(torch.autograd.Function):
         grad_y = grad if draws is None else grad * dropout_factor(draws, ctx.drop, grad.dtype)
         if torch.is_grad_enabled():  # second derivatives are those of the equations
             parts = _performer_parts(kqv, w, ctx.eps)
-        grads = _performer_skip_backward(grad, grad_y, kqv, w, weight, *parts)
-        grad_kqv, grad_weight, grad_bias = grads
-        return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None, None
+        grad_kqv, grad_weight = _performer_skip_backward(grad, grad_y, kqv, w, weight, *parts)
+        grad_bias = grad_y.sum(dim=(0, 1)).to(ctx.bias_dtype)
+        return grad_kqv.to(kqv.dtype), None, None, grad_weight.to(weight.dtype), grad_bias, None, None
 
 
 def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
-    """Return the gradients of kqv, weight and bias of `_PerformerSkip.forward`, in its notation."""
+    """Return the gradients of kqv and weight, in the notation of `_PerformerSkip`."""
     K, Q, V = _widen(kqv).split(w.shape[1], dim=-1)
     weight, w = _widen(weight), _widen(w).expand(len(kqv), -1, -1)
 
@@ -296,7 +298,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, p, kv, k, k_sum):
     grad_q = torch.addcmul(grad_q, d, k_sum).mul_(p)
     grad_k = torch.baddbmm(d.transpose(1, 2) @ p, V, grad_kv.transpose(1, 2)).mul_(k)
 
-    grad_K, grad_Q = (
-        torch.baddbmm(X * grad_x.sum(dim=-1, keepdim=True), grad_x, w, beta=-1) for grad_x, X in ((grad_k, K), (grad_q, Q)))
-    grad_kqv = torch.cat([grad_K, grad_Q, torch.baddbmm(grad, k, grad_kv)], dim=-1)
-    return grad_kqv, torch.einsum('bmo,bmi->oi', grad_S, kv), grad_y.sum(dim=(0, 1))
+    grad_K = torch.baddbmm(K * grad_k.sum(dim=-1, keepdim=True), grad_k, w, beta=-1)
+    grad_Q = torch.baddbmm(Q * grad_q.sum(dim=-1, keepdim=True), grad_q, w, beta=-1)
+    grad_V = torch.baddbmm(grad, k, grad_kv)
+    return torch.cat([grad_K, grad_Q, grad_V], dim=-1), torch.einsum('bmo,bmi->oi', grad_S, kv)

@@ -32,7 +32,8 @@ def test_mlp_is_timms(batch, tokens, dim, hidden, bias, dtype):
     mlp.load_state_dict(reference.state_dict())
     x, grad = torch.randn(2, batch, tokens, dim).unbind(0)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-    for ours, theirs in zip(run(mlp, x.to(dtype), grad.to(dtype)), run(reference, x.double(), grad.double())):
+    expected = run(reference, x.double(), grad.double())
+    for ours, theirs in zip(run(mlp, x.to(dtype), grad.to(dtype)), expected, strict=True):
         assert (ours - theirs).norm() <= tolerance * (theirs.norm() + 1.)
 
 
@@ -48,9 +49,10 @@ def test_frozen_weights_get_no_gradient_and_pass_it_on(tokens):
 
 
 def test_second_derivative():
-    x, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 3, 5), (4, 5), (4,)])
-    torch.autograd.gradcheck(gelu_linear, (x, weight, bias))
-    torch.autograd.gradgradcheck(gelu_linear, (x, weight, bias))
+    shapes = (2, 3, 5), (4, 5), (4,)
+    inputs = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    assert torch.autograd.gradcheck(gelu_linear, inputs)
+    assert torch.autograd.gradgradcheck(gelu_linear, inputs)
 
 
 def test_convolution_is_differentiated_twice_as_the_product_is():
@@ -64,7 +66,7 @@ def test_convolution_is_differentiated_twice_as_the_product_is():
         return torch.nn.functional.linear(torch.nn.functional.gelu(x), weight, bias)
 
     expected = second(plain, *(t.detach().double().requires_grad_() for t in (x, weight)))
-    for ours, theirs in zip(second(gelu_linear, x, weight), expected):
+    for ours, theirs in zip(second(gelu_linear, x, weight), expected, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
@@ -125,7 +127,7 @@ def test_autocast_gives_the_dtype_that_timm_gives(dtype):
             out = module(x)
         out.float().square().sum().backward()
         outputs.append([out, *(p.grad for p in module.parameters())])
-    for ours, theirs in zip(*outputs):
+    for ours, theirs in zip(*outputs, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).float().norm() <= 2e-2 * theirs.float().norm()
 
