@@ -10,16 +10,18 @@ from .observe import in_autocast, is_observed, is_plain, is_traced
 
 __all__ = ['Mlp', 'gelu_linear', 'is_gelu_linear', 'pointwise']
 
-# from how many tokens on a product is faster as a convolution, where torch has MKL for the one and oneDNN for the other
+# from how many tokens and weights on a product is faster as a convolution, where torch has MKL for the one and oneDNN
+# for the other
 MIN_TOKENS = 1024
+MIN_WEIGHTS = 2 ** 15
 HAS_BOTH = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
     """Return `linear(x)`, on a CPU as the convolution of kernel size 1 that it is, where that is faster.
 
-    On x86 torch multiplies float32 matrices by MKL and convolves by oneDNN, whose products of many rows are the faster
-    ones on AMD's cores, by 5 to 15 % (docs/speed.md); of few rows they are not, since the weights are laid out anew.
+    On x86 torch multiplies float32 matrices by MKL and convolves by oneDNN, whose products of large matrices are the
+    faster ones on AMD's cores, by 5 to 15 % (docs/speed.md); of small ones not, since the weights are laid out anew.
 
     Args:
         x: Tokens of shape (..., N, C).
@@ -29,17 +31,18 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor
     Returns:
         Tokens of shape (..., N, D).
     """
-    if _convolves(x):
+    if _convolves(x, weight):
         return _as_tokens(F.conv2d(_as_map(x), _as_kernel(weight), bias), x)
     return F.linear(x, weight, bias)
 
 
-def _convolves(x: torch.Tensor) -> bool:
+def _convolves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         HAS_BOTH
         and x.dtype == torch.float32
         and x.device.type == 'cpu'
         and x.numel() >= MIN_TOKENS * x.shape[-1]
+        and weight.numel() >= MIN_WEIGHTS
         and not in_autocast(x)
     )
 
@@ -93,7 +96,7 @@ class _GeluLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         y = F.gelu(x)
-        if _convolves(x):
+        if _convolves(x, weight):
             grad_y, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 _as_map(grad), _as_map(y), _as_kernel(weight), [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
                 ctx.needs_input_grad)
