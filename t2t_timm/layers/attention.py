@@ -6,36 +6,30 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
 
+from .. import ops
+
 __all__ = ['ClassTokenAttention', 'GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
 
 
 class ClassTokenAttention(Attention):
     """timm's attention, which can also compute the output row of the class token alone.
 
-    The logits read the class token only, so in the last block one query is enough; the keys and values stay those of
-    all tokens.
+    The logits read the class token only, so in the last block one query is enough.
     """
 
     def class_token(self, x: torch.Tensor) -> torch.Tensor:
         """Return `self(x)[:, :1]`: tokens (B, N, C) to the class token (B, 1, C).
 
-        With one query q per head, keys and values need not exist either:
-
-            q'(Wk x_n + bk) = (Wk' q)'x_n + const,    sum_n a_n (Wv x_n + bv) = Wv (sum_n a_n x_n) + bv sum_n a_n
-
-        and the softmax does not see the constant.
+        Keys that are normalized (timm's qk_norm), or computed by an adapter, have to exist: then all is computed.
         """
-        B, N, C = x.shape
-        wq, wk, wv = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)  # (heads, head_dim, C)
-        q = torch.einsum('bc,hdc->bhd', x[:, 0], wq)
-        if self.qkv.bias is not None:
-            q = q + self.qkv.bias[:C].view(self.num_heads, self.head_dim)
-        query = torch.einsum('bhd,hdc->bhc', q * self.scale, wk)
-        attn = self.attn_drop((query @ x.transpose(1, 2)).softmax(dim=-1))  # (B, heads, N)
-        out = torch.einsum('bhc,hdc->bhd', attn @ x, wv)
-        if self.qkv.bias is not None:
-            out = out + attn.sum(dim=-1, keepdim=True) * self.qkv.bias[2 * C:].view(self.num_heads, self.head_dim)
-        return self.proj_drop(self.proj(out.reshape(B, 1, C)))
+        if not ops.is_plain(x, self.qkv, idle=(self.q_norm, self.k_norm)):
+            return self(x)[:, :1]
+        drop = self.attn_drop.p if self.training else 0.
+        y = self.norm(ops.class_token_attention(
+            x, self.qkv.weight, self.qkv.bias, self.num_heads, self.scale, drop))
+        if self.gate is not None:
+            y = y * self.gate(x[:, :1]).sigmoid()
+        return self.proj_drop(self.proj(y))
 
 
 class _HeadAttention(nn.Module):

@@ -4,20 +4,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
 
+from .. import ops
 from .mlp import Mlp
-from .observe import is_observed, is_plain
-from .soft_split import (
-    fold_modules,
-    soft_split,
-    soft_split_folded_linear,
-    soft_split_norm_linear,
-    soft_split_size,
-    tokens_to_map,
-)
-
-# fx looks for a wrapped function under the name its caller has
-torch.fx.wrap('soft_split_folded_linear')
-torch.fx.wrap('soft_split_norm_linear')
+from .soft_split import fold_modules, soft_split, soft_split_size, tokens_to_map
 
 __all__ = ['TokenTransformer']
 
@@ -58,7 +47,6 @@ class TokenTransformer(nn.Module):
 
     With u the unfolded patches: y = attn(norm1(u)), out = y + mlp(norm2(y)).
     """
-    folded: torch.jit.Final[bool]
 
     def __init__(
             self,
@@ -84,7 +72,6 @@ class TokenTransformer(nn.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
-        self.folded = False
         patch_dim = in_dim * kernel_size ** 2
         self.norm1 = nn.LayerNorm(patch_dim, eps=1e-5, **dd)
         self.attn = TokenAttention(patch_dim, dim, **dd)
@@ -93,27 +80,23 @@ class TokenTransformer(nn.Module):
 
     def reparameterize(self) -> None:
         """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
-        if not self.folded and is_plain(self.norm1, self.attn.qkv):
+        if self.norm1.weight is not None and ops.is_plain(self.norm1.weight, self.norm1, self.attn.qkv):
             self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
-            self.folded = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        height = soft_split_size(x.shape[2], self.kernel_size, self.stride, self.padding)
-        width = soft_split_size(x.shape[3], self.kernel_size, self.stride, self.padding)
-        x = self._split_attend(x)
-        x = x + self.mlp(self.norm2(x))
-        return tokens_to_map(x, height, width)
+        split = self.kernel_size, self.stride, self.padding
+        height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
 
-    def _split_attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Return attn(norm1(soft_split(x))), tokens (B, N, dim)."""
+        y = self._attend(x)
+        return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Return y = attn(norm1(u)), (B, N, dim)."""
+        split = self.kernel_size, self.stride, self.padding
         if not torch.jit.is_scripting():
-            if not is_plain(self.norm1, self.attn.qkv) or is_observed(self.attn):
-                return self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
-        kernel = self.kernel_size, self.stride, self.padding
-        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
-        if self.folded:
-            x = soft_split_folded_linear(x, weight, bias, self.norm1.eps, *kernel)
-        else:
-            x = soft_split_norm_linear(x, self.norm1.weight, self.norm1.bias, weight, bias, self.norm1.eps, *kernel)
-        return self.attn.attend(x.flatten(2).transpose(1, 2))
+            if ops.is_plain(x, self.norm1, self.attn.qkv) and ops.is_unobserved(x, self.attn):
+                norm, qkv = self.norm1, self.attn.qkv
+                return self.attn.attend(ops.soft_split_norm_linear(
+                    x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, *split))
+        return self.attn(self.norm1(soft_split(x, *split)))

@@ -1,34 +1,27 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
-import math
 from typing import List, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from timm.layers import register_notrace_function
+from timm.models import checkpoint
 
-from .observe import is_observed, is_plain, is_traced
-from .soft_split import soft_split, soft_split_linear, soft_split_size, tokens_to_map
+from .. import ops
+from .soft_split import SOFT_SPLITS, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
-torch.fx.wrap('soft_split_linear')  # fx looks for a wrapped function under the name its caller has
-
 __all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
-
-# how many tokens of the map at stride 4 go through the module at once, on a CPU
-TOKENS_PER_THREAD = 2 ** 13
 
 
 def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
-    """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16.
-
-    The soft splits are 7x7 stride 4 padding 2, then twice 3x3 stride 2 padding 1.
-    """
-    return ((img_size[0] - 3) // 4 + 4) // 4, ((img_size[1] - 3) // 4 + 4) // 4
+    """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16."""
+    height, width = img_size
+    for split in SOFT_SPLITS:
+        height, width = soft_split_size(height, *split), soft_split_size(width, *split)
+    return height, width
 
 
 @torch.fx.wrap
-@register_notrace_function
 def check_image(x: torch.Tensor, in_chans: int, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
     """Return the images (B, in_chans, H, W) as they are, or say what is wrong with them.
 
@@ -88,44 +81,45 @@ class TokensToToken(nn.Module):
             layer, kwargs = TokenPerformer, dict(dd, drop=token_drop_rate)
         else:
             layer, kwargs = TokenTransformer, dd
-        self.attention1 = layer(in_chans, token_dim, kernel_size=7, stride=4, padding=2, **kwargs)
-        self.attention2 = layer(token_dim, token_dim, kernel_size=3, stride=2, padding=1, **kwargs)
-        self.project = nn.Linear(token_dim * 3 * 3, embed_dim, **dd)
-
-    def _project(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
-            if not is_plain(self.project):
-                height, width = soft_split_size(x.shape[2], 3, 2, 1), soft_split_size(x.shape[3], 3, 2, 1)
-                return tokens_to_map(self.project(soft_split(x, 3, 2, 1)), height, width)
-        return soft_split_linear(x, self.project.weight, self.project.bias, 3, 2, 1)
+        self.attention1, self.attention2 = (
+            layer(dim, token_dim, *split, **kwargs)
+            for dim, split in zip((in_chans, token_dim), SOFT_SPLITS, strict=False))
+        self.split = SOFT_SPLITS[2]
+        self.project = nn.Linear(token_dim * self.split[0] ** 2, embed_dim, **dd)
+        self.grad_checkpointing = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
         if not torch.jit.is_scripting():
-            num_parts = self._num_parts(x)
-            if num_parts > 1:
-                return torch.cat([self._forward(part) for part in x.chunk(num_parts)])
-        return self._forward(x)
+            if ops.is_unobserved(x, self):
+                return ops.in_parts(self._last_level, x)
+        return self._last_level(x)
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._project(self.attention2(self.attention1(x)))
-
-    @torch.jit.unused
-    def _num_parts(self, x: torch.Tensor) -> int:
-        """Return in how many parts a batch goes through: on a CPU the maps at stride 4 should stay in its caches."""
-        if is_traced(x) or x.device.type != 'cpu' or is_observed(self):
-            return 1
-        num_tokens = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
-        return math.ceil(num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))
+    def _last_level(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_levels(x)[-1]
 
     def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
         """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""
+        if not torch.jit.is_scripting():
+            if self.grad_checkpointing:
+                return checkpoint(self._levels, x, num_levels)
+        return self._levels(x, num_levels)
+
+    def _levels(self, x: torch.Tensor, num_levels: int) -> List[torch.Tensor]:
         levels = [self.attention1(x)]
         if num_levels > 1:
             levels.append(self.attention2(levels[0]))
         if num_levels > 2:
             levels.append(self._project(levels[1]))
         return levels
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        """Return project(soft_split(x)), a map (B, embed_dim, H', W')."""
+        if not torch.jit.is_scripting():
+            if ops.is_plain(x, self.project):
+                return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
+        height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
+        return tokens_to_map(self.project(soft_split(x, *self.split)), height, width)
 
     def prune_levels(self, num_levels: int) -> None:
         """Drop what only levels past num_levels need."""
@@ -150,9 +144,9 @@ class ConvTokens(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.token_dim = token_dim
-        self.soft_split0 = nn.Conv2d(in_chans, token_dim, kernel_size=7, stride=4, padding=2, **dd)
-        self.soft_split1 = nn.Conv2d(token_dim, token_dim, kernel_size=3, stride=2, padding=1, **dd)
-        self.project = nn.Conv2d(token_dim, embed_dim, kernel_size=3, stride=2, padding=1, **dd)
+        self.soft_split0, self.soft_split1, self.project = (
+            nn.Conv2d(dim, dim_out, *split, **dd) for dim, dim_out, split in zip(
+                (in_chans, token_dim, token_dim), (token_dim, token_dim, embed_dim), SOFT_SPLITS, strict=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""

@@ -54,8 +54,9 @@ class T2TFeaturePyramid(nn.Module):
         self.num_levels = max_index + 1
         model.prune_intermediate_layers([-1], prune_norm=True)
         model.tokens_to_token.prune_levels(self.num_levels)
-        if self.num_levels < 3:
-            model.prune_backbone()
+        if self.num_levels < 3:  # nothing behind the tokens-to-token module is needed
+            model.blocks, model.norm = nn.Sequential(), nn.Identity()
+            model.cls_token = model.pos_embed = None
         self.model = model
 
     @torch.jit.ignore
@@ -65,5 +66,9 @@ class T2TFeaturePyramid(nn.Module):
 
     def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Map images (B, in_chans, H, W) to the chosen levels, finest first if so chosen."""
-        levels = self.model.forward_levels(x, self.num_levels)
+        levels = self.model.tokens_to_token.forward_levels(self.model.check_image(x), self.num_levels)
+        if self.num_levels > 2:
+            B, _, H, W = levels[2].shape
+            x = self.model.forward_blocks(self.model.add_positions(levels[2]))
+            levels[2] = x[:, self.model.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
         return [levels[i] for i in self.out_indices]

@@ -6,7 +6,7 @@ Paper: `Tokens-to-Token ViT: Training Vision Transformers From Scratch on ImageN
 The state dict is that of the published checkpoints (https://github.com/yitu-opensource/T2T-ViT, Clear BSD License).
 """
 from functools import partial
-from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,7 @@ from timm.layers import (
 from timm.models import checkpoint, generate_default_cfgs, named_apply
 from timm.models._features import feature_take_indices
 
+from .. import ops
 from ..layers import (
     Block,
     ClassTokenAttention,
@@ -31,17 +32,14 @@ from ..layers import (
     Mlp,
     SqueezeExciteAttention,
     TokensToToken,
-    check_image,
-    is_observed,
     sinusoidal_pos_embed,
     tokens_grid_size,
+    tokens_to_token,
 )
 from ._builder import build_t2t_vit, pretrained_cfgs, record_input_size
 from ._registry import register_model
 
 __all__ = ['T2TViT']
-
-torch.fx.wrap('check_image')  # fx looks for a wrapped function under the name its caller has
 
 POOL_TYPES = ('token', 'avg', 'avgmax', 'max', '')
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
@@ -50,9 +48,8 @@ TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 class T2TViT(nn.Module):
     """Tokens-to-Token ViT: a tokens-to-token module, sinusoidal positions, a class token and a deep-narrow backbone.
 
-    `class_token_only` is the switch of the last block's shortcut: when the logits read the class token alone, the last
-    block computes that row alone. It steps aside by itself where a hook, a patched forward or fx tracing looks at the
-    last block or the final norm; `forward_features` and `forward_intermediates` always give every token.
+    When the logits read the class token alone, the last block computes that row alone, unless a hook, a patched forward
+    or fx looks at the last block or the final norm. `forward_features` and `forward_intermediates` give every token.
     """
     dynamic_img_size: torch.jit.Final[bool]
 
@@ -79,6 +76,7 @@ class T2TViT(nn.Module):
             norm_layer: Optional[Type[nn.Module]] = None,
             attn_layer: LayerType = ClassTokenAttention,
             mlp_layer: Type[nn.Module] = Mlp,
+            make_blocks: Optional[Callable[..., Tuple[nn.Sequential, List[int]]]] = None,
             device=None,
             dtype=None,
     ) -> None:
@@ -106,6 +104,8 @@ class T2TViT(nn.Module):
             norm_layer: Normalization layer of the backbone; by default LayerNorm with eps 1e-5.
             attn_layer: Attention layer of the blocks.
             mlp_layer: MLP layer of the blocks.
+            make_blocks: Function of embed_dim, the drop path rate of each block and the other arguments of a block,
+                which returns the blocks and the width of each one's tokens; by default plain blocks.
 
         Raises:
             ValueError: Unknown global_pool or token_type, or an img_size below 3 x 3 pixels.
@@ -121,7 +121,6 @@ class T2TViT(nn.Module):
         self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
         self.dynamic_img_size = dynamic_img_size
-        self.class_token_only = True
         self.grad_checkpointing = False
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the stem, timm need not
         self._set_img_size(img_size)
@@ -134,34 +133,27 @@ class T2TViT(nn.Module):
         num_tokens = self.grid_size[0] * self.grid_size[1]
         self.register_buffer('pos_embed', torch.empty(1, self.num_prefix_tokens + num_tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(p=pos_drop_rate)
-        self.blocks = self._make_blocks(
-            depth,
-            drop_path_rate,
-            dict(
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                proj_drop=proj_drop_rate,
-                attn_drop=attn_drop_rate,
-                norm_layer=norm_layer,
-                attn_layer=attn_layer,
-                mlp_layer=mlp_layer,
-                **dd,
-            ),
+        self.blocks, widths = (make_blocks or plain_blocks)(
+            embed_dim,
+            calculate_drop_path_rates(drop_path_rate, depth),
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            proj_drop=proj_drop_rate,
+            attn_drop=attn_drop_rate,
+            norm_layer=norm_layer,
+            attn_layer=attn_layer,
+            mlp_layer=mlp_layer,
+            **dd,
         )
+        self.feature_info = [
+            dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
         self.num_features = self.head_hidden_size = self.feature_info[-1]['num_chs']
         self.norm = norm_layer(self.num_features, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
         self.init_weights(needs_reset=False)
-
-    def _make_blocks(self, depth: int, drop_path_rate: float, kwargs: Dict[str, Any]) -> nn.Sequential:
-        self.feature_info = [
-            dict(module=f'blocks.{i}', num_chs=self.embed_dim, reduction=16) for i in range(depth)]
-        return nn.Sequential(*[
-            Block(self.embed_dim, drop_path=rate, **kwargs)
-            for rate in calculate_drop_path_rates(drop_path_rate, depth)])
 
     def _set_img_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
         img_size = to_2tuple(img_size)
@@ -217,6 +209,7 @@ class T2TViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Enable or disable gradient checkpointing of the tokens-to-token steps and the blocks."""
         self.grad_checkpointing = enable
+        self.tokens_to_token.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -266,20 +259,43 @@ class T2TViT(nn.Module):
 
     def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, Tuple[int, int]]:
         """Map images to the class token and tokens with positions, (B, 1 + N, C), and their grid."""
-        x = check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint(self.tokens_to_token, x)
-        else:
-            x = self.tokens_to_token(x)
-        H, W = x.shape[-2:]
-        return self._add_positions(x), (H, W)
+        x = self.tokens_to_token(self.check_image(x))
+        return self.add_positions(x), (x.shape[2], x.shape[3])
 
-    def _add_positions(self, x: torch.Tensor) -> torch.Tensor:
+    def check_image(self, x: torch.Tensor) -> torch.Tensor:
+        """Return images (B, in_chans, H, W) as they are, or raise a ValueError that says what is wrong with them."""
+        # through the module that defines it, where fx finds it wrapped
+        return tokens_to_token.check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
+
+    def add_positions(self, x: torch.Tensor) -> torch.Tensor:
         """Map the grid of tokens (B, C, H', W') to class token and tokens with positions, (B, 1 + N, C)."""
         H, W = x.shape[-2:]
         pos_embed = self._resampled_pos_embed((H, W), self.grid_size) if self.dynamic_img_size else self.pos_embed
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
         return self.pos_drop(x + pos_embed)
+
+    def forward_blocks(
+            self,
+            x: torch.Tensor,
+            attn_mask: Optional[torch.Tensor] = None,
+            is_causal: bool = False,
+            class_token: bool = False,
+    ) -> torch.Tensor:
+        """Map tokens (B, 1 + N, C) through the blocks; if class_token, what returns may be the class token alone."""
+        if torch.jit.is_scripting() or attn_mask is not None or is_causal:
+            for blk in self.blocks:
+                x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
+            return x
+        return self._forward_blocks(x, class_token)
+
+    @torch.jit.unused
+    def _forward_blocks(self, x: torch.Tensor, class_token: bool) -> torch.Tensor:
+        blocks = list(self.blocks)
+        last = blocks[-1] if blocks else None
+        class_token = class_token and isinstance(last, Block) and ops.is_unobserved(x, last, self.norm)
+        for blk in blocks[:-1] if class_token else blocks:
+            x = checkpoint(blk, x) if self.grad_checkpointing else blk(x)
+        return last.class_token(x) if class_token else x
 
     def forward_intermediates(
             self,
@@ -317,14 +333,10 @@ class T2TViT(nn.Module):
         intermediates = []
 
         x, (H, W) = self._embed(x)
-        if torch.jit.is_scripting() or not stop_early:  # can't slice blocks in torchscript
-            blocks = self.blocks
-        else:
-            blocks = self.blocks[:max_index + 1]
-        for i, blk in enumerate(blocks):
+        for i, blk in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
             if attn_mask is not None or is_causal:
                 x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
-            elif self.grad_checkpointing and not torch.jit.is_scripting():
+            elif self.grad_checkpointing:
                 x = checkpoint(blk, x)
             else:
                 x = blk(x)
@@ -344,20 +356,11 @@ class T2TViT(nn.Module):
                 result['image_features'] = self.norm(x)
             return result
 
-        if not torch.jit.is_scripting() and return_prefix_tokens:
-            # return_prefix not supported in torchscript due to poor type handling
+        if return_prefix_tokens:
             intermediates = list(zip(intermediates, prefix_tokens, strict=True))
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
-
-    @torch.jit.ignore
-    def prune_backbone(self) -> None:
-        """Drop all behind the tokens-to-token module: the blocks, their norm, the class token and the positions."""
-        self.blocks = nn.Sequential()
-        self.norm = nn.Identity()
-        self.cls_token = None
-        self.pos_embed = None
 
     def prune_intermediate_layers(
             self,
@@ -422,51 +425,7 @@ class T2TViT(nn.Module):
     ) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to normalized tokens (B, 1 + N, C), class token first."""
         x, _ = self._embed(x)
-        if attn_mask is not None or is_causal:
-            for blk in self.blocks:
-                x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
-        elif self.grad_checkpointing and not torch.jit.is_scripting():
-            for blk in self.blocks:
-                x = checkpoint(blk, x)
-        else:
-            x = self.blocks(x)
-        return self.norm(x)
-
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
-        """Map images to the first num_levels maps at strides 4, 8 and 16, the last of them behind the blocks."""
-        x = check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            levels = checkpoint(self.tokens_to_token.forward_levels, x, num_levels)
-        else:
-            levels = self.tokens_to_token.forward_levels(x, num_levels)
-        if num_levels > 2:
-            B, _, H, W = levels[2].shape
-            x = self._add_positions(levels[2])
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                for blk in self.blocks:
-                    x = checkpoint(blk, x)
-            else:
-                x = self.blocks(x)
-            levels[2] = x[:, self.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
-        return levels
-
-    @torch.jit.unused
-    def _reads_class_token_only(self, x: torch.Tensor) -> bool:
-        return (
-            self.class_token_only
-            and self.global_pool == 'token'
-            and isinstance(self.blocks[-1], Block)
-            and not isinstance(x, torch.fx.Proxy)
-            and not is_observed(self.blocks[-1], self.norm)
-        )
-
-    @torch.jit.unused
-    def _forward_class_token(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `forward_features(x)[:, :1]`, of the last block computing that row alone."""
-        x, _ = self._embed(x)
-        for blk in list(self.blocks)[:-1]:  # before torch 2.5 torch.export cannot slice a Sequential
-            x = checkpoint(blk, x) if self.grad_checkpointing else blk(x)
-        return self.norm(self.blocks[-1].class_token(x))
+        return self.norm(self.forward_blocks(x, attn_mask, is_causal))
 
     def pool(self, x: torch.Tensor, pool_type: Optional[str] = None) -> torch.Tensor:
         """Pool tokens (B, 1 + N, C) to (B, C), or leave them for pool_type ''."""
@@ -485,10 +444,19 @@ class T2TViT(nn.Module):
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
-        if not torch.jit.is_scripting():
-            if attn_mask is None and not is_causal and self._reads_class_token_only(x):
-                return self.forward_head(self._forward_class_token(x))
-        return self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal))
+        x, _ = self._embed(x)
+        x = self.norm(self.forward_blocks(x, attn_mask, is_causal, class_token=self.global_pool == 'token'))
+        return self.forward_head(x)
+
+
+def plain_blocks(
+        dim: int,
+        drop_path_rates: List[float],
+        **kwargs: Any,
+) -> Tuple[nn.Sequential, List[int]]:
+    """Return a block for each drop path rate, and the widths of their tokens; further arguments as Block has them."""
+    blocks = [Block(dim, drop_path=rate, **kwargs) for rate in drop_path_rates]
+    return nn.Sequential(*blocks), [dim] * len(blocks)
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:

@@ -1,9 +1,10 @@
 """T2T-ViT-Dense: blocks that append to the channels of the tokens (paper section 4.3, after DenseNet)."""
-from typing import Any, Dict, Optional, Tuple
+from functools import partial
+from types import FunctionType
+from typing import Any, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs
 
 from ..layers import Block
@@ -16,6 +17,8 @@ __all__ = ['T2TViTDense']
 
 class DenseBlock(Block):
     """Block whose output, narrowed to growth_rate channels, is appended to its input."""
+    # timm's forward under a name of its own, as TorchScript knows no super()
+    _block = FunctionType(Block.forward.__code__, Block.forward.__globals__, '_block', Block.forward.__defaults__)
 
     def __init__(self, dim: int, growth_rate: int, device=None, dtype=None, **kwargs: Any) -> None:
         """Initialize the block of tokens of width dim; further arguments as timm's Block has them."""
@@ -30,9 +33,7 @@ class DenseBlock(Block):
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map tokens (B, N, dim) to (B, N, dim + growth_rate)."""
-        y = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
-        y = y + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
-        return torch.cat([x, self.dense_linear(y)], dim=-1)
+        return torch.cat([x, self.dense_linear(self._block(x, attn_mask, is_causal))], dim=-1)
 
     def class_token(self, x: torch.Tensor) -> torch.Tensor:
         """Return `self(x)[:, :1]`: tokens (B, N, dim) to the class token (B, 1, dim + growth_rate)."""
@@ -80,28 +81,49 @@ class T2TViTDense(T2TViT):
             mlp_ratio: Ratio of an MLP's hidden width to its input.
             **kwargs: As T2TViT has them.
         """
-        # plain attributes may stand before nn.Module is initialized, and _make_blocks needs them
-        object.__setattr__(self, 'growth_rate', growth_rate)
-        object.__setattr__(self, 'block_config', block_config)
         super().__init__(
-            embed_dim=embed_dim, depth=sum(block_config), num_heads=num_heads, mlp_ratio=mlp_ratio, **kwargs)
+            embed_dim=embed_dim,
+            depth=sum(block_config),
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            make_blocks=partial(dense_blocks, growth_rate=growth_rate, block_config=block_config),
+            **kwargs,
+        )
+        self.growth_rate = growth_rate
+        self.block_config = block_config
 
-    def _make_blocks(self, depth: int, drop_path_rate: float, kwargs: Dict[str, Any]) -> nn.Sequential:
-        rates = iter(calculate_drop_path_rates(drop_path_rate, depth))
-        dim = self.embed_dim
-        dd = {k: kwargs[k] for k in ('device', 'dtype')}
-        blocks, widths = [], []
-        for i, num_blocks in enumerate(self.block_config):
-            if i > 0:
-                blocks.append(Transition(dim, dim // 2, **dd))
-                dim = dim // 2
-                widths.append(dim)
-            for _ in range(num_blocks):
-                blocks.append(DenseBlock(dim, self.growth_rate, drop_path=next(rates), **kwargs))
-                dim += self.growth_rate
-                widths.append(dim)
-        self.feature_info = [dict(module=f'blocks.{i}', num_chs=w, reduction=16) for i, w in enumerate(widths)]
-        return nn.Sequential(*blocks)
+
+def dense_blocks(
+        dim: int,
+        drop_path_rates: List[float],
+        growth_rate: int,
+        block_config: Tuple[int, ...],
+        device=None,
+        dtype=None,
+        **kwargs: Any,
+) -> Tuple[nn.Sequential, List[int]]:
+    """Return groups of dense blocks with transitions between them, and the widths of the tokens behind each of these.
+
+    Args:
+        dim: Width of the tokens that enter the first block.
+        drop_path_rates: Of each dense block.
+        growth_rate: Channels that each dense block appends.
+        block_config: Number of dense blocks of each group.
+        **kwargs: Further arguments of a block.
+    """
+    dd = {'device': device, 'dtype': dtype}
+    rates = iter(drop_path_rates)
+    blocks, widths = [], []
+    for i, num_blocks in enumerate(block_config):
+        if i > 0:
+            blocks.append(Transition(dim, dim // 2, **dd))
+            dim = dim // 2
+            widths.append(dim)
+        for _ in range(num_blocks):
+            blocks.append(DenseBlock(dim, growth_rate, drop_path=next(rates), **kwargs, **dd))
+            dim += growth_rate
+            widths.append(dim)
+    return nn.Sequential(*blocks), widths
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs('t2t_vit_dense'))
