@@ -6,11 +6,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .._errors import UserError
-from ..layers import soft_split_size
+from ..errors import UserError
+from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
+from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
+from ..weights.names import token_type
 from .complexity import Complexity, count_complexity, tag_complexity
-from .manifest import load_manifest, pretrained_cfg, weight_entry
 
 _logger = logging.getLogger(__name__)
 
@@ -112,9 +113,8 @@ def _card(data: ModelCardData, parts: list[str]) -> str:
 
 
 def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], source: dict[str, Any]) -> str:
-    architecture = name.split('.')[0]
     paper = load_manifest()['paper']
-    tokens = _TOKENS['transformer' if architecture.startswith('t2t_vit_t_') else 'performer']
+    tokens = _TOKENS[token_type(name.split('.')[0])]
     trained = 'trained on ImageNet-1k and fine-tuned on' if 'in1k_ft' in name else 'trained on'
     text = (
         f'A Tokens-to-Token ViT for image classification, {trained} {dataset["name"]}. T2T-ViT turns an image into '
@@ -259,7 +259,7 @@ def _family(current: str) -> str:
 
 def _map_sizes(size: int) -> list[int]:
     sizes = []
-    for split in ((7, 4, 2), (3, 2, 1), (3, 2, 1)):
+    for split in SOFT_SPLITS:
         size = soft_split_size(size, *split)
         sizes.append(size)
     return sizes

@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .manifest import pretrained_cfg
+from ..weights.manifest import pretrained_cfg
 
 __all__ = ['Complexity', 'count_complexity', 'model_complexity', 'tag_complexity']
 

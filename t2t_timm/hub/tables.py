@@ -4,9 +4,9 @@ import os
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
+from ..weights.download import is_set, release_path
+from ..weights.manifest import hub_repo, load_manifest, weight_entry
 from .complexity import Complexity, tag_complexity
-from .download import is_set, release_path
-from .manifest import hub_repo, load_manifest, weight_entry
 
 __all__ = ['models_table', 'weights_origin']
 

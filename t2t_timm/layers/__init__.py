@@ -5,6 +5,7 @@ from .mlp import Mlp, gelu_linear, pointwise
 from .observe import is_observed, is_plain
 from .pos_embed import sinusoidal_pos_embed
 from .soft_split import (
+    SOFT_SPLITS,
     fold_modules,
     fold_norm_linear,
     soft_split,

@@ -13,9 +13,11 @@ from timm.layers import register_notrace_function
 from .observe import in_autocast, is_traced
 
 __all__ = [
-    'fold_modules', 'fold_norm_linear', 'soft_split', 'soft_split_folded_linear', 'soft_split_linear',
-    'soft_split_norm_linear', 'soft_split_size', 'tokens_to_map',
+    'SOFT_SPLITS', 'fold_modules', 'fold_norm_linear', 'soft_split', 'soft_split_folded_linear',
+    'soft_split_linear', 'soft_split_norm_linear', 'soft_split_size', 'tokens_to_map',
 ]
+
+SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel size, stride and padding of each, in pixels
 
 
 def soft_split_size(size: int, kernel_size: int, stride: int, padding: int) -> int:

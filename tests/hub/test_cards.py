@@ -11,13 +11,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 import t2t_timm
-from t2t_timm._errors import UserError
+from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import architecture_card, stale_cards, tag_card, write_cards
 from t2t_timm.hub.complexity import count_complexity, tag_complexity
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / 'model_cards'
-MANIFEST = yaml.safe_load((Path(t2t_timm.__file__).parent / 'hub' / 'manifest.yaml').read_text(encoding='utf-8'))
+MANIFEST = yaml.safe_load((Path(t2t_timm.__file__).parent / 'weights' / 'manifest.yaml').read_text(encoding='utf-8'))
 TAGS = list(MANIFEST['weights'])
 
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2t_timm._errors import UserError
-from t2t_timm.classify import classify
+from t2t_timm.commands.classify import classify
+from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import tag_card
 from t2t_timm.hub.convert import convert
-from t2t_timm.hub.download import IntegrityError, file_hash
-from t2t_timm.hub.manifest import weight_entry
+from t2t_timm.weights.download import IntegrityError, file_hash
+from t2t_timm.weights.manifest import weight_entry
 
 FILES = ['README.md', 'config.json', 'model.safetensors']
 

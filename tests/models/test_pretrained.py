@@ -7,7 +7,7 @@ from timm.models import get_pretrained_cfg, resolve_model_input_args
 from timm.models._hub import save_for_hf
 
 from t2t_timm.models import _builder
-from t2t_timm.models._checkpoint import looks_like
+from t2t_timm.weights.fit import looks_like
 
 SMALL = dict(embed_dim=64, depth=2, num_heads=4, mlp_ratio=2., img_size=64)
 ONE_OF_EACH_TOKEN_TYPE = ('t2t_vit_7', 't2t_vit_t_14', 't2t_vit_c_14')  # performer, transformer, convolution

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from timm.utils import AttentionExtract
 
-from t2t_timm import pictures
-from t2t_timm._errors import UserError
 from t2t_timm.cli import main
-from t2t_timm.pictures import draw_attention, draw_features, extract_attention, read_image, save_picture
+from t2t_timm.commands import pictures
+from t2t_timm.commands.pictures import draw_attention, draw_features, extract_attention, read_image, save_picture
+from t2t_timm.errors import UserError
 
 
 @pytest.fixture
