@@ -23,6 +23,8 @@ timm-suite: $(VENV)/tests
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/private_names.py
 
 # the package is installed as a user installs it; the targets run outside the source tree, so that this is what they test
 $(VENV)/package: $(SOURCES)

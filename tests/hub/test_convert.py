@@ -85,7 +85,7 @@ def test_tag(tmp_path):
     assert config['pretrained_cfg']['tag'] == 'in1k'
     assert config['pretrained_cfg']['license'] == 'bsd-3-clause-clear'
     assert 'model_args' not in config
-    assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')  # what all tags cost is counted once a run
+    assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')
 
 
 def test_no_tag_claims_nothing(tmp_path):
