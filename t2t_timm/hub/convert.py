@@ -165,8 +165,12 @@ def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]
         candidates.append(tuple(args['input_size'][1:]))
     if 'img_size' in args:
         candidates.append((args['img_size'], args['img_size']))
-    candidates.append((16 * math.isqrt(max(num_tokens, 0)),) * 2)
-    return next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), usual)
+    known = next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), None)
+    side = 16 * math.isqrt(max(num_tokens, 0))
+    if known is None and math.prod(tokens_grid_size((side, side))) == num_tokens > 0:
+        checkpoint.notes.append(f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels')
+        return side, side
+    return known or usual
 
 
 def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dict[str, torch.Tensor]:

@@ -104,7 +104,8 @@ def test_no_tag_claims_nothing(tmp_path):
     dict(num_classes=10, in_chans=1),
     dict(num_classes=2, img_size=40, in_chans=4),
 ], ids=str)
-def test_weights_of_ones_own(tmp_path, kwargs):
+def test_weights_of_ones_own(tmp_path, kwargs, caplog):
+    caplog.set_level(logging.INFO)
     state_dict = published.tiny(**kwargs)
     torch.save(state_dict, tmp_path / 'own.pth')
     out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out')
@@ -112,6 +113,8 @@ def test_weights_of_ones_own(tmp_path, kwargs):
     assert (model.num_classes, model.in_chans) == (kwargs['num_classes'], kwargs.get('in_chans', 3))
     expected_size = 48 if kwargs.get('img_size') == 40 else kwargs.get('img_size', 56)  # the size that its grid says
     assert model.img_size == (expected_size, expected_size)
+    taken = f'tokens taken for {expected_size} x {expected_size} pixels'
+    assert (taken in caplog.text) == ('img_size' in kwargs)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state_dict[name]), name
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))

@@ -4,7 +4,9 @@ import os
 import pickle
 import re
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
 
 import pytest
 from hub_server import Fault, Repo
@@ -14,48 +16,114 @@ ALWAYS = 1000  # times that a fault happens
 DROP = 12 << 20  # the client writes in pieces of 10 MB: a drop there leaves one piece to go on from
 
 
+@dataclass(frozen=True)
+class Case:
+    """A load: what the hosts hold and do wrong, and what comes of it."""
+    model: str
+    error: Optional[Tuple[str, str]] = None  # its type and message, or the published weights are loaded
+    healed: bool = False  # after the error the hosts are healed, and the same process loads the published weights
+    hub: bool = True  # the Hub has a repo; if not, the publisher's release is all there is
+    known: Tuple[str, ...] = ()  # what the manifest knows of the file
+    big: bool = False
+    cache: bool = True  # a cache of its own
+    empty: bool = False  # the repo has no weights in it
+    gated: bool = False
+    flipped: bool = False  # the bytes that come are others
+    fault: Optional[Dict[str, Any]] = None  # of the host that holds the file
+
+
+HUB = dict(
+    found=Case('t2t_vit_7.in1k', known=('size', 'sha256'), cache=False),
+    found_unknown=Case('t2t_vit_10.in1k'),
+    file_missing=Case('t2t_vit_12.in1k', empty=True, error=(
+        'DownloadError', r'The Hub repo one/t2t_vit_12.in1k has no model.safetensors')),
+    gated=Case('t2t_vit_14.in1k', gated=True, error=('DownloadError', r'The Hub repo one/t2t_vit_14.in1k is gated')),
+    head_503_once=Case('t2t_vit_19.in1k', fault=dict(status=503, methods=('HEAD',))),
+    get_503_once=Case('t2t_vit_24.in1k', fault=dict(status=503)),
+    get_503_always=Case('t2t_vit_24.tl_in1k', fault=dict(status=503, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading one/t2t_vit_24.tl_in1k from the Hub failed. .*503')),
+    short_once=Case('t2t_vit_14_384.in1k', fault=dict(short=1000)),
+    short_always=Case('t2t_vit_14.in1k_ft_cifar10', fault=dict(short=1000, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading one/.* failed. .*should be of size \d+ but has size 1000')),
+    dropped=Case('t2t_vit_19.in1k_ft_cifar10', big=True, known=('size', 'sha256'), fault=dict(drop=DROP)),
+    wrong_bytes=Case(
+        't2t_vit_14.in1k_ft_cifar100', known=('size', 'sha256'), flipped=True, fault=dict(times=ALWAYS), healed=True,
+        error=(
+            'IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}\. .*deleted')),
+    wrong_bytes_unknown=Case(
+        't2t_vit_19.in1k_ft_cifar100', flipped=True, fault=dict(times=ALWAYS), healed=True, error=(
+            'IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}')),
+)
+
+RELEASE = dict(
+    release=Case('t2t_vit_7.in1k', hub=False, cache=False),
+    release_503_once=Case('t2t_vit_10.in1k', hub=False, fault=dict(status=503)),
+    release_503_always=Case('t2t_vit_12.in1k', hub=False, fault=dict(status=503, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading http://\S+/release_503_always.pth.tar failed. .*503')),
+    release_dropped=Case('t2t_vit_14.in1k', hub=False, big=True, known=('size', 'sha384'), fault=dict(drop=DROP)),
+    release_wrong=Case(
+        't2t_vit_19.in1k', hub=False, known=('sha256_prefix',), flipped=True, fault=dict(times=ALWAYS), healed=True,
+        error=(
+            'IntegrityError', r'the sha256_prefix of \S+ should be [0-9a-f]{8} but is [0-9a-f]{8}\. .*deleted')),
+    release_short=Case('t2t_vit_24.in1k', hub=False, fault=dict(short=100_000, times=ALWAYS), healed=True, error=(
+        'IntegrityError', r'is no whole PyTorch file .* deleted')),
+    release_gateway=Case(
+        't2t_vit_24.tl_in1k', hub=False, fault=dict(body=b'<html>Please log in</html>', times=ALWAYS), healed=True,
+        error=('IntegrityError', r"is no whole PyTorch file \(it begins with b'<htm'\).* deleted")),
+    release_exploit=Case('t2t_vit_14_384.in1k', hub=False, error=(
+        'RuntimeError', r'weights_only=True blocked loading')),
+    release_404=Case(
+        't2t_vit_14.in1k_ft_cifar10', hub=False, fault=dict(status=404, times=ALWAYS), healed=True, error=(
+            'DownloadError', r'Downloading http://\S+/release_404.pth.tar failed. .*404')),
+)
+
+KILLED = dict(  # two by a first process, which is killed; then all by a second
+    killed=Case('t2t_vit_7.in1k', big=True, fault=dict(stall=DROP)),
+    release_killed=Case('t2t_vit_14.in1k', hub=False, big=True, known=('sha256',), fault=dict(stall=DROP)),
+    head_503_always=Case('t2t_vit_10.in1k', fault=dict(status=503, methods=('HEAD',), times=ALWAYS), error=(
+        'DownloadError', r'The Hub could not be asked for three/t2t_vit_10.in1k, and no cache.*503')),
+    release_overfull=Case('t2t_vit_12.in1k', hub=False, known=('sha256',)),  # a beginning that is none lies there
+)
+
+BOTH = dict(  # by two processes at once
+    both=Case('t2t_vit_7.in1k', big=True, known=('size', 'sha256')),
+    release_both=Case('t2t_vit_10.in1k', hub=False, big=True),
+)
+
+UNREACHABLE = dict(
+    no_network=Case('t2t_vit_7.in1k', error=(
+        'DownloadError', r'The Hub could not be asked for five/t2t_vit_7.in1k, and no cache has it. Connect')),
+)
+
+AGAIN = dict(  # cases from above, under other circumstances
+    hub_only=replace(RELEASE['release'], error=(
+        'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
+    offline_cached=HUB['found'],
+    offline_empty=replace(HUB['found'], error=(
+        'DownloadError', r'The Hub could not be asked for one/t2t_vit_7.in1k, and no cache has it. Offline')),
+    offline_release_cached=RELEASE['release'],
+)
+
+CASES = {**HUB, **RELEASE, **KILLED, **UNREACHABLE, **AGAIN}
+HEALED = [name for name, case in CASES.items() if case.healed]
+FAILING = [name for name, case in CASES.items() if case.error]
+SUCCEEDING = [name for name, case in CASES.items() if not case.error]
+SUCCEEDING += [f'{name}, later' for name in HEALED] + [f'{name}, process {i}' for name in BOTH for i in (0, 1)]
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class Plan:
-    """Cases for one process: what the hosts hold and do wrong, and which model is then created."""
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
-    def __init__(self, hosts, folder: Path, namespace: str) -> None:
-        self.hosts, self.folder, self.namespace = hosts, folder, namespace
-        self.cases, self.weights, self.faulty = [], {}, {}
 
-    def add(self, case, model, known=None, big=False, cache=True, release=None, hub=True, hub_knows=False, **fault):
-        """Add a case: a Hub repo, or if not `hub` a release; `fault` is the Fault of the host that holds the file."""
-        kwargs = BIG if big else TINY
-        weights = Weights(len(self.weights) + 1, 't2t_vit_7', **kwargs)
-        repo, name = f'{self.namespace}/{model}', f'/{case}.pth.tar'
-        known = dict(known or {})
-        if hub:
-            self.hosts.hub.repos[repo] = Repo({'model.safetensors': weights.safetensors})
-            path, server = f'/{sha256(weights.safetensors)}', self.hosts.storage
-            if hub_knows:
-                known['hub'] = dict(sha256=sha256(weights.safetensors), size=len(weights.safetensors))
-        else:
-            path, server = name, self.hosts.release
-        self.hosts.release.files[name] = weights.pickle if release is None else release
-        if fault:
-            if 'HEAD' in fault.get('methods', ()):
-                path, server = f'/{repo}/resolve/main/model.safetensors', self.hosts.hub
-            server.faults[path] = [Fault(**fault)]
-            self.faulty[case] = path
-        self.weights[case] = weights
-        self.cases.append(dict(
-            case=case, model=model, kwargs=kwargs,
-            known=dict(known, url=self.hosts.release.url + name, file=f'{case}.pth.tar'),
-            cache_dir=str(self.folder / case) if cache else None,
-        ))
-        return weights
-
-    def stage(self, only=None, known=True, **stage):
-        cases = [c if known else {k: v for k, v in c.items() if k != 'known'} for c in self.cases]
-        stage.setdefault('env', {}).setdefault('T2T_TIMM_HUB_NAMESPACE', self.namespace)
-        return dict(stage, cases=[c for c in cases if only is None or c['case'] in only])
+def facts(data: bytes, *names: str) -> dict:
+    """Return what the manifest may know of a file."""
+    known = dict(
+        size=len(data), sha256=sha256(data), sha384=hashlib.sha384(data).hexdigest(), sha256_prefix=sha256(data)[:8])
+    return {name: known[name] for name in names}
 
 
 class Exploit:
@@ -68,93 +136,70 @@ class Exploit:
         return os.mkdir, (str(self.file),)
 
 
-def plan_hub(hosts, folder) -> Plan:
-    plan = Plan(hosts, folder, 'one')
-    plan.add('found', 't2t_vit_7.in1k', hub_knows=True, cache=False)
-    plan.add('found_unknown', 't2t_vit_10.in1k')
-    plan.add('file_missing', 't2t_vit_12.in1k')
-    hosts.hub.repos['one/t2t_vit_12.in1k'].files.clear()
-    plan.add('gated', 't2t_vit_14.in1k')
-    hosts.hub.repos['one/t2t_vit_14.in1k'].gated = True
-    plan.add('head_503_once', 't2t_vit_19.in1k', status=503, methods=('HEAD',))
-    plan.add('get_503_once', 't2t_vit_24.in1k', status=503)
-    plan.add('get_503_always', 't2t_vit_24.tl_in1k', status=503, times=ALWAYS)
-    plan.add('short_once', 't2t_vit_14_384.in1k', short=1000)
-    plan.add('short_always', 't2t_vit_14.in1k_ft_cifar10', short=1000, times=ALWAYS)
-    plan.add('dropped', 't2t_vit_19.in1k_ft_cifar10', big=True, hub_knows=True, drop=DROP)
-    wrong = plan.add('wrong_bytes', 't2t_vit_14.in1k_ft_cifar100', hub_knows=True, times=ALWAYS)
-    hosts.storage.faults[f'/{sha256(wrong.safetensors)}'][0].body = flipped(wrong.safetensors)
-    wrong = plan.add('wrong_bytes_unknown', 't2t_vit_19.in1k_ft_cifar100', times=ALWAYS)
-    hosts.storage.faults[f'/{sha256(wrong.safetensors)}'][0].body = flipped(wrong.safetensors)
-    return plan
+class Plan:
+    """Cases of one process, laid out on the hosts."""
 
+    def __init__(self, hosts, folder: Path, namespace: str, cases: Dict[str, Case]) -> None:
+        self.hosts, self.folder, self.namespace = hosts, folder, namespace
+        self.cases, self.weights, self.faulty = {}, {}, {}
+        for name, case in cases.items():
+            self.add(name, case)
 
-def plan_release(hosts, folder) -> Plan:
-    plan = Plan(hosts, folder, 'two')
-    weights = plan.add('release', 't2t_vit_7.in1k', hub=False, cache=False)
-    # as GitHub does, the publisher sends the client on to a storage host
-    hosts.storage.files['/moved'] = weights.training_pickle
-    hosts.release.redirects['/release.pth.tar'] = f'{hosts.storage.url}/moved'
-    plan.add('release_503_once', 't2t_vit_10.in1k', hub=False, status=503)
-    plan.add('release_503_always', 't2t_vit_12.in1k', hub=False, status=503, times=ALWAYS)
-    dropped = plan.add('release_dropped', 't2t_vit_14.in1k', hub=False, big=True, drop=DROP)
-    plan.cases[-1]['known'].update(sha384=hashlib.sha384(dropped.pickle).hexdigest(), size=len(dropped.pickle))
-    wrong = plan.add('release_wrong', 't2t_vit_19.in1k', hub=False, times=ALWAYS)
-    plan.cases[-1]['known'].update(sha256_prefix=sha256(wrong.pickle)[:8])
-    hosts.release.faults['/release_wrong.pth.tar'][0].body = flipped(wrong.pickle)
-    plan.add('release_short', 't2t_vit_24.in1k', hub=False, short=100_000, times=ALWAYS)
-    plan.add('release_gateway', 't2t_vit_24.tl_in1k', hub=False, body=b'<html>Please log in</html>', times=ALWAYS)
-    exploit = pickle.dumps(dict(state_dict=Exploit(folder / 'executed')), protocol=2)
-    plan.add('release_exploit', 't2t_vit_14_384.in1k', hub=False, release=exploit)
-    plan.add('release_404', 't2t_vit_14.in1k_ft_cifar10', hub=False, status=404, times=ALWAYS)
-    return plan
+    def add(self, name: str, case: Case) -> None:
+        kwargs = BIG if case.big else TINY
+        weights = Weights(len(self.weights) + 1, 't2t_vit_7', **kwargs)
+        repo, file = f'{self.namespace}/{case.model}', f'/{name}.pth.tar'
+        data = weights.safetensors if case.hub else weights.pickle
+        path, server = (f'/{sha256(data)}', self.hosts.storage) if case.hub else (file, self.hosts.release)
+        if case.hub:
+            self.hosts.hub.repos[repo] = Repo({} if case.empty else {'model.safetensors': data}, gated=case.gated)
+        self.hosts.release.files[file] = weights.pickle
+        if case.fault is not None:
+            if 'HEAD' in case.fault.get('methods', ()):
+                path, server = f'/{repo}/resolve/main/model.safetensors', self.hosts.hub
+            server.faults[path] = [Fault(**case.fault, **(dict(body=flipped(data)) if case.flipped else {}))]
+            self.faulty[name] = path
+        known = facts(data, *case.known)
+        self.weights[name] = weights
+        self.cases[name] = dict(
+            case=name, model=case.model, kwargs=kwargs,
+            known=dict(dict(hub=known) if case.hub and known else known, url=self.hosts.release.url + file,
+                       file=f'{name}.pth.tar'),
+            cache_dir=str(self.folder / name) if case.cache else None,
+        )
 
-
-def plan_killed(hosts, folder) -> Plan:
-    plan = Plan(hosts, folder, 'three')
-    plan.add('killed', 't2t_vit_7.in1k', big=True, stall=DROP)
-    weights = plan.add('release_killed', 't2t_vit_14.in1k', hub=False, big=True, stall=DROP)
-    plan.cases[-1]['known'].update(sha256=sha256(weights.pickle))
-    plan.add('head_503_always', 't2t_vit_10.in1k', status=503, methods=('HEAD',), times=ALWAYS)  # only in the rerun
-    weights = plan.add('release_overfull', 't2t_vit_12.in1k', hub=False)  # likewise; a beginning that is no beginning
-    plan.cases[-1]['known'].update(sha256=sha256(weights.pickle))
-    (folder / 'release_overfull').mkdir()
-    (folder / 'release_overfull' / 'release_overfull.pth.tar.incomplete').write_bytes(weights.pickle + b'more')
-    return plan
-
-
-def flipped(data: bytes) -> bytes:
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
-FAILING = (
-    'get_503_always', 'short_always', 'wrong_bytes', 'wrong_bytes_unknown', 'release_503_always', 'release_wrong',
-    'release_short', 'release_gateway', 'release_404',
-)
+    def stage(self, only=None, **stage):
+        stage.setdefault('env', {}).setdefault('T2T_TIMM_HUB_NAMESPACE', self.namespace)
+        return dict(stage, cases=[case for name, case in self.cases.items() if only is None or name in only])
 
 
 @pytest.fixture(scope='module')
 def outcomes(hosts, start_client, tmp_path_factory):
     """Run every case, several processes at a time; return what came of each, by case."""
     folder = tmp_path_factory.mktemp('caches')
-    hub, release = plan_hub(hosts, folder), plan_release(hosts, folder)
-    killed, both = plan_killed(hosts, folder), Plan(hosts, folder, 'four')
-    both.add('both', 't2t_vit_7.in1k', big=True, hub_knows=True)
-    both.add('release_both', 't2t_vit_10.in1k', hub=False, big=True)
-    unreachable = Plan(hosts, folder, 'five')
-    unreachable.add('no_network', 't2t_vit_7.in1k')
-    hub_only = dict(release.cases[0], case='hub_only', cache_dir=str(folder / 'hub_only'))
+    hub, release = Plan(hosts, folder, 'one', HUB), Plan(hosts, folder, 'two', RELEASE)
+    killed, both = Plan(hosts, folder, 'three', KILLED), Plan(hosts, folder, 'four', BOTH)
+    unreachable = Plan(hosts, folder, 'five', UNREACHABLE)
+    # as GitHub does, the publisher sends the client on to a storage host
+    hosts.storage.files['/moved'] = release.weights['release'].training_pickle
+    hosts.release.redirects['/release.pth.tar'] = f'{hosts.storage.url}/moved'
+    hosts.release.files['/release_exploit.pth.tar'] = pickle.dumps(
+        dict(state_dict=Exploit(folder / 'executed')), protocol=2)
+    (folder / 'release_overfull').mkdir()
+    (folder / 'release_overfull' / 'release_overfull.pth.tar.incomplete').write_bytes(
+        killed.weights['release_overfull'].pickle + b'more')
+    hub_only = dict(release.cases['release'], case='hub_only', cache_dir=str(folder / 'hub_only'))
     faulty = {**hub.faulty, **release.faulty}
 
     main = start_client(
         hub.stage(),
         # alone: timm allows argparse.Namespace for all threads, and forbids it again for all
         release.stage(['release']),
-        release.stage(list(release.faulty) + ['release_exploit']),
+        release.stage(set(RELEASE) - {'release'}),
         dict(cases=[hub_only], env=dict(T2T_TIMM_HUB_ONLY='1')),
-        release.stage(FAILING, env=dict(T2T_TIMM_HUB_ONLY='0'), post=(
-            f'{hosts.hub.url}/control/heal', [faulty[case] for case in FAILING])),
-        hub.stage(FAILING),
+        release.stage(HEALED, env=dict(T2T_TIMM_HUB_ONLY='0'), post=(
+            f'{hosts.hub.url}/control/heal', [faulty[name] for name in HEALED])),
+        hub.stage(HEALED),
         both.stage(barrier=str(folder / 'barrier')),
     )
     victim = start_client(killed.stage(['killed', 'release_killed']))
@@ -168,9 +213,9 @@ def outcomes(hosts, start_client, tmp_path_factory):
     again = start_client(killed.stage(), both.stage(barrier=str(folder / 'barrier')))
 
     *stages, release_later, hub_later, twin = finish(main)
-    cached = dict(hub.cases[0], case='offline_cached')
-    empty = dict(hub.cases[0], case='offline_empty', cache_dir=str(folder / 'offline_empty'))
-    release_cached = dict(release.cases[0], case='offline_release_cached')
+    cached = dict(hub.cases['found'], case='offline_cached')
+    empty = dict(cached, case='offline_empty', cache_dir=str(folder / 'offline_empty'))
+    release_cached = dict(release.cases['release'], case='offline_release_cached')
     offline = start_client(
         dict(cases=[cached, empty], env=dict(T2T_TIMM_HUB_NAMESPACE='one')),
         dict(cases=[release_cached], env=dict(T2T_TIMM_HUB_NAMESPACE='two')),
@@ -206,14 +251,6 @@ def wait_for(condition, timeout: float = 60) -> None:
         time.sleep(0.02)
 
 
-SUCCEEDING = (
-    'found', 'found_unknown', 'head_503_once', 'get_503_once', 'short_once', 'dropped', 'release', 'release_503_once',
-    'release_dropped', 'killed', 'release_killed', 'release_overfull', 'both, process 0', 'both, process 1',
-    'release_both, process 0', 'release_both, process 1', 'offline_cached', 'offline_release_cached',
-    *(f'{case}, later' for case in FAILING),
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('case', SUCCEEDING)
 def test_loads_the_published_weights(outcomes, case):
@@ -223,30 +260,10 @@ def test_loads_the_published_weights(outcomes, case):
     assert outcome['cfg_file'] is None  # no path of this machine in what is saved and published
 
 
-ERRORS = dict(
-    file_missing=('DownloadError', r'The Hub repo one/t2t_vit_12.in1k has no model.safetensors'),
-    gated=('DownloadError', r'The Hub repo one/t2t_vit_14.in1k is gated'),
-    get_503_always=('DownloadError', r"Downloading one/t2t_vit_24.tl_in1k from the Hub failed. .*503"),
-    short_always=('DownloadError', r'Downloading one/.* failed. .*should be of size \d+ but has size 1000'),
-    wrong_bytes=('IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}\. .*del'),
-    wrong_bytes_unknown=('IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}'),
-    release_503_always=('DownloadError', r'Downloading http://\S+/release_503_always.pth.tar failed. .*503'),
-    release_wrong=('IntegrityError', r'the sha256_prefix of \S+ should be [0-9a-f]{8} but is [0-9a-f]{8}\. .*deleted'),
-    release_short=('IntegrityError', r'is no whole PyTorch file .* deleted'),
-    release_gateway=('IntegrityError', r"is no whole PyTorch file \(it begins with b'<htm'\).* deleted"),
-    release_exploit=('RuntimeError', r'weights_only=True blocked loading'),
-    release_404=('DownloadError', r'Downloading http://\S+/release_404.pth.tar failed. .*404'),
-    hub_only=('DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids'),
-    head_503_always=('DownloadError', r'The Hub could not be asked for three/t2t_vit_10.in1k, and no cache.*503'),
-    no_network=('DownloadError', r'The Hub could not be asked for five/t2t_vit_7.in1k, and no cache has it. Connect'),
-    offline_empty=('DownloadError', r'The Hub could not be asked for one/t2t_vit_7.in1k, and no cache has it. Offline'),
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('case', ERRORS)
+@pytest.mark.parametrize('case', FAILING)
 def test_fails_with_one_clear_error_and_leaves_nothing_to_load(outcomes, case):
-    error, message = ERRORS[case]
+    error, message = CASES[case].error
     outcome = outcomes[case]
     assert not outcome['ok']
     assert outcome['error'] == error
