@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 OLDEST := .venv-oldest
-OLDEST_TESTS := layers models hub/test_convert.py hub/test_push.py test_autoload.py test_export.py test_users.py
+OLDEST_TESTS := layers models weights hub/test_convert.py hub/test_push.py commands/test_export.py test_autoload.py test_users.py
 SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.py' MANIFEST.in 2>/dev/null)
 
 .PHONY: demo test test-oldest timm-suite lint clean
 
 demo: $(VENV)/package
-	cd $(VENV) && $(BIN)/python -m t2t_timm.demo
+	cd $(VENV) && $(BIN)/python -m t2t_timm.commands.demo
 
 test: $(VENV)/tests
 	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. . $(ARGS)
@@ -23,6 +23,8 @@ timm-suite: $(VENV)/tests
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/private_names.py
 
 # the package is installed as a user installs it; the targets run outside the source tree, so that this is what they test
 $(VENV)/package: $(SOURCES)

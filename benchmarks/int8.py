@@ -20,8 +20,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from t2t_timm.commands.export import export_model
 from t2t_timm.digits import extract_heldout
-from t2t_timm.export import export_model
 
 LINEAR = ['MatMul', 'Gemm']  # what the exporter makes of linear layers; the soft splits' convolutions stay as they are
 

@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional
 
-from ._errors import UserError
+from .errors import UserError
 
 __all__ = ['main']
 
@@ -94,7 +94,7 @@ def _digits(args: argparse.Namespace) -> None:
 
 
 def _val_tree(args: argparse.Namespace) -> None:
-    from .val_tree import val_tree
+    from .commands.val_tree import val_tree
     print(val_tree(args.images, args.labels, args.out))
 
 
@@ -126,7 +126,7 @@ def _models(args: argparse.Namespace) -> None:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    from .classify import classify, render
+    from .commands.classify import classify, render
     done = classify(args.images, args.model, args.topk)
     if done.results or args.json:
         print(render(done, args.json))
@@ -144,22 +144,22 @@ def _img_size(args: argparse.Namespace) -> dict:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from ._load import load_t2t_vit
-    from .export import export_model
+    from .commands.export import export_model
+    from .commands.load import load_t2t_vit
     model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
     print(export_model(model, args.out, args.format))
 
 
 def _attention(args: argparse.Namespace) -> None:
-    from ._load import load_t2t_vit
-    from .pictures import draw_attention, read_image, save_picture
+    from .commands.load import load_t2t_vit
+    from .commands.pictures import draw_attention, read_image, save_picture
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     print(save_picture(draw_attention(model, read_image(args.image, model), args.model), args.out))
 
 
 def _features(args: argparse.Namespace) -> None:
-    from ._load import load_t2t_vit
-    from .pictures import draw_features, read_image, save_picture
+    from .commands.load import load_t2t_vit
+    from .commands.pictures import draw_features, read_image, save_picture
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     print(save_picture(draw_features(model, read_image(args.image, model), args.model, args.blocks), args.out))
 

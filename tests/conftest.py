@@ -9,6 +9,7 @@ import pytest
 import torch
 
 DATA = Path(__file__).parent / 'data'
+pytest_plugins = ['loopback']
 
 torch.set_num_threads(2)
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes

@@ -17,7 +17,8 @@ NUM_MODELS = '17'
 def run(tmp_path):
     """A function that runs Python code in a fresh process and returns its output; T2T_TIMM_AUTOLOAD as given."""
     def run(code, autoload=None, args=('-c',), check=True):
-        env = {k: v for k, v in os.environ.items() if k not in ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH')}
+        unset = ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH', 'PYTHONWARNINGS')  # a warning is looked for
+        env = {k: v for k, v in os.environ.items() if k not in unset}
         if autoload is not None:
             env['T2T_TIMM_AUTOLOAD'] = autoload
         return subprocess.run(
@@ -51,6 +52,12 @@ def test_start_up_imports_nothing_heavy(run):
     ''')
     heavy, hook = out.stdout.split('\n')[:2]
     assert hook == 'True' and not set(heavy.split()) & {'torch', 'timm', 't2t_timm', 'yaml'}
+
+
+def test_timm_gets_only_what_models_need(run):
+    out = run("import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))")
+    rooms = {name.split('.')[1] for name in out.stdout.split()}
+    assert {'models', 'weights', 'layers'} <= rooms and not rooms & {'hub', 'commands', 'cli', 'recipes', 'digits'}
 
 
 def test_spawned_processes(run, tmp_path):

@@ -10,8 +10,8 @@ import timm
 import torch
 from PIL import Image
 
-from t2t_timm.classify import find_images
 from t2t_timm.cli import main
+from t2t_timm.commands.classify import find_images
 from t2t_timm.digits import extract_heldout
 
 DIGITS = 'zero one two three four five six seven eight nine'.split()
@@ -169,7 +169,7 @@ def test_interrupt(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('t2t_timm.classify.classify', interrupted)
+    monkeypatch.setattr('t2t_timm.commands.classify.classify', interrupted)
     assert main(['classify', 'a.jpg']) == 130
     assert capsys.readouterr().err == 't2t-timm classify: interrupted\n'
 

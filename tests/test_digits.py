@@ -19,10 +19,10 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.utils import accuracy
 
 import t2t_timm.digits
-from t2t_timm import demo
-from t2t_timm._errors import UserError
+from t2t_timm.commands import demo
 from t2t_timm.digits import extract_heldout, heldout_names
-from t2t_timm.hub.manifest import weight_entry
+from t2t_timm.errors import UserError
+from t2t_timm.weights.manifest import weight_entry
 
 ARCHIVE = Path(t2t_timm.digits.__file__).parent / 'heldout.tar'
 TOOL = Path(__file__).parents[1] / 'tools' / 'make_digits.py'

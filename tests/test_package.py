@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 DATA = [
-    't2t_timm/hub/manifest.yaml', 't2t_timm/hub/test_t2t_vit.mnist.safetensors', 't2t_timm/digits/heldout.tar',
+    't2t_timm/weights/manifest.yaml', 't2t_timm/weights/test_t2t_vit.mnist.safetensors', 't2t_timm/digits/heldout.tar',
     't2t_timm/recipes/t2t_vit_14.yaml', 't2t_timm/recipes/test_t2t_vit_mnist.yaml',
     't2t_timm.pth', 't2t_timm.start', '_t2t_timm_autoload.py',
 ]
@@ -35,7 +35,7 @@ def test_contents(dists):
     with tarfile.open(sdist) as tar:
         members = {m.name.split('/', 1)[-1] for m in tar.getmembers()}
     assert set(DATA) <= members and {'_build_commands.py', 'tests/conftest.py', 'README.md', 'LICENSE'} <= members
-    embedded = zipfile.ZipFile(wheel).getinfo('t2t_timm/hub/test_t2t_vit.mnist.safetensors')
+    embedded = zipfile.ZipFile(wheel).getinfo('t2t_timm/weights/test_t2t_vit.mnist.safetensors')
     assert embedded.file_size <= 2 * 2 ** 20
 
 

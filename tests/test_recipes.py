@@ -20,10 +20,10 @@ from timm.data import resolve_data_config
 from timm.data.auto_augment import rand_augment_transform
 from timm.optim import create_optimizer_v2
 
-from t2t_timm._errors import UserError
 from t2t_timm.cli import main
-from t2t_timm.hub.manifest import load_manifest
+from t2t_timm.errors import UserError
 from t2t_timm.recipes import recipe_names, recipe_path
+from t2t_timm.weights.manifest import load_manifest
 
 ARGS = json.loads((Path(__file__).parent / 'data' / 'train_args.json').read_text())
 IMAGENET = sorted({name.split('.')[0] for name in load_manifest()['weights'] if name.endswith('.in1k')})

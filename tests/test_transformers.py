@@ -13,7 +13,7 @@ from t2t_timm.hub.convert import convert
 
 transformers = pytest.importorskip('transformers', reason='pip install transformers')
 
-EMBEDDED = Path(t2t_timm.__file__).parent / 'hub' / 'test_t2t_vit.mnist.safetensors'
+EMBEDDED = Path(t2t_timm.__file__).parent / 'weights' / 'test_t2t_vit.mnist.safetensors'
 
 
 @pytest.fixture(scope='module')

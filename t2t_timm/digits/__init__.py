@@ -2,10 +2,10 @@
 import re
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 
-from .._errors import UserError
+from ..errors import UserError
+from ..files import new_folder
 
 __all__ = ['extract_heldout', 'heldout_names']
 
@@ -34,10 +34,7 @@ def extract_heldout(out_dir: str | Path) -> Path:
     if out_dir.is_dir() and any(out_dir.iterdir()):
         raise UserError(f'{out_dir} is not empty: name an empty or a new folder.')
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # written beside it and renamed, so that out_dir is never half there
-    with tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}-', dir=out_dir.parent) as tmp, \
-            tarfile.open(_ARCHIVE) as tar:
-        root = Path(tmp) / 'images'
+    with new_folder(out_dir) as root, tarfile.open(_ARCHIVE) as tar:
         for member in tar:
             if not member.isreg() or not _NAME.fullmatch(member.name):
                 raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is no digit: install t2t-timm again.')
@@ -45,7 +42,4 @@ def extract_heldout(out_dir: str | Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(path, 'wb') as target:
                 shutil.copyfileobj(source, target)
-        if out_dir.is_dir():
-            out_dir.rmdir()
-        root.rename(out_dir)
     return out_dir

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .._errors import UserError
-from ..layers import soft_split_size
+from ..errors import UserError
+from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
-from .complexity import Complexity, count_complexity, tag_complexity
-from .manifest import load_manifest, pretrained_cfg, weight_entry
+from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
+from ..weights.names import token_type
+from .complexity import Complexity, count_complexity, known_complexity, tag_complexity
 
 _logger = logging.getLogger(__name__)
 
@@ -112,9 +114,8 @@ def _card(data: ModelCardData, parts: list[str]) -> str:
 
 
 def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], source: dict[str, Any]) -> str:
-    architecture = name.split('.')[0]
     paper = load_manifest()['paper']
-    tokens = _TOKENS['transformer' if architecture.startswith('t2t_vit_t_') else 'performer']
+    tokens = _TOKENS[token_type(name.split('.')[0])]
     trained = 'trained on ImageNet-1k and fine-tuned on' if 'in1k_ft' in name else 'trained on'
     text = (
         f'A Tokens-to-Token ViT for image classification, {trained} {dataset["name"]}. T2T-ViT turns an image into '
@@ -242,15 +243,15 @@ def _family(current: str) -> str:
     ]
     manifest = load_manifest()
     for name, entry in manifest['weights'].items():
-        cost = tag_complexity(name)
+        cost = known_complexity()[name]
         reporter = manifest['reporters'][entry['reported_by']]['name'].split(', ')[0] if 'top1' in entry else ''
         lines.append('| ' + ' | '.join([
             f'**{name}**' if name == current else name,
             manifest['datasets'][entry['dataset']]['name'],
-            str(cost.input_size[-1]),
-            f'{cost.params / 1e6:.2f}',
-            _giga(cost.macs),
-            f'{cost.activations / 1e6:.2f}',
+            str(pretrained_cfg(name)['input_size'][-1]),
+            f'{cost["params"] / 1e6:.2f}',
+            _giga(cost['macs']),
+            f'{cost["activations"] / 1e6:.2f}',
             *(str(entry.get(key, '')) for key in ('top1', 'top5')),
             reporter,
         ]) + ' |')
@@ -259,7 +260,7 @@ def _family(current: str) -> str:
 
 def _map_sizes(size: int) -> list[int]:
     sizes = []
-    for split in ((7, 4, 2), (3, 2, 1), (3, 2, 1)):
+    for split in SOFT_SPLITS:
         size = soft_split_size(size, *split)
         sizes.append(size)
     return sizes
@@ -274,6 +275,12 @@ def _citation() -> str:
 
 
 def _cards() -> dict[str, str]:
+    counted = {}
+    for name in load_manifest()['weights']:
+        cost = tag_complexity(name)
+        counted[name] = dict(params=cost.params, macs=cost.macs, activations=cost.activations)
+    if counted != known_complexity():
+        raise UserError(f'hub/complexity.yaml is stale; it should say\n{yaml.safe_dump(counted, sort_keys=False)}')
     return {f'{name}.md': tag_card(name) for name in load_manifest()['weights']}
 
 
@@ -289,7 +296,7 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     """Write the card of every tag into a folder, or only check those that are there.
 
     Raises:
-        UserError: Checked, and some are stale.
+        UserError: Checked, and some are stale; or the figures of hub/complexity.yaml are.
     """
     folder = Path(folder)
     if check:
@@ -298,7 +305,8 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
             raise UserError(f'Stale in {folder}: {", ".join(stale)}. Run `t2t-timm cards --out {folder}`.')
         _logger.info(f'{folder}: every card is up to date.')
         return
+    cards = _cards()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in _cards().items():
+    for name, text in cards.items():
         (folder / name).write_text(text, encoding='utf-8')
-    _logger.info(f'{folder}: {len(load_manifest()["weights"])} cards.')
+    _logger.info(f'{folder}: {len(cards)} cards.')

@@ -1,16 +1,18 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn as nn
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .manifest import pretrained_cfg
+from ..weights.manifest import pretrained_cfg
 
-__all__ = ['Complexity', 'count_complexity', 'model_complexity', 'tag_complexity']
+__all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
 
 
 class Complexity(NamedTuple):
@@ -77,3 +79,9 @@ def tag_complexity(name: str) -> Complexity:
     """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
     cfg = pretrained_cfg(name)
     return count_complexity(name.split('.')[0], cfg['num_classes'], cfg['input_size'])
+
+
+@cache
+def known_complexity() -> dict[str, dict[str, int]]:
+    """Return params, macs and activations of every architecture.tag as they were counted before."""
+    return yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))

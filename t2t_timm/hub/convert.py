@@ -3,10 +3,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -19,13 +16,15 @@ from timm.data.loader import adapt_to_chs
 from timm.models import get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
-from .._errors import UserError
+from ..errors import UserError
+from ..files import new_folder
 from ..layers import sinusoidal_pos_embed, tokens_grid_size
-from ..models._checkpoint import PATCH_SIZE, looks_like
+from ..weights.checkpoint import Checkpoint, read_checkpoint
+from ..weights.download import check_file, file_hash
+from ..weights.fit import looks_like
+from ..weights.manifest import load_manifest
+from ..weights.names import input_channels
 from .cards import architecture_card, tag_card
-from .checkpoint import Checkpoint, read_checkpoint
-from .download import check_file, file_hash
-from .manifest import load_manifest
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
             net.pretrained_cfg['label_names'] = names
         bar.update(size)
         _logger.info('; '.join([f'{file}: {checkpoint.format}'] + checkpoint.notes))
-        with _written_whole(out) as folder:
+        with new_folder(out) as folder:
             _write(folder, net, state_dict, architecture, tag, checkpoint.train_args)
         bar.update(size)
     weights = out / HF_SAFE_WEIGHTS_NAME
@@ -133,18 +132,6 @@ def _check_out(out: Path) -> None:
         raise UserError(f'There is no directory {out.absolute().parent} to make {out.name} in.')
 
 
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    # a folder beside `out` that takes its name when all is in it, and goes when anything fails
-    with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.absolute().parent) as tmp:
-        folder = Path(tmp) / 'folder'  # not the temporary one itself, which nobody else may read
-        folder.mkdir()
-        yield folder
-        if out.is_dir():
-            out.rmdir()  # empty, or this says no
-        os.replace(folder, out)
-
-
 def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
     """Build the model on the meta device that a checkpoint asks for.
 
@@ -157,21 +144,13 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
     head = state_dict.get('head.weight')
     cfg['num_classes'] = 0 if head is None or head.ndim != 2 else head.shape[0]
     cfg['input_size'] = (
-        _in_chans(state_dict) or cfg['input_size'][0],
+        input_channels(state_dict) or cfg['input_size'][0],
         *_img_size(checkpoint, cfg['input_size'][1:]),
     )
     for key in ('mean', 'std'):
         cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # as timm's loader did in training
     # the size stands in the cfg too, but some architectures have one of their own
     return timm.create_model(architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta')
-
-
-def _in_chans(state_dict: dict[str, torch.Tensor]) -> int:
-    norm = state_dict.get('tokens_to_token.attention1.norm1.weight')
-    conv = state_dict.get('tokens_to_token.soft_split0.weight')
-    if norm is not None:
-        return norm.numel() // PATCH_SIZE
-    return conv.shape[1] if conv is not None and conv.ndim == 4 else 0
 
 
 def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]:
@@ -186,8 +165,12 @@ def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]
         candidates.append(tuple(args['input_size'][1:]))
     if 'img_size' in args:
         candidates.append((args['img_size'], args['img_size']))
-    candidates.append((16 * math.isqrt(max(num_tokens, 0)),) * 2)
-    return next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), usual)
+    known = next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), None)
+    side = 16 * math.isqrt(max(num_tokens, 0))
+    if known is None and math.prod(tokens_grid_size((side, side))) == num_tokens > 0:
+        checkpoint.notes.append(f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels')
+        return side, side
+    return known or usual
 
 
 def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dict[str, torch.Tensor]:

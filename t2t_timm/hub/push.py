@@ -10,10 +10,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from .._errors import UserError
-from .._version import __version__
-from .download import FAILURES, file_hash, reason
-from .manifest import hub_repo
+from ..errors import UserError
+from ..version import __version__
+from ..weights.download import FAILURES, file_hash, reason
+from ..weights.manifest import hub_repo
 
 _logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import os
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from .complexity import Complexity, tag_complexity
-from .download import is_set, release_path
-from .manifest import hub_repo, load_manifest, weight_entry
+from ..weights.download import is_set, release_path
+from ..weights.manifest import hub_repo, load_manifest, weight_entry
+from .complexity import known_complexity
 
 __all__ = ['models_table', 'weights_origin']
 
@@ -30,24 +30,24 @@ def weights_origin(name: str) -> str:
     return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else "the release"}'
 
 
-def _size(name: str, cost: Complexity) -> str:
+def _size(name: str, params: int) -> str:
     entry = weight_entry(name)
     size = entry.get('hub', {}).get('size') or entry.get('size')
     if size is None and os.path.isfile(entry.get('path', '')):
         size = os.path.getsize(entry['path'])
-    return f'{size / 1e6:.1f}' if size else f'~{cost.params * 4 / 1e6:.1f}'  # ~: the parameters in float32
+    return f'{size / 1e6:.1f}' if size else f'~{params * 4 / 1e6:.1f}'  # ~: the parameters in float32
 
 
 def models_table() -> str:
     """Return the table of all tags; a size that is not known is estimated from the parameters and marked ~."""
     rows = [_HEADER]
     for name, entry in load_manifest()['weights'].items():
-        cost = tag_complexity(name)
+        cost = known_complexity()[name]
         rows.append((
             name,
-            f'{cost.params / 1e6:.2f}',
-            f'{cost.macs / 1e9:.2f}',
-            _size(name, cost),
+            f'{cost["params"] / 1e6:.2f}',
+            f'{cost["macs"] / 1e9:.2f}',
+            _size(name, cost['params']),
             f'{entry["top1"]:.3f}' if 'top1' in entry else '-',
             entry['reported_by'] if 'top1' in entry else '-',
             entry['source'],

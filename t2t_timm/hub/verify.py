@@ -8,12 +8,12 @@ import torch.nn as nn
 from timm.models import is_model
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
 
-from .._errors import UserError
-from ..models._checkpoint import looks_like
-from .checkpoint import Checkpoint, read_checkpoint
+from ..errors import UserError
+from ..weights.checkpoint import Checkpoint, read_checkpoint
+from ..weights.download import file_hash, pretrained_file
+from ..weights.fit import looks_like
+from ..weights.manifest import load_manifest
 from .convert import build_for, check_fit, resolve_name
-from .download import file_hash, pretrained_file
-from .manifest import load_manifest
 
 __all__ = ['TOLERANCE', 'Verdict', 'verify']
 

@@ -9,7 +9,7 @@ from ..ops import fold_norm_linear
 
 __all__ = ['SOFT_SPLITS', 'fold_modules', 'soft_split', 'soft_split_size', 'tokens_to_map']
 
-SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel size, stride and padding of the three, in pixels
+SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel size, stride and padding of each, in pixels
 
 
 def soft_split_size(size: int, kernel_size: int, stride: int, padding: int) -> int:

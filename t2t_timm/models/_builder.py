@@ -1,28 +1,15 @@
 """How timm builds a T2T-ViT: pretrained cfgs from the manifest, where weights come from, feature pyramids."""
-from typing import Any, Dict, Optional, Tuple, Type
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Type
 
 import torch.nn as nn
-from timm.models import get_pretrained_cfg
-from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, get_pretrained_cfg, load_pretrained, resolve_pretrained_cfg
 
-from ..hub.download import pretrained_file
-from ..hub.manifest import load_manifest, pretrained_cfg
-from ._checkpoint import checkpoint_filter_fn
+from ..weights.download import pretrained_file
+from ..weights.fit import checkpoint_filter_fn
+from ..weights.manifest import load_manifest, pretrained_cfg
 from ._features import T2TFeaturePyramid
-
-try:
-    from timm.models._input import update_model_input_size as record_input_size
-except ImportError:  # timm before 1.0.30 keeps no record of a resize
-    def record_input_size(model: nn.Module, img_size: Tuple[int, int]) -> None:
-        """Do nothing."""
-
-_FIRST_LAYER = {  # of the architectures whose first linear layer is not the Performer's
-    't2t_vit_c_14': 'tokens_to_token.soft_split0',
-    't2t_vit_t_14': 'tokens_to_token.attention1.attn.qkv',
-    't2t_vit_t_19': 'tokens_to_token.attention1.attn.qkv',
-    't2t_vit_t_24': 'tokens_to_token.attention1.attn.qkv',
-}
-
 
 _SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # of a pretrained cfg
 
@@ -32,10 +19,7 @@ def pretrained_cfgs(*architectures: str) -> Dict[str, Dict[str, Any]]:
     cfgs = {}
     for architecture in architectures:
         names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture] or [architecture]
-        for name in names:
-            cfgs[name] = pretrained_cfg(name)
-            if architecture in _FIRST_LAYER:
-                cfgs[name]['first_conv'] = _FIRST_LAYER[architecture]
+        cfgs.update({name: pretrained_cfg(name) for name in names})
     return cfgs
 
 
@@ -49,11 +33,29 @@ def _manifest_name(variant: str, **cfg_args: Any) -> Optional[str]:
     return name if all(getattr(cfg, k) == getattr(registered, k) for k in _SOURCE_KEYS) else None
 
 
-def _forget_file(model: nn.Module) -> None:
-    # a path of this machine has no place in a cfg that is saved and published
-    for module in model.modules():
-        if 'pretrained_cfg' in vars(module):
-            module.pretrained_cfg.pop('file', None)
+def _make_loaded(
+        model_cls: Callable[..., nn.Module],
+        file: Path,
+        cfg: Dict[str, Any],
+        strict: bool,
+        has_head: bool,
+        **kwargs: Any,
+) -> nn.Module:
+    """Make a model and load a file into it through timm.
+
+    The model's own cfg, which may be saved and published, never gets the path of this machine.
+    """
+    model = model_cls(**kwargs)
+    model.pretrained_cfg = cfg
+    load_pretrained(
+        model,
+        dict(cfg, file=str(file)),
+        num_classes=model.num_classes if has_head else 0,
+        in_chans=model.in_chans,
+        filter_fn=checkpoint_filter_fn,
+        strict=strict,
+    )
+    return model
 
 
 def build_t2t_vit(
@@ -67,7 +69,7 @@ def build_t2t_vit(
     """Build a T2T-ViT, through timm, for an entrypoint.
 
     features_only=True gives the pyramid of strides 4, 8 and 16; feature_cls='getter' timm's view of the blocks.
-    The weights of a tag of the manifest are fetched and checked by `hub.download`; those of another source that the
+    The weights of a tag of the manifest are fetched and checked by `weights.download`; those of another source that the
     caller names (`hf-hub:`, `local-dir:`, file, url, state_dict) by timm itself.
 
     Args:
@@ -87,15 +89,20 @@ def build_t2t_vit(
     cfg_args = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
     name = _manifest_name(variant, **cfg_args) if pretrained else None
     if name is not None:
-        file = pretrained_file(name, kwargs.get('cache_dir'))
-        cfg_args['pretrained_cfg_overlay'] = dict(pretrained_cfg_overlay or {}, file=str(file))
-    model = build_model_with_cfg(
-        model_cls, variant, pretrained,
+        model_cls = partial(
+            _make_loaded,
+            model_cls,
+            pretrained_file(name, kwargs.get('cache_dir')),
+            resolve_pretrained_cfg(variant, **cfg_args).to_dict(),
+            kwargs.get('pretrained_strict', True),
+            not kwargs.get('features_only', False),
+        )
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained and name is None,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=out_indices, feature_cls=feature_cls),
         **cfg_args,
         **kwargs,
     )
-    if name is not None and get_pretrained_cfg(name).file is None:
-        _forget_file(model)
-    return model

@@ -21,6 +21,7 @@ from timm.layers import (
 )
 from timm.models import checkpoint, generate_default_cfgs, named_apply
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size as record_input_size
 
 from .. import ops
 from ..layers import (
@@ -36,7 +37,9 @@ from ..layers import (
     tokens_grid_size,
     tokens_to_token,
 )
-from ._builder import build_t2t_vit, pretrained_cfgs, record_input_size
+from ..weights.fit import resample_positions
+from ..weights.names import pop_aux_head
+from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
 
 __all__ = ['T2TViT']
@@ -174,15 +177,11 @@ class T2TViT(nn.Module):
         named_apply(partial(_init_weights, needs_reset=needs_reset), self)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # any route may bring an official file: one with token labeling's auxiliary head, which the model does not have,
-        # or of another image size, whose grid, which has to be square here, is resampled
-        for key in [k for k in state_dict if k.startswith(prefix + 'aux_head.')]:
-            del state_dict[key]
+        # any route may bring an official file: of token labeling, or of another image size
+        pop_aux_head(state_dict, prefix)
         key = prefix + 'pos_embed'
-        num_tokens = state_dict[key].shape[1] - self.num_prefix_tokens if key in state_dict else -1
-        if num_tokens > 0 and num_tokens != self.pos_embed.shape[1] - self.num_prefix_tokens:
-            if int(num_tokens ** 0.5) ** 2 == num_tokens:
-                state_dict[key] = resample_abs_pos_embed(state_dict[key], list(self.grid_size), verbose=True)
+        if key in state_dict and self.pos_embed is not None:
+            state_dict[key] = resample_positions(state_dict[key], self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.jit.ignore

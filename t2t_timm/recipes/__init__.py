@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import List
 
-from .._errors import UserError
+from ..errors import UserError
 
 __all__ = ['recipe_names', 'recipe_path']
 

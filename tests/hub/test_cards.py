@@ -11,13 +11,14 @@ import yaml
 from huggingface_hub import ModelCard
 
 import t2t_timm
-from t2t_timm._errors import UserError
+from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import architecture_card, stale_cards, tag_card, write_cards
-from t2t_timm.hub.complexity import count_complexity, tag_complexity
+from t2t_timm.hub.complexity import count_complexity, known_complexity, tag_complexity
+from t2t_timm.recipes import recipe_path
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / 'model_cards'
-MANIFEST = yaml.safe_load((Path(t2t_timm.__file__).parent / 'hub' / 'manifest.yaml').read_text(encoding='utf-8'))
+MANIFEST = yaml.safe_load((Path(t2t_timm.__file__).parent / 'weights' / 'manifest.yaml').read_text(encoding='utf-8'))
 TAGS = list(MANIFEST['weights'])
 
 
@@ -91,11 +92,35 @@ def test_body(name):
     assert ('measured by this project' in text) == measured_here
 
 
-def test_recipes_of_the_cards_exist():
-    from t2t_timm.recipes import recipe_names
-    for name in TAGS:
-        recipe = tag_card(name).split('$(t2t-timm recipe ')[1].split(')')[0]
-        assert recipe in recipe_names()
+@pytest.mark.parametrize('name', TAGS)
+def test_the_recipe_of_a_card_trains_such_weights(name):
+    text = (CARDS / f'{name}.md').read_text(encoding='utf-8')
+    recipe = yaml.safe_load(Path(recipe_path(text.split('$(t2t-timm recipe ')[1].split(')')[0])).read_text('utf-8'))
+    dataset = MANIFEST['datasets'][MANIFEST['weights'][name].get('dataset', 'imagenet-1k')]
+    model = timm.create_model(recipe['model'], num_classes=recipe.get('num_classes'), device='meta')
+    assert recipe['model'] == name.split('.')[0]
+    assert model.num_classes == dataset['num_classes']
+    assert recipe.get('pretrained', False) == ('in1k_ft' in name)
+
+
+def test_figures_that_are_not_what_is_counted_make_no_cards(tmp_path, monkeypatch):
+    figures = {name: dict(known) for name, known in known_complexity().items()}
+    figures['t2t_vit_12.in1k']['macs'] += 1
+    monkeypatch.setattr('t2t_timm.hub.cards.known_complexity', lambda: figures)
+    with pytest.raises(UserError, match=r't2t_vit_12.in1k:\s+params: \d+\s+macs: 1762638336\s'):
+        write_cards(tmp_path / 'cards')
+    assert not (tmp_path / 'cards').exists()
+
+
+def test_the_card_of_a_tag_counts_one_architecture(monkeypatch):
+    counted = []
+
+    def count(architecture, *args):
+        counted.append(architecture)
+        return count_complexity(architecture, *args)
+    monkeypatch.setattr('t2t_timm.hub.complexity.count_complexity', count)
+    assert tag_card('t2t_vit_7.in1k') == (CARDS / 't2t_vit_7.in1k.md').read_text(encoding='utf-8')
+    assert counted == ['t2t_vit_7']
 
 
 def macs_of_t2t_vit_7(height: int, width: int, num_classes: int) -> int:

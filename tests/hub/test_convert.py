@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2t_timm._errors import UserError
-from t2t_timm.classify import classify
+from t2t_timm.commands.classify import classify
+from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import tag_card
 from t2t_timm.hub.convert import convert
-from t2t_timm.hub.download import IntegrityError, file_hash
-from t2t_timm.hub.manifest import weight_entry
+from t2t_timm.weights.download import IntegrityError, file_hash
+from t2t_timm.weights.manifest import weight_entry
 
 FILES = ['README.md', 'config.json', 'model.safetensors']
 
@@ -85,7 +85,7 @@ def test_tag(tmp_path):
     assert config['pretrained_cfg']['tag'] == 'in1k'
     assert config['pretrained_cfg']['license'] == 'bsd-3-clause-clear'
     assert 'model_args' not in config
-    assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')  # what all tags cost is counted once a run
+    assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')
 
 
 def test_no_tag_claims_nothing(tmp_path):
@@ -104,7 +104,8 @@ def test_no_tag_claims_nothing(tmp_path):
     dict(num_classes=10, in_chans=1),
     dict(num_classes=2, img_size=40, in_chans=4),
 ], ids=str)
-def test_weights_of_ones_own(tmp_path, kwargs):
+def test_weights_of_ones_own(tmp_path, kwargs, caplog):
+    caplog.set_level(logging.INFO)
     state_dict = published.tiny(**kwargs)
     torch.save(state_dict, tmp_path / 'own.pth')
     out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out')
@@ -112,6 +113,8 @@ def test_weights_of_ones_own(tmp_path, kwargs):
     assert (model.num_classes, model.in_chans) == (kwargs['num_classes'], kwargs.get('in_chans', 3))
     expected_size = 48 if kwargs.get('img_size') == 40 else kwargs.get('img_size', 56)  # the size that its grid says
     assert model.img_size == (expected_size, expected_size)
+    taken = f'tokens taken for {expected_size} x {expected_size} pixels'
+    assert (taken in caplog.text) == ('img_size' in kwargs)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state_dict[name]), name
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))

@@ -9,8 +9,8 @@ from loopback import TINY, Weights, finish
 from timm.models import create_model
 from timm.models._hub import save_for_hf
 
-from t2t_timm._errors import UserError
 from t2t_timm.cli import main
+from t2t_timm.errors import UserError
 from t2t_timm.hub.push import FILES, default_repo, push
 
 CARD = '---\nlibrary_name: timm\nlicense: apache-2.0\n---\n# A card, with an ü\n'

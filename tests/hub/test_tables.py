@@ -2,8 +2,8 @@
 import huggingface_hub.constants
 import pytest
 
-from t2t_timm.hub.manifest import load_manifest, weight_entry
 from t2t_timm.hub.tables import models_table, weights_origin
+from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
 

@@ -5,10 +5,10 @@ import published
 import pytest
 import torch
 
-from t2t_timm._errors import UserError
+from t2t_timm.errors import UserError
 from t2t_timm.hub.convert import convert
-from t2t_timm.hub.download import file_hash
 from t2t_timm.hub.verify import verify
+from t2t_timm.weights.download import file_hash
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 import timm
 import torch
 
-from t2t_timm import export
-from t2t_timm._errors import UserError
 from t2t_timm.cli import main
-from t2t_timm.export import OPSET, export_model
+from t2t_timm.commands import export
+from t2t_timm.commands.export import OPSET, export_model
+from t2t_timm.errors import UserError
 
 TOKEN_TYPES = ('performer', 'transformer')
 

@@ -2,11 +2,13 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Set, Tuple
 
 import yaml
 
-__all__ = ['hub_repo', 'load_manifest', 'pretrained_cfg', 'weight_entry']
+from .names import FIRST_LAYERS, token_type
+
+__all__ = ['hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry']
 
 DATA_DIR = Path(__file__).parent
 
@@ -53,7 +55,7 @@ def pretrained_cfg(name: str) -> Dict[str, Any]:
         fixed_input_size=True,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        first_conv='tokens_to_token.attention1.kqv',
+        first_conv=FIRST_LAYERS[token_type(name.split('.')[0])],
         classifier='head',
         paper_ids='arXiv:' + load_manifest()['paper']['arxiv'],
         paper_name=load_manifest()['paper']['title'],
@@ -69,6 +71,12 @@ def pretrained_cfg(name: str) -> Dict[str, Any]:
     else:
         cfg.update(hf_hub_id=hub_repo(name), url=entry['url'])
     return cfg
+
+
+@lru_cache(maxsize=None)
+def published_sizes() -> Set[Tuple[int, int]]:
+    """Return the image sizes (H, W), in pixels, of the published weights."""
+    return {pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights']}
 
 
 _CFG_KEYS = (

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from .._errors import UserError
+from ..errors import UserError
 
 __all__ = ['from_paddle', 'load_paddle']
 

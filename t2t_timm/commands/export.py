@@ -1,7 +1,5 @@
 """Exported models: ONNX, torch.export, AOTInductor and TorchScript, each compared with the model before it is kept."""
 import logging
-import os
-import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +7,9 @@ from typing import Any, Callable, NamedTuple
 
 import torch
 
-from ._errors import UserError
-from .models import T2TViT
+from ..errors import UserError
+from ..files import new_file
+from ..models import T2TViT
 
 __all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
 
@@ -68,15 +67,11 @@ def export_model(model: T2TViT, path: str, format: str = 'onnx') -> Exported:
     model = model.float().eval()
     images = _images(model)
     _logger.info(f'Exporting to {format} ...')
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder, torch.inference_mode(False):
-        file = os.path.join(folder, 'model' + suffix)  # some exporters insist on a suffix
-        with torch.no_grad():
-            run = _write(write, model, images[0], file, format)
-            _logger.info('Comparing it with the model ...')
-            max_diff = _compare(model, run, images, format)
-        size = os.path.getsize(file)
-        os.replace(file, path)
-    return Exported(path, size, max_diff, [tuple(x.shape) for x in images])
+    with new_file(path, suffix) as file, torch.inference_mode(False), torch.no_grad():
+        run = _write(write, model, images[0], str(file), format)
+        _logger.info('Comparing it with the model ...')
+        max_diff = _compare(model, run, images, format)
+    return Exported(path, path.stat().st_size, max_diff, [tuple(x.shape) for x in images])
 
 
 def _write(write: Callable[..., Run], model: T2TViT, x: torch.Tensor, file: str, format: str) -> Run:

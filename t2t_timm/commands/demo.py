@@ -1,4 +1,4 @@
-"""python -m t2t_timm.demo: the embedded model reads real handwritten digits, with timm alone and no network."""
+"""The demo, `python -m t2t_timm.commands.demo`: the embedded model reads real handwritten digits, without a network."""
 import tempfile
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.utils import tqdm
 from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 
-from .digits import extract_heldout
+from ..digits import extract_heldout
 
 __all__ = ['heldout_top1', 'main', 'print_predictions']
 

@@ -15,7 +15,8 @@ from huggingface_hub.utils import tqdm
 from timm.data import ImageNetInfo
 from timm.data.readers import get_img_extensions
 
-from ._errors import UserError
+from ..errors import UserError
+from ..files import is_part, new_file
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')
 _NAME = re.compile(r'[^/\\:\x00-\x1f]+')  # a file name on every system
 _LABEL = re.compile(r'-?[0-9]{1,9}')
-_PART = re.compile(r'\.[0-9]+\.part')  # a file that is being written, by the process of that number
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)  # what reading a tar may end in, beside OSError
 
 
@@ -290,7 +290,7 @@ def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
             if key in wanted:
                 if path.is_file() and path.stat().st_size == wanted[key].size:
                     present.add(key)
-            elif _PART.fullmatch(path.name):
+            elif is_part(path.name):
                 path.unlink()
             elif key != CLASS_MAP:
                 other.append(repr(key))
@@ -310,24 +310,13 @@ def _make_room(out: Path, target: Path) -> None:
             raise UserError(f'{out} cannot be replaced ({e.strerror}): name a folder in it that does not exist.') from e
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to, which gets its own only when all is written."""
-    part = path.with_name(f'.{os.getpid()}.part')
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _fill(work: Path, wanted: dict[str, _Image], missing: list[str], place: _Folder | _Tar) -> None:
     with tqdm(
             total=len(wanted), initial=len(wanted) - len(missing), desc=place.verb, unit='image', delay=1, disable=None,
     ) as progress:
         for key in missing:
             (work / key).parent.mkdir(parents=True, exist_ok=True)
-            with _new_file(work / key) as part:
+            with new_file(work / key) as part:
                 place.write(wanted[key].source, part)
                 if part.stat().st_size != wanted[key].size:
                     raise UserError(f'{wanted[key].name} changed while it was read: run the same command again.')
@@ -337,5 +326,5 @@ def _fill(work: Path, wanted: dict[str, _Image], missing: list[str], place: _Fol
 def _write_class_map(work: Path, synsets: list[str]) -> None:
     path, text = work / CLASS_MAP, ''.join(f'{synset}\n' for synset in synsets)
     if not path.is_file() or path.read_text(encoding='utf-8') != text:
-        with _new_file(path) as part:
+        with new_file(path) as part:
             part.write_text(text, encoding='utf-8')

@@ -20,8 +20,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
-from .._errors import UserError
-from .._version import __version__
+from ..errors import UserError
+from ..version import __version__
 from .manifest import hub_repo, weight_entry
 
 _logger = logging.getLogger(__name__)

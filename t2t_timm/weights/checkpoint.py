@@ -3,21 +3,18 @@ import argparse
 import json
 import re
 import struct
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from .._errors import UserError
-from ..models._checkpoint import rename_keys
+from ..errors import UserError
+from .names import official_names, pop_aux_head, wrappers
 from .paddle import from_paddle, load_paddle
 
 __all__ = ['Checkpoint', 'read_checkpoint']
-
-WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in order of preference
 
 _TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
 
@@ -50,26 +47,14 @@ _READ_PAST = [
         ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
         ('numpy', 'ndarray'), ('numpy', 'dtype'),
         ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
-        ('_codecs', 'encode'),  # of numpy's numbers, as pickled by older protocols; torch 2.4 does not allow it itself
+        ('_codecs', 'encode'),  # of numpy's numbers, as older protocols pickle them
     )
 ]
 
 
-@contextmanager
-def _allowed(classes: list[type]) -> Iterator[None]:
-    # torch.serialization.safe_globals, which torch 2.4 does not have
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
 def _load_torch(file: BinaryIO) -> Any:
     try:
-        with _allowed([argparse.Namespace, *_READ_PAST]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_READ_PAST]):
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises nearly anything for a damaged file
         found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))
@@ -113,12 +98,11 @@ def _load(path: Path) -> tuple[Any, str]:
 
 
 def _unwrap(loaded: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    for key in WRAPPERS:
-        if isinstance(loaded.get(key), dict):
-            others = [k for k in WRAPPERS if k != key and isinstance(loaded.get(k), dict)]
-            notes.append(f'weights under {key}' + (f', leaving {", ".join(others)} aside' if others else ''))
-            return loaded[key]
-    return loaded
+    key, *others = wrappers(loaded) or [None]
+    if key is None:
+        return loaded
+    notes.append(f'weights under {key}' + (f', leaving {", ".join(others)} aside' if others else ''))
+    return loaded[key]
 
 
 def _are_numbers(value: Any, count: int) -> bool:
@@ -176,11 +160,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         fmt += ' of a timm training run'
     if any(n.startswith('module.') for n in names):
         notes.append('names without their module. prefix')
-    aux = [name for name in names if re.match(r'(module\.)*aux_head\.', name)]
+    state_dict = official_names({
+        k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)})
+    aux = pop_aux_head(state_dict)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    state_dict = rename_keys({
-        k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor) and k not in aux})
     if not any(k.startswith('tokens_to_token.') for k in state_dict):
         raise UserError(f'{path} holds no T2T-ViT: its names begin with {json.dumps(names[:3])}.')
     return Checkpoint(state_dict, fmt, notes, _train_args(loaded))

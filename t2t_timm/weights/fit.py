@@ -1,4 +1,4 @@
-"""Checkpoints on their way into a model: other frameworks' names, the stem's channels, the position grid."""
+"""State dicts on their way into a model: the architecture that they are, the stem's channels, the position grid."""
 import logging
 import math
 import re
@@ -11,50 +11,12 @@ from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
 from ..layers import tokens_grid_size
+from .manifest import published_sizes
+from .names import FIRST_LAYERS, PATCH_SIZE, first_layer, input_channels, rename_keys
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'looks_like', 'rename_keys']
-
-PATCH_SIZE = 7 * 7  # of the first soft split, in pixels
-
-# OpenMMLab's names, in order; the token transformer's attention and the backbone's share theirs
-_OPENMMLAB = (
-    (r'^backbone\.', ''),
-    (r'^head\.layers\.head\.', 'head.'),
-    (r'^encoder\.', 'blocks.'),
-    (r'\.ln(\d)\.', r'.norm\1.'),
-    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
-    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
-)
-
-
-def rename_keys(state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a state dict under the official names, without wrappers and without token labeling's auxiliary head.
-
-    Args:
-        state_dict: A state dict, or a checkpoint holding one under state_dict_ema, state_dict or model.
-    """
-    for key in ('state_dict_ema', 'state_dict', 'model'):
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-    state_dict = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in state_dict.items()}
-    if any(k.startswith('backbone.') for k in state_dict):
-        for pattern, name in _OPENMMLAB:
-            state_dict = {re.sub(pattern, name, k): v for k, v in state_dict.items()}
-    aux = [k for k in state_dict if k.startswith('aux_head.')]
-    if aux:
-        _logger.info(f'Leaving out the auxiliary head of token labeling ({", ".join(aux)}).')
-        state_dict = {k: v for k, v in state_dict.items() if k not in aux}
-    return state_dict
-
-
-def _stem_key(state_dict: Dict[str, Any]) -> Tuple[Optional[str], bool]:
-    # name of the first layer that reads pixels, and whether its attention's scale depends on their number
-    for name, scaled in (('attention1.kqv', False), ('attention1.attn.qkv', True), ('soft_split0', False)):
-        if f'tokens_to_token.{name}.weight' in state_dict:
-            return f'tokens_to_token.{name}', scaled
-    return None, False
+__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'looks_like', 'resample_positions']
 
 
 def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, torch.Tensor]:
@@ -74,16 +36,13 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
         state_dict: State dict under the official names.
         in_chans: Channels that the model reads.
     """
-    key, scaled = _stem_key(state_dict)
-    if key is None:
-        return state_dict
-    weight = state_dict[f'{key}.weight']
-    shape, dtype = weight.shape, weight.dtype
-    base_chans = shape[1] if weight.ndim == 4 else shape[1] // PATCH_SIZE
-    if base_chans == in_chans:
+    base_chans = input_channels(state_dict)
+    if base_chans in (0, in_chans):
         return state_dict
 
-    state_dict = dict(state_dict)
+    key, state_dict = first_layer(state_dict), dict(state_dict)
+    weight = state_dict[f'{key}.weight']
+    shape, dtype = weight.shape, weight.dtype
     weight = weight.double().reshape(shape[0], base_chans, PATCH_SIZE)
     norm = 'tokens_to_token.attention1.norm1.'
     if in_chans == 1:
@@ -103,7 +62,7 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
             if norm + k in state_dict:
                 state_dict[norm + k] = state_dict[norm + k].reshape(base_chans, PATCH_SIZE)[index].flatten()
     weight = weight.reshape(shape[0], -1)
-    if scaled:
+    if key == FIRST_LAYERS['transformer']:
         weight[:shape[0] // 3] *= math.sqrt(in_chans / base_chans)
     if len(shape) == 4:
         weight = weight.reshape(shape[0], in_chans, *shape[2:])
@@ -162,16 +121,42 @@ def _check_architecture(state_dict: Dict[str, torch.Tensor], model: nn.Module) -
         raise ValueError(f'This checkpoint looks like {found}, not like {architecture or "this model"}.')
 
 
-def _source_grid(model: nn.Module, num_tokens: int) -> Optional[Tuple[int, int]]:
-    # the size a checkpoint was made for stands in its config; without one, or if it does not fit, the grid is square
-    img_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    if img_size is None:
-        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 224, 224))[-2:]
-    grid = tokens_grid_size(to_2tuple(img_size))
-    if grid[0] * grid[1] == num_tokens:
-        return grid
-    side = math.isqrt(num_tokens)
-    return (side, side) if side * side == num_tokens else None
+def resample_positions(
+        pos_embed: torch.Tensor,
+        model: nn.Module,
+        came_with_cfg: bool = False,
+) -> torch.Tensor:
+    """Return a checkpoint's position table (1, 1 + N, C) for a model's grid, resampled bicubically if that differs.
+
+    A table does not say whether its N positions are 4 x 9 or 6 x 6. Known are the grids of the model, of its pretrained
+    cfg, and of the published files.
+
+    Args:
+        pos_embed: Position table of the checkpoint.
+        model: Model that will load it.
+        came_with_cfg: The model's pretrained cfg is the checkpoint's too, and goes before the model's own grid.
+
+    Raises:
+        ValueError: N is that of no grid that is known.
+    """
+    if pos_embed.ndim != 3 or pos_embed.shape[2] != model.embed_dim:
+        return pos_embed  # load_state_dict says what is wrong with it
+    num_tokens = pos_embed.shape[1] - model.num_prefix_tokens
+    cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
+    cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or model.img_size
+    sizes = (cfg_size, model.img_size) if came_with_cfg else (model.img_size, cfg_size)
+    grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
+    grid = next((grid for grid in grids if math.prod(grid) == num_tokens), None)
+    if grid is None:
+        raise ValueError(
+            f'The checkpoint has positions of {num_tokens} tokens, this model of {model.grid_size[0]} x '
+            f'{model.grid_size[1]}, and nothing says which rows and columns the {num_tokens} form. Create the model '
+            'with the img_size that the checkpoint was trained with, load it, and then call '
+            f'set_input_size({model.img_size}).'
+        )
+    if grid == model.grid_size:
+        return pos_embed
+    return resample_abs_pos_embed(pos_embed, list(model.grid_size), old_size=list(grid), verbose=True)
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
@@ -182,14 +167,10 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
         model: Model that will load it.
 
     Raises:
-        ValueError: The checkpoint is another architecture's, or no T2T-ViT's.
+        ValueError: The checkpoint is another architecture's, or no T2T-ViT's, or its position grid is not known.
     """
     state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
     _check_architecture(state_dict, model)
-    pos_embed = state_dict.get('pos_embed')
-    if pos_embed is not None:
-        grid = _source_grid(model, pos_embed.shape[1] - model.num_prefix_tokens)
-        if grid is not None and grid != model.grid_size:
-            state_dict['pos_embed'] = resample_abs_pos_embed(
-                pos_embed, list(model.grid_size), old_size=list(grid), verbose=True)
+    if 'pos_embed' in state_dict:
+        state_dict['pos_embed'] = resample_positions(state_dict['pos_embed'], model, came_with_cfg=True)
     return state_dict

@@ -11,9 +11,9 @@ import published
 import pytest
 import torch
 
-from t2t_timm._errors import UserError
-from t2t_timm.hub.checkpoint import read_checkpoint
-from t2t_timm.hub.paddle import load_paddle
+from t2t_timm.errors import UserError
+from t2t_timm.weights.checkpoint import read_checkpoint
+from t2t_timm.weights.paddle import load_paddle
 
 
 def test_square_weights_are_transposed(tmp_path):
@@ -101,7 +101,7 @@ def test_damaged_in_any_place(tmp_path):
 def test_claims_of_size_take_no_memory(claim):
     code = (
         'import io, resource, sys\n'
-        'from t2t_timm.hub.paddle import load_paddle\n'
+        'from t2t_timm.weights.paddle import load_paddle\n'
         'before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
         'try: load_paddle(io.BytesIO(bytes.fromhex(sys.argv[1])))\n'
         'except RuntimeError: pass\n'

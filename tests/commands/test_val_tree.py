@@ -19,8 +19,8 @@ from timm.utils import accuracy
 from timm.utils.misc import natural_key
 
 from t2t_timm.cli import main
+from t2t_timm.commands.val_tree import val_tree
 from t2t_timm.digits import extract_heldout
-from t2t_timm.val_tree import val_tree
 
 SYNSETS = ImageNetInfo('imagenet-1k').label_names()
 LABELS = {

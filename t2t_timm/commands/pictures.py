@@ -1,6 +1,4 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
-import io
-import os
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -8,9 +6,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ._errors import UserError
-from .layers import TokenPerformer, TokenTransformer, soft_split
-from .models import T2TViT
+from ..errors import UserError
+from ..files import new_file
+from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
+from ..models import T2TViT
 
 __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
 
@@ -108,7 +107,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     maps = [row[model.num_prefix_tokens:].reshape(model.grid_size).numpy() for row in rows]
     step_maps = []
     for step, x in zip(steps, inputs, strict=True):
-        height, width = ((s + 2 * step.padding - step.kernel_size) // step.stride + 1 for s in x.shape[-2:])
+        height, width = (soft_split_size(s, step.kernel_size, step.stride, step.padding) for s in x.shape[-2:])
         points = [(int(height * y), int(width * x)) for y, x in QUERIES]
         attention, kept = _step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
         maps_of_step = attention.reshape(-1, height, width).numpy()
@@ -264,12 +263,6 @@ def save_picture(figure, path: str) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png')
-    partial = path.with_name(f'.{path.name}.part')
-    try:
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as part:
+        figure.savefig(part, format='png')
     return path

@@ -20,7 +20,7 @@ import timm
 import torch
 
 from t2t_timm.cli import main as t2t_timm_main
-from t2t_timm.hub.manifest import load_manifest
+from t2t_timm.weights.manifest import load_manifest
 
 LOG = []  # messages, each beginning with the architecture.tag it is about
 

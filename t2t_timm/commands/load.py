@@ -4,8 +4,8 @@ from typing import Any
 import timm
 from timm.models import is_model, model_entrypoint
 
-from ._errors import UserError
-from .models import T2TViT
+from ..errors import UserError
+from ..models import T2TViT
 
 __all__ = ['load_t2t_vit']
 

@@ -2,8 +2,8 @@
 import pytest
 import timm
 
-from t2t_timm.hub.download import IntegrityError, check_file
-from t2t_timm.hub.manifest import load_manifest
+from t2t_timm.weights.download import IntegrityError, check_file
+from t2t_timm.weights.manifest import load_manifest
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parent / 'data'
 ARGS = argparse.Namespace(model='t2t_vit_7', lr=1e-3, img_size=224, mean=None, crop_pct=None, interpolation='')
 
 _spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')

@@ -11,8 +11,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from timm.data.readers import get_img_extensions
 
-from ._errors import UserError
-from ._load import load_t2t_vit
+from ..errors import UserError
+from .load import load_t2t_vit
 
 __all__ = ['Classified', 'classify', 'find_images', 'render']
 

@@ -1,0 +1,334 @@
+"""Where weights come from and what happens when something goes wrong on the way; the real client, loopback hosts."""
+import hashlib
+import os
+import pickle
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import pytest
+from hub_server import Fault, Repo
+from loopback import BIG, TINY, Weights, finish
+
+ALWAYS = 1000  # times that a fault happens
+DROP = 12 << 20  # the client writes in pieces of 10 MB: a drop there leaves one piece to go on from
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: what the hosts hold and do wrong, and what comes of it."""
+    model: str
+    error: Optional[Tuple[str, str]] = None  # its type and message, or the published weights are loaded
+    healed: bool = False  # after the error the hosts are healed, and the same process loads the published weights
+    hub: bool = True  # the Hub has a repo; if not, the publisher's release is all there is
+    known: Tuple[str, ...] = ()  # what the manifest knows of the file
+    big: bool = False
+    cache: bool = True  # a cache of its own
+    empty: bool = False  # the repo has no weights in it
+    gated: bool = False
+    flipped: bool = False  # the bytes that come are others
+    fault: Optional[Dict[str, Any]] = None  # of the host that holds the file
+
+
+HUB = dict(
+    found=Case('t2t_vit_7.in1k', known=('size', 'sha256'), cache=False),
+    found_unknown=Case('t2t_vit_10.in1k'),
+    file_missing=Case('t2t_vit_12.in1k', empty=True, error=(
+        'DownloadError', r'The Hub repo one/t2t_vit_12.in1k has no model.safetensors')),
+    gated=Case('t2t_vit_14.in1k', gated=True, error=('DownloadError', r'The Hub repo one/t2t_vit_14.in1k is gated')),
+    head_503_once=Case('t2t_vit_19.in1k', fault=dict(status=503, methods=('HEAD',))),
+    get_503_once=Case('t2t_vit_24.in1k', fault=dict(status=503)),
+    get_503_always=Case('t2t_vit_24.tl_in1k', fault=dict(status=503, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading one/t2t_vit_24.tl_in1k from the Hub failed. .*503')),
+    short_once=Case('t2t_vit_14_384.in1k', fault=dict(short=1000)),
+    short_always=Case('t2t_vit_14.in1k_ft_cifar10', fault=dict(short=1000, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading one/.* failed. .*should be of size \d+ but has size 1000')),
+    dropped=Case('t2t_vit_19.in1k_ft_cifar10', big=True, known=('size', 'sha256'), fault=dict(drop=DROP)),
+    wrong_bytes=Case(
+        't2t_vit_14.in1k_ft_cifar100', known=('size', 'sha256'), flipped=True, fault=dict(times=ALWAYS), healed=True,
+        error=(
+            'IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}\. .*deleted')),
+    wrong_bytes_unknown=Case(
+        't2t_vit_19.in1k_ft_cifar100', flipped=True, fault=dict(times=ALWAYS), healed=True, error=(
+            'IntegrityError', r'the sha256 of model.safetensors should be [0-9a-f]{64} but is \w{64}')),
+)
+
+RELEASE = dict(
+    release=Case('t2t_vit_7.in1k', hub=False, cache=False),
+    release_503_once=Case('t2t_vit_10.in1k', hub=False, fault=dict(status=503)),
+    release_503_always=Case('t2t_vit_12.in1k', hub=False, fault=dict(status=503, times=ALWAYS), healed=True, error=(
+        'DownloadError', r'Downloading http://\S+/release_503_always.pth.tar failed. .*503')),
+    release_dropped=Case('t2t_vit_14.in1k', hub=False, big=True, known=('size', 'sha384'), fault=dict(drop=DROP)),
+    release_wrong=Case(
+        't2t_vit_19.in1k', hub=False, known=('sha256_prefix',), flipped=True, fault=dict(times=ALWAYS), healed=True,
+        error=(
+            'IntegrityError', r'the sha256_prefix of \S+ should be [0-9a-f]{8} but is [0-9a-f]{8}\. .*deleted')),
+    release_short=Case('t2t_vit_24.in1k', hub=False, fault=dict(short=100_000, times=ALWAYS), healed=True, error=(
+        'IntegrityError', r'is no whole PyTorch file .* deleted')),
+    release_gateway=Case(
+        't2t_vit_24.tl_in1k', hub=False, fault=dict(body=b'<html>Please log in</html>', times=ALWAYS), healed=True,
+        error=('IntegrityError', r"is no whole PyTorch file \(it begins with b'<htm'\).* deleted")),
+    release_exploit=Case('t2t_vit_14_384.in1k', hub=False, error=(
+        'RuntimeError', r'weights_only=True blocked loading')),
+    release_404=Case(
+        't2t_vit_14.in1k_ft_cifar10', hub=False, fault=dict(status=404, times=ALWAYS), healed=True, error=(
+            'DownloadError', r'Downloading http://\S+/release_404.pth.tar failed. .*404')),
+)
+
+KILLED = dict(  # two by a first process, which is killed; then all by a second
+    killed=Case('t2t_vit_7.in1k', big=True, fault=dict(stall=DROP)),
+    release_killed=Case('t2t_vit_14.in1k', hub=False, big=True, known=('sha256',), fault=dict(stall=DROP)),
+    head_503_always=Case('t2t_vit_10.in1k', fault=dict(status=503, methods=('HEAD',), times=ALWAYS), error=(
+        'DownloadError', r'The Hub could not be asked for three/t2t_vit_10.in1k, and no cache.*503')),
+    release_overfull=Case('t2t_vit_12.in1k', hub=False, known=('sha256',)),  # a beginning that is none lies there
+)
+
+BOTH = dict(  # by two processes at once
+    both=Case('t2t_vit_7.in1k', big=True, known=('size', 'sha256')),
+    release_both=Case('t2t_vit_10.in1k', hub=False, big=True),
+)
+
+UNREACHABLE = dict(
+    no_network=Case('t2t_vit_7.in1k', error=(
+        'DownloadError', r'The Hub could not be asked for five/t2t_vit_7.in1k, and no cache has it. Connect')),
+)
+
+AGAIN = dict(  # cases from above, under other circumstances
+    hub_only=replace(RELEASE['release'], error=(
+        'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
+    offline_cached=HUB['found'],
+    offline_empty=replace(HUB['found'], error=(
+        'DownloadError', r'The Hub could not be asked for one/t2t_vit_7.in1k, and no cache has it. Offline')),
+    offline_release_cached=RELEASE['release'],
+)
+
+CASES = {**HUB, **RELEASE, **KILLED, **UNREACHABLE, **AGAIN}
+HEALED = [name for name, case in CASES.items() if case.healed]
+FAILING = [name for name, case in CASES.items() if case.error]
+SUCCEEDING = [name for name, case in CASES.items() if not case.error]
+SUCCEEDING += [f'{name}, later' for name in HEALED] + [f'{name}, process {i}' for name in BOTH for i in (0, 1)]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def facts(data: bytes, *names: str) -> dict:
+    """Return what the manifest may know of a file."""
+    known = dict(
+        size=len(data), sha256=sha256(data), sha384=hashlib.sha384(data).hexdigest(), sha256_prefix=sha256(data)[:8])
+    return {name: known[name] for name in names}
+
+
+class Exploit:
+    """A pickle that leaves a file behind if it is executed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+class Plan:
+    """Cases of one process, laid out on the hosts."""
+
+    def __init__(self, hosts, folder: Path, namespace: str, cases: Dict[str, Case]) -> None:
+        self.hosts, self.folder, self.namespace = hosts, folder, namespace
+        self.cases, self.weights, self.faulty = {}, {}, {}
+        for name, case in cases.items():
+            self.add(name, case)
+
+    def add(self, name: str, case: Case) -> None:
+        kwargs = BIG if case.big else TINY
+        weights = Weights(len(self.weights) + 1, 't2t_vit_7', **kwargs)
+        repo, file = f'{self.namespace}/{case.model}', f'/{name}.pth.tar'
+        data = weights.safetensors if case.hub else weights.pickle
+        path, server = (f'/{sha256(data)}', self.hosts.storage) if case.hub else (file, self.hosts.release)
+        if case.hub:
+            self.hosts.hub.repos[repo] = Repo({} if case.empty else {'model.safetensors': data}, gated=case.gated)
+        self.hosts.release.files[file] = weights.pickle
+        if case.fault is not None:
+            if 'HEAD' in case.fault.get('methods', ()):
+                path, server = f'/{repo}/resolve/main/model.safetensors', self.hosts.hub
+            server.faults[path] = [Fault(**case.fault, **(dict(body=flipped(data)) if case.flipped else {}))]
+            self.faulty[name] = path
+        known = facts(data, *case.known)
+        self.weights[name] = weights
+        self.cases[name] = dict(
+            case=name, model=case.model, kwargs=kwargs,
+            known=dict(dict(hub=known) if case.hub and known else known, url=self.hosts.release.url + file,
+                       file=f'{name}.pth.tar'),
+            cache_dir=str(self.folder / name) if case.cache else None,
+        )
+
+    def stage(self, only=None, **stage):
+        stage.setdefault('env', {}).setdefault('T2T_TIMM_HUB_NAMESPACE', self.namespace)
+        return dict(stage, cases=[case for name, case in self.cases.items() if only is None or name in only])
+
+
+@pytest.fixture(scope='module')
+def outcomes(hosts, start_client, tmp_path_factory):
+    """Run every case, several processes at a time; return what came of each, by case."""
+    folder = tmp_path_factory.mktemp('caches')
+    hub, release = Plan(hosts, folder, 'one', HUB), Plan(hosts, folder, 'two', RELEASE)
+    killed, both = Plan(hosts, folder, 'three', KILLED), Plan(hosts, folder, 'four', BOTH)
+    unreachable = Plan(hosts, folder, 'five', UNREACHABLE)
+    # as GitHub does, the publisher sends the client on to a storage host
+    hosts.storage.files['/moved'] = release.weights['release'].training_pickle
+    hosts.release.redirects['/release.pth.tar'] = f'{hosts.storage.url}/moved'
+    hosts.release.files['/release_exploit.pth.tar'] = pickle.dumps(
+        dict(state_dict=Exploit(folder / 'executed')), protocol=2)
+    (folder / 'release_overfull').mkdir()
+    (folder / 'release_overfull' / 'release_overfull.pth.tar.incomplete').write_bytes(
+        killed.weights['release_overfull'].pickle + b'more')
+    hub_only = dict(release.cases['release'], case='hub_only', cache_dir=str(folder / 'hub_only'))
+    faulty = {**hub.faulty, **release.faulty}
+
+    main = start_client(
+        hub.stage(),
+        # alone: timm allows argparse.Namespace for all threads, and forbids it again for all
+        release.stage(['release']),
+        release.stage(set(RELEASE) - {'release'}),
+        dict(cases=[hub_only], env=dict(T2T_TIMM_HUB_ONLY='1')),
+        release.stage(HEALED, env=dict(T2T_TIMM_HUB_ONLY='0'), post=(
+            f'{hosts.hub.url}/control/heal', [faulty[name] for name in HEALED])),
+        hub.stage(HEALED),
+        both.stage(barrier=str(folder / 'barrier')),
+    )
+    victim = start_client(killed.stage(['killed', 'release_killed']))
+    lonely = start_client(unreachable.stage(), HF_ENDPOINT='http://127.0.0.1:9')
+
+    assert hosts.storage.stalled.acquire(timeout=60) and hosts.release.stalled.acquire(timeout=60)
+    wait_for(lambda: size(folder / 'release_killed' / 'release_killed.pth.tar.incomplete') >= 10 << 20)
+    victim.kill()
+    victim.wait()
+    after_kill = {case: files(folder / case) for case in ('killed', 'release_killed')}
+    again = start_client(killed.stage(), both.stage(barrier=str(folder / 'barrier')))
+
+    *stages, release_later, hub_later, twin = finish(main)
+    cached = dict(hub.cases['found'], case='offline_cached')
+    empty = dict(cached, case='offline_empty', cache_dir=str(folder / 'offline_empty'))
+    release_cached = dict(release.cases['release'], case='offline_release_cached')
+    offline = start_client(
+        dict(cases=[cached, empty], env=dict(T2T_TIMM_HUB_NAMESPACE='one')),
+        dict(cases=[release_cached], env=dict(T2T_TIMM_HUB_NAMESPACE='two')),
+        HF_HUB_OFFLINE='1')
+
+    rerun, other_twin = finish(again)
+    result = {}
+    for stage in (*stages, rerun, *finish(lonely), *finish(offline)):
+        result.update(stage['cases'])
+    for suffix, stage in (
+            ('later', release_later), ('later', hub_later), ('process 0', twin), ('process 1', other_twin)):
+        result.update({f'{case}, {suffix}': r for case, r in stage['cases'].items()})
+
+    weights = {**hub.weights, **release.weights, **killed.weights, **both.weights, **unreachable.weights}
+    weights.update({f'offline_{k}': weights[v] for k, v in (('cached', 'found'), ('release_cached', 'release'))})
+    for case, r in result.items():
+        r['expected_digest'] = weights[case.split(',')[0]].digest if r['ok'] else None
+    return dict(result, after_kill=after_kill, executed=(folder / 'executed').exists())
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def files(folder: Path) -> list:
+    return sorted(p.name for p in folder.rglob('*') if p.is_file())
+
+
+def wait_for(condition, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', SUCCEEDING)
+def test_loads_the_published_weights(outcomes, case):
+    outcome = outcomes[case]
+    assert outcome['ok'], outcome
+    assert outcome['digest'] == outcome['expected_digest']
+    assert outcome['cfg_file'] is None  # no path of this machine in what is saved and published
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', FAILING)
+def test_fails_with_one_clear_error_and_leaves_nothing_to_load(outcomes, case):
+    error, message = CASES[case].error
+    outcome = outcomes[case]
+    assert not outcome['ok']
+    assert outcome['error'] == error
+    assert re.search(message, outcome['message'])
+    assert '\n' not in outcome['message'] or error == 'RuntimeError'
+    if error == 'DownloadError':
+        for remedy in ('HF_HOME', 't2t-timm convert', 'T2T_TIMM_HUB_NAMESPACE'):
+            assert remedy in outcome['message']
+    kept = ['release_exploit.pth.tar'] if case == 'release_exploit' else []  # whole, and refused again each time
+    assert [f for f in outcome['files'] if not f.endswith('.incomplete')] == kept
+
+
+@pytest.mark.slow
+def test_nothing_in_a_pickle_is_executed(outcomes):
+    assert not outcomes['executed']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', [
+    'file_missing', 'gated', 'get_503_always', 'short_always', 'wrong_bytes', 'head_503_always', 'no_network'])
+def test_only_a_missing_repo_leads_to_the_release(outcomes, hosts, case):
+    assert hosts.release.seen(f'/{case}.pth.tar') == []
+    assert hosts.release.seen('/release_wrong.pth.tar') != []
+
+
+@pytest.mark.slow
+def test_every_step_is_logged_in_a_line(outcomes):
+    assert outcomes['found']['log'] == [
+        't2t_vit_7.in1k: asking the Hub for one/t2t_vit_7.in1k.',
+        't2t_vit_7.in1k: verified (size, sha256).',
+    ]
+    assert outcomes['found_unknown']['log'] == [
+        't2t_vit_10.in1k: asking the Hub for one/t2t_vit_10.in1k.',
+        't2t_vit_10.in1k: unverified, the manifest knows no hash of one/t2t_vit_10.in1k; '
+        "comparing with the Hub's own.",
+        't2t_vit_10.in1k: verified (sha256).',
+    ]
+    asked, missing, unverified = outcomes['release']['log']
+    assert asked == 't2t_vit_7.in1k: asking the Hub for two/t2t_vit_7.in1k.'
+    assert re.fullmatch(
+        r't2t_vit_7.in1k: there is no Hub repo two/t2t_vit_7.in1k; taking the release of its publisher, http://\S+',
+        missing)
+    assert 'unverified' in unverified
+    assert 'verified (size, sha384)' in outcomes['release_dropped']['log'][-1]
+
+
+@pytest.mark.slow
+def test_a_dropped_download_goes_on_where_it_stopped(outcomes, hosts):
+    requests = [r for r in hosts.release.seen('/release_dropped.pth.tar')]
+    assert requests == [(None, 200), (f'bytes={10 << 20}-', 206)]
+    resumed = [r for _, path, r, status in hosts.storage.requests if r is not None and status == 206]
+    assert resumed == [f'bytes={10 << 20}-']
+
+
+@pytest.mark.slow
+def test_a_killed_download_leaves_no_file_under_its_own_name(outcomes, hosts):
+    assert 'release_killed.pth.tar.incomplete' in outcomes['after_kill']['release_killed']
+    assert 'release_killed.pth.tar' not in outcomes['after_kill']['release_killed']
+    names = [name for name in outcomes['after_kill']['killed'] if not name.endswith(('.incomplete', '.lock'))]
+    assert set(names) <= {'main', 'CACHEDIR.TAG'}  # the branch's commit and the cache's mark, no blob and no snapshot
+    assert hosts.release.seen('/release_killed.pth.tar') == [(None, 200), (f'bytes={10 << 20}-', 206)]
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_downloads(outcomes, hosts):
+    assert hosts.release.seen('/release_both.pth.tar') == [(None, 200)]
+    logs = [outcomes[f'release_both, process {i}']['log'] for i in range(2)]
+    assert sum(any('downloaded before' in line for line in log) for log in logs) == 1
