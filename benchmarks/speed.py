@@ -13,12 +13,12 @@ eval mode; a training step is forward, backward and zero_grad, no optimizer.
 import argparse
 import json
 import platform
-import statistics
-import time
+from functools import partial
 from typing import Callable, Dict, List
 
 import timm
 import torch
+from pairs import compare, make_step, seconds
 from timm.utils import reparameterize_model
 
 DEFAULT_PAIRS = [
@@ -29,8 +29,8 @@ DEFAULT_PAIRS = [
 ]
 
 
-def make_step(args: argparse.Namespace, model_name: str, train: bool) -> Callable[[], None]:
-    """Return a function that runs one step of a model on a batch of its own."""
+def make_timer(args: argparse.Namespace, model_name: str, train: bool) -> Callable[[], float]:
+    """Return a function that times one step of a model on a batch of its own, warmed up."""
     name, *modes = model_name.split('+')
     model = timm.create_model(name).train(train)
     if 'reparam' in modes:
@@ -42,36 +42,19 @@ def make_step(args: argparse.Namespace, model_name: str, train: bool) -> Callabl
     run = model
     if 'compile' in modes or 'dynamic' in modes:
         run = torch.compile(model, fullgraph=True, dynamic='dynamic' in modes)
-
-    def step() -> None:
-        with torch.inference_mode(not train), torch.autocast('cpu', torch.bfloat16, enabled=args.amp):
-            out = run(x)
-        if train:
-            out.float().sum().backward()
-            model.zero_grad()
-
-    return step
+    step = make_step(model, x, train, torch.bfloat16 if args.amp else None, run)
+    for _ in range(2):
+        step()
+    return partial(seconds, step)
 
 
-def seconds(step: Callable[[], None]) -> float:
-    """Return how long a step takes."""
-    begin = time.perf_counter()
-    step()
-    return time.perf_counter() - begin
-
-
-def compare(args: argparse.Namespace, pair: str, train: bool) -> Dict[str, object]:
+def compare_pair(args: argparse.Namespace, pair: str, train: bool) -> Dict[str, object]:
     """Return a row of the table: medians and ratios of a pair."""
     names = pair.split(':')
-    steps = [make_step(args, name, train) for name in names]
-    for step in steps * 2:
-        step()
-    rounds = [[seconds(step) for step in steps] for _ in range(args.rounds)]
-    ratios = [ours / theirs for ours, theirs in rounds]
-    medians = [1e3 * statistics.median(t) / args.batch_size for t in zip(*rounds, strict=True)]
+    timers = [make_timer(args, name, train) for name in names]
     return dict(
-        model=names[0], reference=names[1], step='training' if train else 'forward', ms_per_image=medians,
-        ratio=statistics.median(ratios), lowest=min(ratios), highest=max(ratios), rounds=ratios)
+        model=names[0], reference=names[1], step='training' if train else 'forward',
+        **compare(timers, args.rounds, args.batch_size))
 
 
 def draw(rows: List[Dict[str, object]], title: str, path: str) -> None:
@@ -116,7 +99,7 @@ def main() -> None:
     rows = []
     for pair in args.pairs:
         for step in args.steps:
-            row = compare(args, pair, train=step == 'training')
+            row = compare_pair(args, pair, train=step == 'training')
             rows.append(row)
             ours, theirs = row['ms_per_image']
             print(f'{row["model"]:20}{row["reference"]:34}{step:10}{ours:10.2f}{theirs:11.2f}{row["ratio"]:8.3f}'
