@@ -30,6 +30,7 @@ lint: $(VENV)/tests
 $(VENV)/package: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	rm -rf build  # setuptools would pack modules again that are no longer in the tree
 	$(BIN)/python -m pip install --quiet .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
 	touch $@
@@ -41,6 +42,7 @@ $(VENV)/tests: $(VENV)/package
 $(OLDEST)/tests: $(SOURCES) tools/oldest.py
 	test -x $(OLDEST)/bin/python || $$($(PYTHON) tools/oldest.py --python) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet $$($(PYTHON) tools/oldest.py) pytest pytest-timeout hypothesis
+	rm -rf build
 	$(OLDEST)/bin/python -m pip install --quiet --force-reinstall --no-deps .
 	touch $@
 

@@ -1,4 +1,4 @@
-"""t2t-timm: the command line. Thin: every command is one call into the rooms of the package."""
+"""t2t-timm: the command line. Every command is one call into the package."""
 import argparse
 import logging
 import sys
@@ -20,66 +20,67 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command('recipe', _recipe, 'Print the path of a training recipe for train.py --config.')
-    sub.add_argument('name', nargs='?', help='recipe, by default list them')
+    sub.add_argument('name', nargs='?', help='name of the recipe; without it, list all recipes')
 
-    sub = command('digits', _digits, 'Write the 1,000 held-out digits of test_t2t_vit as an ImageFolder.')
-    sub.add_argument('out_dir', help='folder to write; empty or new')
+    sub = command('digits', _digits, 'Write the 1,000 held-out images of test_t2t_vit, one folder per digit.')
+    sub.add_argument('out_dir', help='folder to write to; it must be empty or new')
 
-    sub = command('val-tree', _val_tree, "Lay ImageNet's validation set, as it is handed out, out for validate.py.")
-    sub.add_argument('images', metavar='IMAGES|TAR', help='folder of the images, or the tar of them')
-    sub.add_argument('labels', metavar='LABELS', help='list of lines NAME.JPEG LABEL, labels 0 to 999')
-    sub.add_argument('out', metavar='OUT', help='folder to make')
+    sub = command('val-tree', _val_tree, "Sort ImageNet's validation images into one folder per class for validate.py.")
+    sub.add_argument('images', metavar='IMAGES|TAR', help='folder or tar file with the images')
+    sub.add_argument('labels', metavar='LABELS', help='text file, one line NAME.JPEG LABEL per image, labels 0 to 999')
+    sub.add_argument('out', metavar='OUT', help='folder to create')
 
-    sub = command('push', _push, "Upload a converted folder's weights, config and card to the Hub.")
-    sub.add_argument('dir', metavar='DIR', help='folder that `t2t-timm convert` wrote')
-    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo, by default that of the architecture.tag')
-    sub.add_argument('--private', action='store_true', help='make the repo private if it is created')
-    sub.add_argument('--dry-run', action='store_true', help='only show what would be uploaded')
+    sub = command('push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.')
+    sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
+    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: the one of the architecture and tag)')
+    sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
+    sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
 
-    sub = command('convert', _convert, 'Make a directory that timm loads of a published checkpoint of any format.')
-    sub.add_argument('file', metavar='FILE', help='.pth, .pth.tar, .pdparams or safetensors; the format is recognised')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and tag if it has one')
-    sub.add_argument('--out', metavar='DIR', required=True, help='directory to make')
+    sub = command('convert', _convert, 'Convert a checkpoint of any published format to a folder that timm can load.')
+    sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and its tag if it has one')
+    sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
-        help='names of your classes: the folder of class folders trained on, or a file of one name a line')
+        help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
 
-    sub = command('verify', _verify, 'Say what weights are and whether they load; compare them with a second ones.')
-    sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted directory, checkpoint, or tag to download')
-    sub.add_argument('second', metavar='SECOND', nargs='?', help='another, whose logits should be the same')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', help='of a file, if its shapes leave a choice')
+    sub = command('verify', _verify, "Describe a checkpoint, check that it loads, compare its logits with another's.")
+    sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
+    sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the shapes in the file fit more than one')
 
     sub = command('cards', _cards, 'Write the model card of every tag.')
-    sub.add_argument('--out', metavar='DIR', default='model_cards', help='directory (default: %(default)s)')
-    sub.add_argument('--check', action='store_true', help='write nothing, fail if a card is stale')
+    sub.add_argument('--out', metavar='DIR', default='model_cards', help='folder to write to (default: %(default)s)')
+    sub.add_argument('--check', action='store_true', help='write nothing; fail if a card is out of date')
 
-    command('models', _models, 'List the pretrained tags and where their weights would come from.')
+    command('models', _models, 'List all pretrained tags and where their weights would be loaded from.')
 
     sub = command('classify', _classify, 'Classify images.')
-    sub.add_argument('images', metavar='IMAGE', nargs='+', help='files, folders, globs')
-    sub.add_argument('--model', default='t2t_vit_14', help='T2T-ViT by any name that timm takes (default: %(default)s)')
-    sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image (default: %(default)s)')
-    sub.add_argument('--json', action='store_true', help='print JSON')
+    sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or glob patterns')
+    sub.add_argument('--model', default='t2t_vit_14', help='model name as timm takes it (default: %(default)s)')
+    sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
+    sub.add_argument('--json', action='store_true', help='print the result as JSON')
 
-    sub = command('export', _export, 'Export a model, and compare the result with it before the file is written.')
-    sub.add_argument('model', metavar='MODEL', help='name that timm knows, or local-dir:DIR of a converted one')
-    sub.add_argument('--format', default='onnx', help='onnx (default), export, aoti or torchscript')
+    sub = command('export', _export, 'Export a model; the file is kept only if its logits agree with the model.')
+    sub.add_argument('model', metavar='MODEL', help='model name in timm, or local-dir:DIR for a converted folder')
+    sub.add_argument('--format', default='onnx', help='onnx, export, aoti or torchscript (default: %(default)s)')
     sub.add_argument('--out', metavar='FILE', required=True, help='file to write')
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
-    sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch is always taken')
-    sub.add_argument('--untrained', action='store_true', help='random weights')
+    sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch size is always taken')
+    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
     for name, run, help in (
-            ('attention', _attention, "Draw the class token's attention, its rollout and the token steps' attention."),
-            ('features', _features, 'Draw channel maps of the soft-split stages and of blocks.'),
+            ('attention', _attention, 'Draw the attention of the class token, its rollout and both token layers.'),
+            ('features', _features, 'Draw feature maps of the tokens-to-token stages and of the blocks.'),
     ):
         sub = command(name, run, help)
         sub.add_argument('image', metavar='IMAGE', help='image file')
-        sub.add_argument('--model', default='t2t_vit_14', help='name that timm knows (default: %(default)s)')
-        sub.add_argument('--out', metavar='PNG', required=True, help='picture to write')
+        sub.add_argument('--model', default='t2t_vit_14', help='model name in timm (default: %(default)s)')
+        sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
-        sub.add_argument('--untrained', action='store_true', help='random weights')
-    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='from 1; default: first, middle and last')
+        sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
+    sub.add_argument(
+        '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
     return parser
 
 
@@ -179,7 +180,7 @@ def _steps_on_stderr() -> Iterator[None]:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run a command and return its exit code; a user's mistake is one sentence and 1, never a traceback."""
+    """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
     args = _parser().parse_args(argv)
     try:
         with _steps_on_stderr():
