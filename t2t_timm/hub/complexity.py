@@ -1,7 +1,7 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
@@ -10,6 +10,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..ops import set_fused
 from ..weights.manifest import pretrained_cfg
 
 __all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
@@ -40,28 +41,22 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def _pass(*args: Any) -> None:
-    """Change nothing: the hook is there to be there."""
-
-
 def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     """Count what the published architecture computes for one image, with a model on the meta device.
 
     Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the
     attention included; normalization, softmax, exponentials and elementwise arithmetic are not counted. Activations are
-    the elements that the same operations put out, as fvcore counts them. The model's shortcuts step aside for a hook,
-    so every module has one.
+    the elements that the same operations put out, as fvcore counts them.
 
     Args:
-        model: Model on the meta device; gets hooks and loses fused attention, so don't use it further.
+        model: Model on the meta device; it loses fused attention, so don't use it further.
         input_size: Size (C, H, W) of the image.
     """
     model.eval()
     for module in model.modules():
-        module.register_forward_hook(_pass)
         if hasattr(module, 'fused_attn'):
             module.fused_attn = False
-    with torch.no_grad(), _Counter() as counter:
+    with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
     return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size), model.num_features)

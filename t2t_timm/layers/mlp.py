@@ -14,7 +14,11 @@ class Mlp(TimmMlp):
         """Map tokens (B, N, C) to (B, N, C)."""
         x = self.fc1(x)
         if not torch.jit.is_scripting():
-            if ops.is_plain(x, self.fc2, idle=(self.act, self.drop1, self.norm)) and not (
-                    self.drop1.training and self.drop1.p > 0.):
+            if ops.is_plain(x, self.fc2, idle=(self.act, self.drop1, self.norm)) and not self.drops():
                 return self.drop2(ops.gelu_linear(x, self.fc2.weight, self.fc2.bias))
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(x)))))
+
+    @torch.jit.unused
+    def drops(self) -> bool:
+        """Return whether dropout is on: hidden or output tokens are dropped."""
+        return any(drop.training and drop.p > 0. for drop in (self.drop1, self.drop2))

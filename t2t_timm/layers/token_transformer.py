@@ -88,8 +88,7 @@ class TokenTransformer(nn.Module):
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
 
-        y = self._attend(x)
-        return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
+        return tokens_to_map(self._mlp(self._attend(x)), height, width)
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
         """Return y = attn(norm1(u)), (B, N, dim)."""
@@ -100,3 +99,12 @@ class TokenTransformer(nn.Module):
                 return self.attn.attend(ops.soft_split_norm_linear(
                     x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, *split))
         return self.attn(self.norm1(soft_split(x, *split)))
+
+    def _mlp(self, y: torch.Tensor) -> torch.Tensor:
+        """Return y + mlp(norm2(y)), (B, N, dim)."""
+        if not torch.jit.is_scripting():
+            norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+            if ops.is_plain(y, norm, fc1, fc2, idle=(self.mlp,)) and not self.mlp.drops():
+                return ops.mlp_skip(
+                    y, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return y + self.mlp(self.norm2(y))

@@ -1,4 +1,5 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
+from functools import partial
 from typing import List, Optional, Tuple
 
 import torch
@@ -90,20 +91,21 @@ class TokensToToken(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
-        if not torch.jit.is_scripting():
-            if ops.is_unobserved(x, self):
-                return ops.in_parts(self._last_level, x)
-        return self._last_level(x)
+        return self.forward_levels(x, 3, last=True)[0]
 
-    def _last_level(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_levels(x)[-1]
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> List[torch.Tensor]:
+        """Return the first num_levels maps from image to tokens, at strides 4, 8 and 16; if last, that one alone."""
+        if torch.jit.is_scripting():
+            levels = self._levels(x, num_levels)
+            return levels[-1:] if last else levels
+        return self._run_levels(x, num_levels, last)
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
-        """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""
-        if not torch.jit.is_scripting():
-            if self.grad_checkpointing:
-                return checkpoint(self._levels, x, num_levels)
-        return self._levels(x, num_levels)
+    @torch.jit.unused
+    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> List[torch.Tensor]:
+        levels = partial(checkpoint, self._levels) if self.grad_checkpointing else self._levels
+        if last and ops.is_unobserved(x, self):
+            return [ops.in_parts(lambda x: levels(x, num_levels)[-1], x)]
+        return levels(x, num_levels)[-1:] if last else levels(x, num_levels)
 
     def _levels(self, x: torch.Tensor, num_levels: int) -> List[torch.Tensor]:
         levels = [self.attention1(x)]

@@ -10,7 +10,7 @@ exp(L_i) (P'v)_i / sqrt(m), and (1) multiplied by m exp(|q|^2 / 2), above and be
     a_n = sum_i R_ni (P'v)_i,    R_n = softmax over i of w_i.q_n + L_i,  with one more logit |q_n|^2 / 2 + log(m eps)
 
 whose share goes to nothing: an attention sink. All is a share of something, at most 1, so no dtype overflows, and eps
-keeps its meaning. The linear map that follows acts on the m x dim product: W (R P'v)' = R (P'v W')'.
+keeps its meaning. The linear map that follows acts on the m x dim product, R (P'v W'), the sink having a row of zeros.
 """
 import math
 from typing import Optional, Tuple
@@ -23,6 +23,8 @@ from .gate import is_recorded
 from .precision import autocast_off, square_sum, widen
 
 __all__ = ['performer_attention', 'performer_skip']
+
+SINKS = 8  # columns for the sink: one, and seven of no share, since matrix products like multiples of 8
 
 
 def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -86,32 +88,45 @@ def performer_skip(
         w, weight, bias = w.to(kqv.dtype), weight.to(kqv.dtype), bias.to(kqv.dtype)
         if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
             return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
-        r, p, z = _shares(kqv, w, eps)
-        y = torch.baddbmm(bias, r, F.linear(z, weight))
-        return add_dropout(kqv[..., 2 * w.shape[1]:], y, drop)
+        r, _, z = _shares(kqv, w, eps)
+        return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
 
 
-def _softmax_sum(logits: torch.Tensor, dim: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Return the softmax over an axis, and the logarithm of its denominator, in float32 or wider."""
-    shares = logits.softmax(dim=dim)
-    return shares, widen(logits.amax(dim=dim, keepdim=True)) - widen(shares.amax(dim=dim, keepdim=True)).log()
-
-
-def _half_norm(x: torch.Tensor) -> torch.Tensor:
-    """Return |x|^2 / 2, (B, N, 1), in float32 or wider, within the range of x."""
-    return (square_sum(x, -1) / 2).clamp(max=torch.finfo(x.dtype).max / 2)
+def _add_product(
+        v: torch.Tensor,
+        bias: torch.Tensor,
+        r: torch.Tensor,
+        s: torch.Tensor,
+        drop: float,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Return v + dropout(r s + bias), and what the dropout's gradient needs."""
+    if drop == 0.:
+        return (v + bias).baddbmm_(r, s), None
+    y, mask = dropout(torch.baddbmm(bias, r, s), drop)
+    return y.add_(v), mask
 
 
 def _shares(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return R and P, (B, N, m), and P'v, (B, m, dim)."""
+    """Return R, (B, N, m + SINKS), P, (B, N, m), and P'v, (B, m + SINKS, dim)."""
+    m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)
-    w_t = w.t().expand(len(kqv), -1, -1)
-    p, log_sum = _softmax_sum(torch.baddbmm(_half_norm(k).to(k.dtype), k, w_t, beta=-1), 1)
+    half_norms = (square_sum(kqv.unflatten(-1, (3, -1))[:, :, :2], -1) / 2).clamp(max=torch.finfo(kqv.dtype).max / 2)
+    half_k, half_q = half_norms.unbind(2)
+
+    t = torch.baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1)
+    p = t.softmax(dim=1)
+    top, index = t.max(dim=1, keepdim=True)
+    log_sum = widen(top) - widen(p.gather(1, index)).log()
+
     top = log_sum.amax(dim=-1, keepdim=True)  # taken from the logits, so that half precision resolves them
-    r, log_total = _softmax_sum(torch.baddbmm((log_sum - top).to(q.dtype), q, w_t), -1)
-    sink = _half_norm(q) - top + (math.log(eps * len(w)) if eps > 0. else -math.inf)
-    r = r * torch.sigmoid(log_total - sink).to(r.dtype)
-    return r, p, p.transpose(1, 2) @ v
+    log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
+    logits = torch.baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
+    logits[..., m] = (half_q - top + (math.log(eps * m) if eps > 0. else -math.inf)).squeeze(-1)
+    return logits.softmax(dim=-1), p, F.pad(p.transpose(1, 2) @ v, (0, 0, 0, SINKS))
+
+
+def _with_sinks(w: torch.Tensor) -> torch.Tensor:
+    return F.pad(w, (0, 0, 0, SINKS))
 
 
 class _PerformerSkip(torch.autograd.Function):
@@ -119,19 +134,17 @@ class _PerformerSkip(torch.autograd.Function):
 
     With R, P, Z = P'v as above, S = Z W' and g the gradient of R S + b,
 
-        dS = R'g,  dZ = dS W,    dl = R (g S' - rowsum(R g S')),  dL = colsum(dl),  dq = dl w - rowsum(dl) q
+        dS = R'g,  dZ = dS W,    dl = R (g S' - rowsum(R g S')),  dL = colsum(dl),  dq = dl w + dl_sink q
         dt = P (v dZ' - Z.dZ + dL),  dk = dt w - rowsum(dt) k,    dv = P dZ + the skip's
-
-    The logits of a softmax, the sink's among them, have gradients that sum to zero: hence - rowsum(dl) for |q|^2 / 2.
     """
 
     @staticmethod
     def forward(ctx, kqv, w, eps, weight, bias, drop):
         r, p, z = _shares(kqv, w, eps)
-        y, mask = dropout(torch.baddbmm(bias, r, F.linear(z, weight)), drop)
+        y, mask = _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)
         ctx.eps, ctx.drop = eps, drop
         ctx.save_for_backward(kqv, w, weight, mask, r, p, z)
-        return y.add_(kqv[..., 2 * w.shape[1]:])
+        return y
 
     @staticmethod
     def backward(ctx, grad):
@@ -151,15 +164,15 @@ def _softmax_backward(grad: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, p, z):
     """Return the gradients of kqv and weight, in the notation of `_PerformerSkip`."""
     k, q, v = kqv.split(w.shape[1], dim=-1)
-    w = w.expand(len(kqv), -1, -1)
+    m = len(w)
 
     grad_s = r.transpose(1, 2) @ grad_y
-    grad_z = grad_s @ weight
+    grad_z = (grad_s @ weight)[:, :m]
     grad_l = _softmax_backward(grad_y @ F.linear(z, weight).transpose(1, 2), r)
-    shift = grad_l.sum(dim=1, keepdim=True) - (z * grad_z).sum(dim=-1).unsqueeze(1)
+    shift = grad_l[..., :m].sum(dim=1, keepdim=True) - (z[:, :m] * grad_z).sum(dim=-1).unsqueeze(1)
     grad_t = torch.baddbmm(shift, v, grad_z.transpose(1, 2)) * p
 
-    grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w, beta=-1)
-    grad_q = torch.baddbmm(q * grad_l.sum(dim=-1, keepdim=True), grad_l, w, beta=-1)
+    grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
+    grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
     grad_v = torch.baddbmm(grad, p, grad_z)
     return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z)

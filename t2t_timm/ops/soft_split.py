@@ -10,12 +10,12 @@ size of the map, never exist; what r is decides how exact it is.
 
 Pixels (`_two_scale`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies the rounding of
 F (u - r 1), so u - r must be as small as the patch's own deviation. Cut the image into cells of stride x stride pixels,
-so that a patch is one whole cell and the first k - stride pixels of its neighbours right, below and diagonal. Their
-corner of (k - stride)^2 pixels lies in every patch that reads the cell: let a be its mean, d = x - a of the own cell,
+so that a patch is one whole cell and the first k - stride pixels of its neighbours right, below and diagonal. The first
+pixel of a cell lies in every patch that reads the cell: let a be its mean over the channels, d = x - a of the own cell,
 and r = a of the whole cell. Then with e_j = a_j - r, over the three neighbours j,
 
     F (u - r 1) = F d + sum_j e_j F 1_j,    sum (u - r) = sum d + sum_j n_j e_j,
-    sum (u - r)^2 = sum d^2 + sum_j (2 e_j sum_j d + n_j e_j^2)
+    sum (u - r)^2 = sum d^2 + sum_j (2 e_j sum_j (u - r) - n_j e_j^2)
 
 1_j marks the n_j values of the patch in cell j. d and e are differences of values of the patch: nothing cancels, and
 ten bits of them are enough (TF32, float16). The e_j are a channel of the image more, in pixels of the whole cell.
@@ -138,19 +138,6 @@ def _has_two_scales(kernel_size: int, stride: int, padding: int) -> bool:
     return 0 < kernel_size - stride <= padding + 1 <= stride - 1 and padding <= kernel_size - stride
 
 
-def _references(x: torch.Tensor, height: int, width: int, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
-    """Return a, the mean of each cell's corner over pixels and channels, (B, 1, height + 1, width + 1).
-
-    0 for cells with padding in their corner: every patch that reads them varies between it and its pixels.
-    """
-    corner, first = kernel_size - stride, stride - padding
-    rows, columns = ((size - first - corner) // stride + 1 for size in x.shape[2:])
-    if rows < 1 or columns < 1:
-        return x.new_zeros(x.shape[0], 1, height + 1, width + 1)
-    a = F.avg_pool2d(x[:, :, first:, first:], corner, stride).mean(dim=1, keepdim=True)
-    return F.pad(a, (1, width - columns, 1, height - rows))
-
-
 def _two_scale(
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -166,47 +153,77 @@ def _two_scale(
         weight: F, (D, C * kernel_size ** 2).
         dtype: Dtype of d and e.
     """
-    B, C, H, W = x.shape
-    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in (H, W))
-    x = widen(x)
-    a = _references(x, height, width, kernel_size, stride, padding)
+    x, C = widen(x), x.shape[1]
+    a = _references(x, kernel_size, stride, padding)
     whole = a[:, :, :-1, :-1]
     e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - whole  # right, below, diagonal
+    d = _image_of_differences(x, a, e, dtype, stride, padding)
 
-    a = F.interpolate(a, scale_factor=stride)[:, :, padding:padding + H, padding:padding + W]
-    between, after = stride - 2, stride ** 2 - stride - 1  # the first two pixels of a cell's row, the first of the next
-    e_pixels = F.pixel_shuffle(torch.cat([
-        e[:, :2], e.new_zeros(B, between, height, width), e[:, 2:], e.new_zeros(B, after, height, width)], 1), stride)
-    e_pixels = F.pad(e_pixels, (0, W - stride * width, 0, H - stride * height))
-    d = torch.cat([x - a, e_pixels], dim=1).to(dtype)
-
-    weight = weight.reshape(-1, C, kernel_size, kernel_size)
-    parts = _parts(weight, kernel_size, stride)
-    weight = torch.cat([weight, _at_pixels(parts.sum(dim=(2, 3, 4)), kernel_size, padding)], dim=1)
-    ones = _parts(weight.new_ones(1, C, kernel_size, kernel_size), kernel_size, stride)[0]  # 1_j, (3, C, k, k)
-    counts = ones.sum(dim=(1, 2, 3))
-    sums = torch.cat([ones.new_ones(1, C, kernel_size, kernel_size), ones])
-    at_pixels = _at_pixels(torch.cat([counts[None], counts.new_zeros(3, 3)]), kernel_size, padding)
-    sums = F.conv2d(d, torch.cat([sums, at_pixels], dim=1).to(dtype), stride=stride, padding=padding)
-    sums = widen(sums)
-
-    n = C * kernel_size ** 2
+    masks = _with_parts(_part_masks(weight, C, kernel_size, stride), stride, padding).to(dtype)
+    sums = widen(F.conv2d(d, masks, stride=stride, padding=padding))  # of u - r, and of its three parts
     squares = kernel_size ** 2 * F.avg_pool2d(square_sum(d[:, :C], 1), kernel_size, stride, padding)
-    squares = squares + (e * (2 * sums[:, 1:] + counts.view(-1, 1, 1) * e)).sum(dim=1, keepdim=True)
+    corner = kernel_size - stride
+    counts = [C * corner * n * e[:, i:i + 1] for i, n in enumerate((stride, stride, corner))]
+    squares = squares + (e * (2 * sums[:, 1:] - torch.cat(counts, dim=1))).sum(dim=1, keepdim=True)
+    n = C * kernel_size ** 2
+    weight = _with_parts(weight.reshape(-1, C, kernel_size, kernel_size), stride, padding)
     return d, weight.flatten(1), sums[:, :1] / n, squares / n
 
 
-def _parts(weight: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """Return a kernel (D, C, k, k) cut to the parts right, below and diagonal, (D, 3, C, k, k)."""
-    inside = torch.arange(kernel_size, device=weight.device) < stride
-    rows, columns = inside[:, None], inside
-    return weight.unsqueeze(1) * torch.stack([rows & ~columns, ~rows & columns, ~rows & ~columns]).unsqueeze(1)
+def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+    """Return a, the mean over the channels of each cell's first pixel, (B, 1, H' + 1, W' + 1).
+
+    0 for cells with padding where patches read them: such a patch varies between the padding, 0, and its pixels.
+    """
+    first, corner = stride - padding, kernel_size - stride
+    a = x[:, :, first::stride, first::stride].mean(dim=1, keepdim=True)
+    rows, columns = (max(0, (size - first - corner) // stride + 1) for size in x.shape[2:])
+    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
+    return F.pad(a[:, :, :rows, :columns], (1, width - columns, 1, height - rows))
 
 
-def _at_pixels(values: torch.Tensor, kernel_size: int, padding: int) -> torch.Tensor:
-    """Return values (D, 3) at the pixels of a kernel where the differences stand, (D, 1, k, k)."""
-    after = kernel_size - padding - 2
-    return F.pad(F.pad(values, (0, 1)).view(-1, 1, 2, 2), (padding, after, padding, after))
+def _image_of_differences(
+        x: torch.Tensor,
+        a: torch.Tensor,
+        e: torch.Tensor,
+        dtype: torch.dtype,
+        stride: int,
+        padding: int,
+) -> torch.Tensor:
+    """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
+    B, C, H, W = x.shape
+    a = F.interpolate(a, scale_factor=stride)[:, :, padding:padding + H, padding:padding + W]
+    if is_compiled() or x.requires_grad:
+        height, width = e.shape[2:]
+        zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
+        e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
+        return torch.cat([x - a, F.pad(e, (0, W - e.shape[3], 0, H - e.shape[2]))], dim=1).to(dtype)
+    layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
+    d = torch.empty(B, C + 1, H, W, dtype=dtype, device=x.device, memory_format=layout)
+    torch.sub(x, a, out=d[:, :C])
+    d[:, C].zero_()
+    H, W = stride * e.shape[2], stride * e.shape[3]
+    for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
+        d[:, C, row:H:stride, column:W:stride] = e[:, i]
+    return d
+
+
+def _part_masks(like: torch.Tensor, channels: int, kernel_size: int, stride: int) -> torch.Tensor:
+    """Return the masks of a patch and of its parts right, below and diagonal, (4, channels, k, k)."""
+    after = (torch.arange(kernel_size, device=like.device) >= stride).to(like.dtype)
+    one, whole = torch.ones_like(after), 1 - after
+    rows, columns = torch.stack([one, whole, after, after]), torch.stack([one, after, whole, after])
+    return (rows[:, :, None] * columns[:, None]).unsqueeze(1).expand(-1, channels, -1, -1)
+
+
+def _with_parts(kernels: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    """Return kernels (D, C, k, k) with a channel more, which has their sums over the three parts where e stands."""
+    total = kernels.sum(dim=1)
+    right, below = total[:, :stride, stride:].sum(dim=(1, 2)), total[:, stride:, :stride].sum(dim=(1, 2))
+    diagonal = total[:, stride:, stride:].sum(dim=(1, 2))
+    parts = torch.stack([right, below, diagonal, torch.zeros_like(right)], dim=1).view(-1, 1, 2, 2)
+    after = kernels.shape[-1] - padding - 2
+    return torch.cat([kernels, F.pad(parts, (padding, after, padding, after))], dim=1)
 
 
 def _moments(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> Tuple[torch.Tensor, torch.Tensor]:
