@@ -4,8 +4,8 @@ With w_i the m random features, e(x)_i = exp(w_i.x - |x|^2 / 2) and phi = e / sq
 
     a = phi(q) (phi(k)' v) / (phi(q) phi(k)' 1 + eps)                                                  (1)
 
-Let t_ni = w_i.k_n - |k_n|^2 / 2,  P = softmax of t over the tokens n,  L_i = logsumexp of t over n. Then phi(k)' v is
-exp(L_i) (P'v)_i / sqrt(m), and (1) multiplied by m exp(|q|^2 / 2), above and below, reads
+Let t_ni = w_i.k_n - |k_n|^2 / 2,  T_i = max of t over the tokens n,  E = exp(t - T),  N_i = sum of E over n,  P = E / N
+and L = T + log N. Then phi(k)' v is exp(L_i) (P'v)_i / sqrt(m), and (1) times m exp(|q|^2 / 2), above and below, reads
 
     a_n = sum_i R_ni (P'v)_i,    R_n = softmax over i of w_i.q_n + L_i,  with one more logit |q_n|^2 / 2 + log(m eps)
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .dropout import add_dropout, dropout, dropout_backward
 from .gate import is_recorded
-from .precision import autocast_off, square_sum, widen
+from .precision import autocast_off, square_sum
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -88,7 +88,7 @@ def performer_skip(
         w, weight, bias = w.to(kqv.dtype), weight.to(kqv.dtype), bias.to(kqv.dtype)
         if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
             return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
-        r, _, z = _shares(kqv, w, eps)
+        r, _, _, z = _shares(kqv, w, eps)
         return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
 
 
@@ -106,23 +106,30 @@ def _add_product(
     return y.add_(v), mask
 
 
-def _shares(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return R, (B, N, m + SINKS), P, (B, N, m), and P'v, (B, m + SINKS, dim)."""
+def _shares(
+        kqv: torch.Tensor,
+        w: torch.Tensor,
+        eps: float,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return R, (B, N, m + SINKS), E, (B, N, m), N, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
     m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)
     half_norms = (square_sum(kqv.unflatten(-1, (3, -1))[:, :, :2], -1) / 2).clamp(max=torch.finfo(kqv.dtype).max / 2)
     half_k, half_q = half_norms.unbind(2)
 
     t = torch.baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1)
-    p = t.softmax(dim=1)
-    top, index = t.max(dim=1, keepdim=True)
-    log_sum = widen(top) - widen(p.gather(1, index)).log()
+    top = t.detach().amax(dim=1, keepdim=True)  # a constant: it cancels
+    e = t.sub_(top).exp_()
+    total = e.sum(dim=1, keepdim=True, dtype=torch.promote_types(e.dtype, torch.float32))
+    log_sum = top + total.log()
+    total = total.transpose(1, 2)
+    z = ((e.transpose(1, 2) @ v) / total).to(v.dtype)
 
     top = log_sum.amax(dim=-1, keepdim=True)  # taken from the logits, so that half precision resolves them
     log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
     logits = torch.baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
     logits[..., m] = (half_q - top + (math.log(eps * m) if eps > 0. else -math.inf)).squeeze(-1)
-    return logits.softmax(dim=-1), p, F.pad(p.transpose(1, 2) @ v, (0, 0, 0, SINKS))
+    return logits.softmax(dim=-1), e, total, F.pad(z, (0, 0, 0, SINKS))
 
 
 def _with_sinks(w: torch.Tensor) -> torch.Tensor:
@@ -140,10 +147,10 @@ class _PerformerSkip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kqv, w, eps, weight, bias, drop):
-        r, p, z = _shares(kqv, w, eps)
+        r, e, total, z = _shares(kqv, w, eps)
         y, mask = _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)
         ctx.eps, ctx.drop = eps, drop
-        ctx.save_for_backward(kqv, w, weight, mask, r, p, z)
+        ctx.save_for_backward(kqv, w, weight, mask, r, e, total, z)
         return y
 
     @staticmethod
@@ -161,7 +168,7 @@ def _softmax_backward(grad: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return torch._softmax_backward_data(grad, shares, -1, shares.dtype)
 
 
-def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, p, z):
+def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     """Return the gradients of kqv and weight, in the notation of `_PerformerSkip`."""
     k, q, v = kqv.split(w.shape[1], dim=-1)
     m = len(w)
@@ -169,10 +176,11 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, p, z):
     grad_s = r.transpose(1, 2) @ grad_y
     grad_z = (grad_s @ weight)[:, :m]
     grad_l = _softmax_backward(grad_y @ F.linear(z, weight).transpose(1, 2), r)
-    shift = grad_l[..., :m].sum(dim=1, keepdim=True) - (z[:, :m] * grad_z).sum(dim=-1).unsqueeze(1)
-    grad_t = torch.baddbmm(shift, v, grad_z.transpose(1, 2)) * p
+    shift = grad_l[..., :m].sum(dim=1).unsqueeze(-1) - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True)
+    grad_z, shift = ((t / total).to(v.dtype) for t in (grad_z, shift))  # so that E stands for P below
+    grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
     grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
     grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
-    grad_v = torch.baddbmm(grad, p, grad_z)
+    grad_v = torch.baddbmm(grad, e, grad_z)
     return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z)

@@ -15,7 +15,7 @@ pixel of a cell lies in every patch that reads the cell: let a be its mean over 
 and r = a of the whole cell. Then with e_j = a_j - r, over the three neighbours j,
 
     F (u - r 1) = F d + sum_j e_j F 1_j,    sum (u - r) = sum d + sum_j n_j e_j,
-    sum (u - r)^2 = sum d^2 + sum_j (2 e_j sum_j (u - r) - n_j e_j^2)
+    sum (u - r)^2 = sum d^2 + sum_j e_j (2 sum_j d + n_j e_j)
 
 1_j marks the n_j values of the patch in cell j. d and e are differences of values of the patch: nothing cancels, and
 ten bits of them are enough (TF32, float16). The e_j are a channel of the image more, in pixels of the whole cell.
@@ -159,15 +159,13 @@ def _two_scale(
     e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - whole  # right, below, diagonal
     d = _image_of_differences(x, a, e, dtype, stride, padding)
 
-    masks = _with_parts(_part_masks(weight, C, kernel_size, stride), stride, padding).to(dtype)
-    sums = widen(F.conv2d(d, masks, stride=stride, padding=padding))  # of u - r, and of its three parts
-    squares = kernel_size ** 2 * F.avg_pool2d(square_sum(d[:, :C], 1), kernel_size, stride, padding)
-    corner = kernel_size - stride
-    counts = [C * corner * n * e[:, i:i + 1] for i, n in enumerate((stride, stride, corner))]
-    squares = squares + (e * (2 * sums[:, 1:] - torch.cat(counts, dim=1))).sum(dim=1, keepdim=True)
-    n = C * kernel_size ** 2
+    masks = _part_masks(weight, C, kernel_size, stride)
+    kernels = _with_parts(masks, stride, padding)  # of sum (u - r), and of sum_j d + n_j e_j
+    kernels = torch.cat([kernels[:1], kernels[1:] + F.pad(masks[1:], (0, 0, 0, 0, 0, 1))])  # the latter, 2 sum_j d
+    sums = widen(F.conv2d(d, kernels.to(dtype), stride=stride, padding=padding)) / (C * kernel_size ** 2)
+    squares = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, padding) / C
     weight = _with_parts(weight.reshape(-1, C, kernel_size, kernel_size), stride, padding)
-    return d, weight.flatten(1), sums[:, :1] / n, squares / n
+    return d, weight.flatten(1), sums[:, :1], squares + (e * sums[:, 1:]).sum(dim=1, keepdim=True)
 
 
 def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
@@ -232,9 +230,17 @@ def _moments(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> Tu
         moments = _channel_moments(x)
     else:
         moments = _ChannelMoments.apply(x)
-    # the padding counts, as unfolded zeros count in the LayerNorm
-    mean, mean_square = F.avg_pool2d(moments, kernel_size, stride, padding).split(1, dim=1)
+    mean, mean_square = _patch_mean(moments, kernel_size, stride, padding).split(1, dim=1)
     return mean, mean_square
+
+
+def _patch_mean(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+    """Return the mean of each patch and channel; the padding counts, as unfolded zeros count in the LayerNorm.
+
+    Rows first: pooling adds one value at a time, so that k + k of them round less than k^2 do.
+    """
+    x = F.avg_pool2d(x, (kernel_size, 1), (stride, 1), (padding, 0))
+    return F.avg_pool2d(x, (1, kernel_size), (1, stride), (0, padding))
 
 
 def _channel_moments(x: torch.Tensor) -> torch.Tensor:
