@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..ops import fold_norm_linear
+from ..ops import fold_norm_linear, is_plain
 
 __all__ = ['SOFT_SPLITS', 'fold_modules', 'soft_split', 'soft_split_size', 'tokens_to_map']
 
@@ -39,7 +39,12 @@ def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> Tuple[nn.LayerNorm, nn.Linear]:
-    """Return a LayerNorm without gain and bias, and the linear map that `fold_norm_linear` makes for it."""
+    """Return a LayerNorm without gain and bias, and the linear map that `fold_norm_linear` makes for it.
+
+    What is folded already, altered (adapter, quantizer) or observed (hook) is returned as it is.
+    """
+    if norm.weight is None or not is_plain(norm.weight, norm, linear):
+        return norm, linear
     dd = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
     folded = nn.Linear(linear.in_features, linear.out_features, **dd)
     # in float64, which some devices do not have: what is folded once need not round as what is folded at every call

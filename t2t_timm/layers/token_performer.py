@@ -80,8 +80,7 @@ class TokenPerformer(nn.Module):
 
     def reparameterize(self) -> None:
         """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
-        if self.norm1.weight is not None and ops.is_plain(self.w, self.norm1, self.kqv):
-            self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
+        self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
@@ -127,5 +126,4 @@ def _rate(dropout: nn.Dropout) -> float:
 @torch.fx.wrap
 def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
     """Return a for k, q, v, tokens (B, N, dim), in the dtype of kqv whatever autocast says."""
-    with ops.autocast_off(kqv):
-        return ops.performer_attention(kqv, w, eps).to(kqv.dtype)
+    return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)

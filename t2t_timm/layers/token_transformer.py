@@ -80,8 +80,7 @@ class TokenTransformer(nn.Module):
 
     def reparameterize(self) -> None:
         """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
-        if self.norm1.weight is not None and ops.is_plain(self.norm1.weight, self.norm1, self.attn.qkv):
-            self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
+        self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""

@@ -5,5 +5,5 @@ from .gate import is_compiled, is_plain, is_recorded, is_unobserved, set_fused
 from .mlp import gelu_linear, mlp_skip
 from .parts import in_parts
 from .performer import performer_attention, performer_skip
-from .precision import autocast_off, product_dtype
+from .precision import autocast_off
 from .soft_split import fold_norm_linear, soft_split_linear, soft_split_norm_linear

@@ -28,9 +28,12 @@ def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tens
     needs_grad = torch.is_grad_enabled() and x.requires_grad
     if not needs_grad or x.device.type != 'cpu' or is_compiled():
         return F.linear(F.gelu(x), weight, bias)
-    dtype = product_dtype(x)
-    with autocast_off(x):
-        return _GeluLinear.apply(*cast(dtype, x, weight, bias))
+    return _gelu_linear(*cast(product_dtype(x), x, weight, bias))
+
+
+@autocast_off
+def _gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+    return _GeluLinear.apply(x, weight, bias)
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -49,6 +52,7 @@ class _GeluLinear(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(grad_y, x), grad_weight, grad_bias
 
 
+@autocast_off
 def mlp_skip(
         x: torch.Tensor,
         norm_weight: torch.Tensor,
@@ -73,9 +77,7 @@ def mlp_skip(
         bias2: Its bias, (D,).
         drop: Dropout rate, in training.
     """
-    with autocast_off(x):
-        norm_weight, norm_bias, weight1, bias1, weight2, bias2 = cast(
-            x.dtype, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-        y = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
-        y = gelu_linear(F.linear(y, weight1, bias1), weight2, bias2)
-        return add_dropout(x, y, drop)
+    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = cast(
+        x.dtype, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    y = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
+    return add_dropout(x, gelu_linear(F.linear(y, weight1, bias1), weight2, bias2), drop)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .dropout import add_dropout, dropout, dropout_backward
 from .gate import is_recorded
-from .precision import autocast_off, square_sum
+from .precision import autocast_off, cast, square_sum
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -60,6 +60,7 @@ def performer_attention(
     return (q / denominator) @ kv
 
 
+@autocast_off
 def performer_skip(
         kqv: torch.Tensor,
         w: torch.Tensor,
@@ -81,15 +82,14 @@ def performer_skip(
     Returns:
         Tokens of shape (B, N, dim).
     """
-    with autocast_off(kqv):
-        if is_recorded():
-            y = (performer_attention(kqv, w, eps, weight) + bias).to(kqv.dtype)
-            return add_dropout(kqv[..., 2 * w.shape[1]:], y, drop)
-        w, weight, bias = w.to(kqv.dtype), weight.to(kqv.dtype), bias.to(kqv.dtype)
-        if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
-            return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
-        r, _, _, z = _shares(kqv, w, eps)
-        return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
+    if is_recorded():
+        y = (performer_attention(kqv, w, eps, weight) + bias).to(kqv.dtype)
+        return add_dropout(kqv[..., 2 * w.shape[1]:], y, drop)
+    w, weight, bias = cast(kqv.dtype, w, weight, bias)
+    if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
+        return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
+    r, _, _, z = _shares(kqv, w, eps)
+    return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
 
 
 def _add_product(
@@ -156,18 +156,18 @@ class _PerformerSkip(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         kqv, w, weight, mask, *shares = ctx.saved_tensors
-        with autocast_off(grad):
-            grad_y = dropout_backward(grad, mask, ctx.drop)
-            if torch.is_grad_enabled():  # second derivatives are those of the equations
-                shares = _shares(kqv, w, ctx.eps)
-            grad_kqv, grad_weight = _performer_skip_backward(grad, grad_y, kqv, w, weight, *shares)
-            return grad_kqv, None, None, grad_weight, grad_y.sum(dim=(0, 1)), None
+        grad_y = dropout_backward(grad, mask, ctx.drop)
+        if torch.is_grad_enabled():  # second derivatives are those of the equations
+            shares = _shares(kqv, w, ctx.eps)
+        grad_kqv, grad_weight = _performer_skip_backward(grad, grad_y, kqv, w, weight, *shares)
+        return grad_kqv, None, None, grad_weight, grad_y.sum(dim=(0, 1)), None
 
 
 def _softmax_backward(grad: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return torch._softmax_backward_data(grad, shares, -1, shares.dtype)
 
 
+@autocast_off
 def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     """Return the gradients of kqv and weight, in the notation of `_PerformerSkip`."""
     k, q, v = kqv.split(w.shape[1], dim=-1)

@@ -1,12 +1,12 @@
 """In which dtype a fused operation computes: autocast's for its products, float32 or wider for its statistics."""
-from contextlib import nullcontext
-from typing import ContextManager, Optional
+from functools import wraps
+from typing import Callable, Optional, TypeVar
 
 import torch
 
-from .gate import is_compiled
-
 __all__ = ['autocast_off', 'cast', 'product_dtype', 'square_sum', 'widen']
+
+T = TypeVar('T')
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
@@ -16,11 +16,15 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def autocast_off(x: torch.Tensor) -> ContextManager[object]:
-    """Return a context in which autocast leaves x alone, so that an operation chooses its dtypes itself."""
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
+    """Decorate an operation, a tensor its first argument: autocast leaves it alone, it chooses its dtypes itself."""
+    @wraps(fn)
+    def run(x, *args, **kwargs):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
+            return fn(x, *args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):
+            return fn(x, *args, **kwargs)
+    return run
 
 
 def cast(dtype: torch.dtype, *tensors: Optional[torch.Tensor]) -> list[Optional[torch.Tensor]]:
@@ -35,7 +39,7 @@ def widen(x: torch.Tensor) -> torch.Tensor:
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Return the sum of squares of x along an axis, which is kept, in float32 or wider."""
-    if x.device.type == 'cpu' or is_compiled() or torch.is_grad_enabled() and x.requires_grad:
+    if x.device.type == 'cpu' or torch.is_grad_enabled() and x.requires_grad:
         return widen(x).square().sum(dim=dim, keepdim=True)
     # one pass where the square of a whole map would be written and read again; a CPU has no fast norm over channels
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -27,7 +27,7 @@ from typing import Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from .gate import is_compiled, is_recorded
+from .gate import is_compiled
 from .precision import autocast_off, cast, product_dtype, square_sum, widen
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
@@ -54,10 +54,7 @@ def soft_split_linear(
     Returns:
         Map of shape (B, D, H', W').
     """
-    weight = weight.reshape(weight.shape[0], x.shape[1], kernel_size, kernel_size)
-    if not is_recorded():  # so that the map that leaves is a view of its tokens (B, H' * W', D)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+    return _convolve(x, weight, bias, not is_compiled(), kernel_size, stride, padding)
 
 
 def fold_norm_linear(
@@ -109,23 +106,35 @@ def soft_split_norm_linear(
     Returns:
         Tokens of shape (B, H' * W', D), in autocast's dtype where that is on, else in that of x.
     """
-    dtype = product_dtype(x)
-    with autocast_off(x):
-        if norm_weight is not None:
-            weight, bias = fold_norm_linear(*cast(widen(weight).dtype, norm_weight, norm_bias, weight, bias))
-        if _has_two_scales(kernel_size, stride, padding):
-            x, weight, mean, mean_square = _two_scale(x, weight, dtype, kernel_size, stride, padding)
-        else:
-            mean, mean_square = _moments(x, kernel_size, stride, padding)
-        rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
-        x, weight, rstd, bias = cast(dtype, x, weight, rstd, bias)
-        y = soft_split_linear(x, weight, None, kernel_size, stride, padding)
-        return _scale_and_shift(y, rstd, bias.view(-1, 1, 1)).flatten(2).transpose(1, 2)
+    return _soft_split_norm_linear(
+        x, product_dtype(x), norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding)
 
 
-def _scale_and_shift(y: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+@autocast_off
+def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias, *split):
+    eager = not is_compiled()
+    if norm_weight is not None:
+        weight, bias = fold_norm_linear(*cast(widen(weight).dtype, norm_weight, norm_bias, weight, bias))
+    if _has_two_scales(*split):
+        x, weight, mean, mean_square = _two_scale(x, weight, dtype, eager, *split)
+    else:
+        mean, mean_square = _moments(x, eager, *split)
+    rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
+    x, weight, rstd, bias = cast(dtype, x, weight, rstd, bias)
+    y = _convolve(x, weight, None, eager, *split)
+    return _scale_and_shift(y, rstd, bias.view(-1, 1, 1), eager).flatten(2).transpose(1, 2)
+
+
+def _convolve(x, weight, bias, eager, kernel_size, stride, padding):
+    weight = weight.reshape(weight.shape[0], x.shape[1], kernel_size, kernel_size)
+    if eager:  # so that the map that leaves is a view of its tokens (B, H' * W', D)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+
+
+def _scale_and_shift(y: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eager: bool) -> torch.Tensor:
     """Return `y * scale + shift`, of a y that nobody else holds: the largest map of the model."""
-    if is_compiled():
+    if not eager:
         return y * scale + shift
     if y.device.type == 'cpu' and not scale.requires_grad:
         return y.mul_(scale).add_(shift)  # while it is in the cache; a GPU has none that large, one pass is better
@@ -142,6 +151,7 @@ def _two_scale(
         x: torch.Tensor,
         weight: torch.Tensor,
         dtype: torch.dtype,
+        eager: bool,
         kernel_size: int,
         stride: int,
         padding: int,
@@ -152,12 +162,13 @@ def _two_scale(
         x: Image of shape (B, C, H, W).
         weight: F, (D, C * kernel_size ** 2).
         dtype: Dtype of d and e.
+        eager: Whether the operations run as they are called.
     """
     x, C = widen(x), x.shape[1]
     a = _references(x, kernel_size, stride, padding)
     whole = a[:, :, :-1, :-1]
     e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - whole  # right, below, diagonal
-    d = _image_of_differences(x, a, e, dtype, stride, padding)
+    d = _image_of_differences(x, a, e, dtype, eager, stride, padding)
 
     masks = _part_masks(weight, C, kernel_size, stride)
     kernels = _with_parts(masks, stride, padding)  # of sum (u - r), and of sum_j d + n_j e_j
@@ -185,13 +196,14 @@ def _image_of_differences(
         a: torch.Tensor,
         e: torch.Tensor,
         dtype: torch.dtype,
+        eager: bool,
         stride: int,
         padding: int,
 ) -> torch.Tensor:
     """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
     B, C, H, W = x.shape
     a = F.interpolate(a, scale_factor=stride)[:, :, padding:padding + H, padding:padding + W]
-    if is_compiled() or x.requires_grad:
+    if not eager or x.requires_grad:
         height, width = e.shape[2:]
         zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
         e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
@@ -224,13 +236,11 @@ def _with_parts(kernels: torch.Tensor, stride: int, padding: int) -> torch.Tenso
     return torch.cat([kernels, F.pad(parts, (padding, after, padding, after))], dim=1)
 
 
-def _moments(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> Tuple[torch.Tensor, torch.Tensor]:
+def _moments(x: torch.Tensor, eager: bool, *split: int) -> Tuple[torch.Tensor, torch.Tensor]:
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
-    if is_compiled() or not (torch.is_grad_enabled() and x.requires_grad):
-        moments = _channel_moments(x)
-    else:
-        moments = _ChannelMoments.apply(x)
-    mean, mean_square = _patch_mean(moments, kernel_size, stride, padding).split(1, dim=1)
+    in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
+    moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
+    mean, mean_square = _patch_mean(moments, *split).split(1, dim=1)
     return mean, mean_square
 
 
