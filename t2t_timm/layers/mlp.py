@@ -14,8 +14,8 @@ class Mlp(TimmMlp):
         """Map tokens (B, N, C) to (B, N, C)."""
         x = self.fc1(x)
         if not torch.jit.is_scripting():
-            keeps = torch.is_grad_enabled()  # if not, there is nothing to keep less of
-            if keeps and ops.is_plain(x, self.fc2, idle=(self.act, self.drop1, self.norm)) and not self.drops():
+            idle = self.act, self.drop1, self.norm
+            if ops.keeps_less() and ops.is_plain(x, self.fc2, idle=idle) and not self.drops():
                 return self.drop2(ops.gelu_linear(x, self.fc2.weight, self.fc2.bias))
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(x)))))
 

@@ -2,7 +2,7 @@
 from .class_token import class_token_attention
 from .dropout import add_dropout
 from .gate import is_compiled, is_plain, is_recorded, is_unobserved, set_fused
-from .mlp import gelu_linear, mlp_skip
+from .mlp import gelu_linear, keeps_less, mlp_skip
 from .parts import in_parts
 from .performer import performer_attention, performer_skip
 from .precision import autocast_off

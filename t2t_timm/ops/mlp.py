@@ -8,7 +8,12 @@ from .dropout import add_dropout
 from .gate import is_compiled
 from .precision import autocast_off, cast, product_dtype
 
-__all__ = ['gelu_linear', 'mlp_skip']
+__all__ = ['gelu_linear', 'keeps_less', 'mlp_skip']
+
+
+def keeps_less() -> bool:
+    """Return True if `gelu_linear` may keep less for a gradient than the modules that it stands for."""
+    return torch.is_grad_enabled() and not is_compiled()
 
 
 def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
@@ -25,8 +30,7 @@ def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tens
     Returns:
         Tokens of shape (B, N, D).
     """
-    needs_grad = torch.is_grad_enabled() and x.requires_grad
-    if not needs_grad or x.device.type != 'cpu' or is_compiled():
+    if not keeps_less() or not x.requires_grad or x.device.type != 'cpu':
         return F.linear(F.gelu(x), weight, bias)
     return _gelu_linear(*cast(product_dtype(x), x, weight, bias))
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .dropout import add_dropout, dropout, dropout_backward
 from .gate import is_recorded
-from .precision import autocast_off, cast, square_sum
+from .precision import autocast_off, cast, square_sum, widen
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -49,13 +49,13 @@ def performer_attention(
     Returns:
         Tokens of shape (B, N, dim).
     """
-    if kqv.dtype != torch.float64:
+    if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
     k, q, v = kqv.chunk(3, dim=-1)
     k, q = _features(k, w), _features(q, w)
     kv = k.transpose(1, 2) @ v
     if weight is not None:
-        kv = kv @ weight.to(kv.dtype).t()
+        kv = kv @ weight.t()
     denominator = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]  # the 1 / m of both products, and of eps
     return (q / denominator) @ kv
 
@@ -83,8 +83,8 @@ def performer_skip(
         Tokens of shape (B, N, dim).
     """
     if is_recorded():
-        y = (performer_attention(kqv, w, eps, weight) + bias).to(kqv.dtype)
-        return add_dropout(kqv[..., 2 * w.shape[1]:], y, drop)
+        y = performer_attention(kqv, w, eps, widen(weight)) + widen(bias)
+        return add_dropout(kqv[..., 2 * w.shape[1]:], *cast(kqv.dtype, y), drop)
     w, weight, bias = cast(kqv.dtype, w, weight, bias)
     if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)

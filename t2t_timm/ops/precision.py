@@ -29,12 +29,12 @@ def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
 
 def cast(dtype: torch.dtype, *tensors: Optional[torch.Tensor]) -> list[Optional[torch.Tensor]]:
     """Return the tensors in a dtype; None stays None."""
-    return [None if t is None else t.to(dtype) for t in tensors]
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:
     """Return x in float32, or in float64 if it is."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:

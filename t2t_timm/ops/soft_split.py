@@ -184,11 +184,12 @@ def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
 
     0 for cells with padding where patches read them: such a patch varies between the padding, 0, and its pixels.
     """
-    first, corner = stride - padding, kernel_size - stride
+    first = stride - padding
     a = x[:, :, first::stride, first::stride].mean(dim=1, keepdim=True)
-    rows, columns = (max(0, (size - first - corner) // stride + 1) for size in x.shape[2:])
-    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
-    return F.pad(a[:, :, :rows, :columns], (1, width - columns, 1, height - rows))
+    for dim in (2, 3):  # whether the patches' part of the last cell ends in the image, 1 or 0: a size may be symbolic
+        ends_inside = (x.shape[dim] + padding - kernel_size) // stride + 2 - a.shape[dim]
+        a = torch.cat([a.narrow(dim, 0, a.shape[dim] - 1), a.narrow(dim, -1, 1) * ends_inside], dim=dim)
+    return F.pad(a, (1, 0, 1, 0))
 
 
 def _image_of_differences(
@@ -202,19 +203,22 @@ def _image_of_differences(
 ) -> torch.Tensor:
     """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
     B, C, H, W = x.shape
-    a = F.interpolate(a, scale_factor=stride)[:, :, padding:padding + H, padding:padding + W]
+    rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+    a = a.index_select(2, (rows + padding) // stride).index_select(3, (columns + padding) // stride)
+    height, width = e.shape[2:]
     if not eager or x.requires_grad:
-        height, width = e.shape[2:]
         zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
         e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
-        return torch.cat([x - a, F.pad(e, (0, W - e.shape[3], 0, H - e.shape[2]))], dim=1).to(dtype)
+        # a row and a column behind the last cell are 0, as its last are
+        rows, columns = rows.clamp(max=stride * height - 1), columns.clamp(max=stride * width - 1)
+        e = e.index_select(2, rows).index_select(3, columns)
+        return torch.cat([x - a, e], dim=1).to(dtype)
     layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
     d = torch.empty(B, C + 1, H, W, dtype=dtype, device=x.device, memory_format=layout)
     torch.sub(x, a, out=d[:, :C])
     d[:, C].zero_()
-    H, W = stride * e.shape[2], stride * e.shape[3]
     for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
-        d[:, C, row:H:stride, column:W:stride] = e[:, i]
+        d[:, C, row:stride * height:stride, column:stride * width:stride] = e[:, i]
     return d
 
 
