@@ -151,13 +151,15 @@ def test_weights_that_wrap_others_are_not_plain():
     linear = nn.Linear(2, 2)
     linear.weight = nn.Parameter(WrapperTensor(torch.randn(2, 2)), requires_grad=False)
     assert not ops.is_plain(X, linear)
+    assert not ops.is_plain(X, idle=(nn.Sequential(linear),))
 
 
 @pytest.mark.parametrize('idle, plain', [
     (nn.GELU(), True), (nn.Dropout(0.1), True), (nn.Identity(), True),
     (nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Sequential(nn.LayerNorm(2), nn.Dropout())), True),
     (nn.GELU(approximate='tanh'), False), (nn.ReLU(), False), (nn.AlphaDropout(), False), (nn.Linear(2, 2), False),
-    (nn.Sequential(nn.Linear(2, 2), nn.SiLU()), False), (nn.Sequential(OwnLinear(2, 2)), False),
+    (nn.Sequential(nn.Linear(2, 2), nn.SiLU()), False), (nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])), False),
+    (nn.Sequential(OwnLinear(2, 2)), False),
 ], ids=str)
 def test_what_stands_idle(idle, plain):
     assert ops.is_plain(X, idle=(nn.Identity(), idle)) == plain

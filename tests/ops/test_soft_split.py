@@ -1,4 +1,4 @@
-"""The soft split, LayerNorm and linear map as one convolution, against the three in float64, on flat images above all."""
+"""Soft split, LayerNorm and linear map as one convolution against the three in float64, on flat images above all."""
 from contextlib import nullcontext
 
 import pytest
