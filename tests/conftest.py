@@ -11,7 +11,7 @@ import torch
 DATA = Path(__file__).parent / 'data'
 pytest_plugins = ['loopback']
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes
 
 
@@ -44,20 +44,50 @@ def layouts():
 
 
 @pytest.fixture(scope='session')
-def load_golden(golden_weights, layouts):
-    """A function that loads a model with deterministic weights; strict, so that the layout must match."""
-    def load(model, architecture, regime='normal'):
-        state = golden_weights.deterministic_state(layouts[architecture]['state_dict'], regime)
-        state = {k: torch.from_numpy(v).float() for k, v in state.items()}
-        model.load_state_dict(dict(state, pos_embed=model.pos_embed), strict=True)
+def golden_model(golden_weights):
+    """A function that makes a model with deterministic weights, rounded to float32, in evaluation mode."""
+    import timm  # not above: huggingface_hub reads HF_HUB_OFFLINE as it is imported
+
+    from t2t_timm.layers import sinusoidal_pos_embed
+
+    def golden_model(architecture, regime='normal', dtype=torch.float32, **kwargs):
+        model = timm.create_model(architecture, device='meta', **kwargs)  # draws no weights that would be replaced
+        state = golden_weights.deterministic_state({k: v.shape for k, v in model.state_dict().items()}, regime)
+        state = {k: torch.from_numpy(v).float().to(dtype) for k, v in state.items()}
+        state['pos_embed'] = sinusoidal_pos_embed(model.pos_embed.shape[1], model.embed_dim, dtype=dtype)
+        model.load_state_dict(state, assign=True)
         return model.eval()
-    return load
+    return golden_model
 
 
 @pytest.fixture(scope='session')
 def golden_images(golden_weights):
     """A function that makes deterministic float64 images (batch, 3, size, size)."""
     return lambda batch, size=224: torch.from_numpy(golden_weights.deterministic_images(batch, size))
+
+
+@pytest.fixture(params=[True, False], ids=['fused', 'equations'])
+def fused(request):
+    """Run a test on both sides of the switch."""
+    from t2t_timm import set_fused
+    with set_fused(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """A function that gives the names of the submodules that a call of a model calls, in their order.
+
+    Unlike hooks, it does not make the model call more of them.
+    """
+    def called(model, *args):
+        names, modules = {id(m): name for name, m in model.named_modules()}, []
+        call = torch.nn.Module.__call__
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, '__call__', lambda m, *a, **k: modules.append(m) or call(m, *a, **k))
+            model(*args)
+        return [names[id(m)] for m in modules if id(m) in names]
+    return called
 
 
 @pytest.fixture(scope='session')
@@ -72,7 +102,7 @@ def rel_error():
 @pytest.fixture(scope='session')
 def fx_traces_attention():
     """Skip where fx cannot trace timm's own ViTs: there timm's attention cannot be traced in ours either."""
-    import timm  # not above: huggingface_hub reads HF_HUB_OFFLINE as it is imported
+    import timm
     try:
         timm.create_model('test_vit', features_only=True, feature_cls='fx', out_indices=(1,))
     except TypeError as e:

@@ -150,7 +150,7 @@ def test_captum_attributions_are_complete(model, data):
 
 
 def test_captum_layer_grad_cam_sees_the_last_block(model, data):
-    """The shortcut of the last block steps aside for hooks inside it."""
+    """The last block computes every token where a hook inside it looks."""
     attr = pytest.importorskip('captum.attr', reason='pip install captum')
     model.eval()
     maps = attr.LayerGradCam(model, model.blocks[-1].norm1).attribute(

@@ -14,12 +14,13 @@ class Mlp(TimmMlp):
         """Map tokens (B, N, C) to (B, N, C)."""
         x = self.fc1(x)
         if not torch.jit.is_scripting():
-            idle = self.act, self.drop1, self.norm
-            if ops.keeps_less() and ops.is_plain(x, self.fc2, idle=idle) and not self.drops():
+            if ops.keeps_less() and self.is_plain(x):
                 return self.drop2(ops.gelu_linear(x, self.fc2.weight, self.fc2.bias))
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(x)))))
 
     @torch.jit.unused
-    def drops(self) -> bool:
-        """Return whether dropout is on: hidden or output tokens are dropped."""
-        return any(drop.training and drop.p > 0. for drop in (self.drop1, self.drop2))
+    def is_plain(self, x: torch.Tensor) -> bool:
+        """Return whether a fused operation may stand for what follows fc1: its own modules, and no dropout."""
+        dropouts = self.drop1, self.drop2
+        return ops.is_plain(x, self.fc2, idle=(self.act, self.norm, *dropouts)) and not any(
+            drop.training and drop.p > 0. for drop in dropouts)

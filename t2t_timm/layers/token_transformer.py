@@ -102,8 +102,9 @@ class TokenTransformer(nn.Module):
     def _mlp(self, y: torch.Tensor) -> torch.Tensor:
         """Return y + mlp(norm2(y)), (B, N, dim)."""
         if not torch.jit.is_scripting():
-            norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
-            if ops.is_plain(y, norm, fc1, fc2, idle=(self.mlp,)) and not self.mlp.drops():
+            norm, mlp = self.norm2, self.mlp
+            if type(mlp) is Mlp and mlp.is_plain(y) and ops.is_plain(y, norm, mlp.fc1) and ops.is_unobserved(y, mlp):
                 return ops.mlp_skip(
-                    y, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+                    y, norm.weight, norm.bias, norm.eps,
+                    mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
         return y + self.mlp(self.norm2(y))

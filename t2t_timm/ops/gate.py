@@ -89,19 +89,20 @@ def is_plain(x: torch.Tensor, *modules: nn.Module, idle: Tuple[nn.Module, ...] =
     Args:
         x: Tensor that they would be called with.
         *modules: What should be a Linear or a LayerNorm.
-        idle: What should be a GELU, a Dropout or an Identity, or a container of any of all these.
+        idle: What should be a GELU, a Dropout or an Identity, or a Sequential of any of all these.
     """
-    for module in modules:
-        if type(module) is not nn.Linear and type(module) is not nn.LayerNorm:
-            return False
-        if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(module.weight):
-            return False
-    return all(map(_is_idle, idle)) and is_unobserved(x, *modules, *idle)
+    return all(map(_is_weighted, modules)) and all(map(_is_idle, idle)) and is_unobserved(x, *modules, *idle)
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear and type(module) is not nn.LayerNorm:
+        return False
+    return torch.compiler.is_compiling() or not is_traceable_wrapper_subclass(module.weight)
 
 
 def _is_idle(module: nn.Module) -> bool:
-    if module._modules:
-        return all(type(m) in (nn.Linear, nn.LayerNorm) or _is_idle(m) for m in module._modules.values())
+    if type(module) is nn.Sequential:  # an adapter, too, has a Linear inside, but a forward of its own
+        return all(_is_weighted(m) or _is_idle(m) for m in module._modules.values())
     return type(module) in (nn.Dropout, nn.Identity) or type(module) is nn.GELU and module.approximate == 'none'
 
 

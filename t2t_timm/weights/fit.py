@@ -42,17 +42,18 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
 
     key, state_dict = first_layer(state_dict), dict(state_dict)
     weight = state_dict[f'{key}.weight']
-    shape, dtype = weight.shape, weight.dtype
-    weight = weight.double().reshape(shape[0], base_chans, PATCH_SIZE)
+    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
     norm = 'tokens_to_token.attention1.norm1.'
     if in_chans == 1:
         if norm + 'weight' in state_dict:
-            gain, bias = (state_dict[norm + k].double().reshape(base_chans, PATCH_SIZE) for k in ('weight', 'bias'))
+            gain, bias = (
+                state_dict[norm + k].cpu().double().reshape(base_chans, PATCH_SIZE) for k in ('weight', 'bias'))
             shift = (weight * bias).sum(dim=(1, 2))
             weight = (weight * gain).sum(dim=1)
             weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
             for k in ('weight', 'bias'):
-                state_dict[norm + k] = torch.ones(PATCH_SIZE, dtype=state_dict[norm + k].dtype)
+                state_dict[norm + k] = state_dict[norm + k].new_ones(PATCH_SIZE)
         else:
             weight = weight.sum(dim=1)
     else:
@@ -66,7 +67,7 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
         weight[:shape[0] // 3] *= math.sqrt(in_chans / base_chans)
     if len(shape) == 4:
         weight = weight.reshape(shape[0], in_chans, *shape[2:])
-    state_dict[f'{key}.weight'] = weight.to(dtype)
+    state_dict[f'{key}.weight'] = weight.to(dtype).to(device)
     _logger.info(f'Adapted {key} from {base_chans} to {in_chans} input channels.')
     return state_dict
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import timm
 import torch
-from hub.published import official_state_dict
 from pages import load, stated, top1
 from PIL import Image
+from published import official_state_dict
 from safetensors.torch import load_file
 
 from t2t_timm.hub.convert import convert

@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from hub.hub_server import FileServer, HubServer
+from hub_server import FileServer, HubServer
 from pages import top1
 
 pytestmark = pytest.mark.slow

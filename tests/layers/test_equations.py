@@ -1,0 +1,83 @@
+"""Models against the equations written out plainly (tests/reference.py), over sizes, channels, batches, dtypes."""
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import t2t_vit, tokens_to_token
+from timm.utils import reparameterize_model
+
+from t2t_timm import set_fused
+from t2t_timm.layers import tokens_grid_size
+
+TOKEN_TYPES = ('performer', 'transformer', 'convolution')
+SIZES = st.integers(3, 70)
+
+
+def small_model(token_type='performer', **kwargs):
+    return timm.create_model('test_t2t_vit', num_classes=7, token_type=token_type, depth=2, **kwargs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=SIZES,
+    width=SIZES,
+    in_chans=st.integers(1, 5),
+    batch=st.integers(1, 2),
+    token_type=st.sampled_from(TOKEN_TYPES),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_model_equals_reference(height, width, in_chans, batch, token_type, dtype):
+    torch.manual_seed(height * 71 + width)
+    model = small_model(token_type, img_size=(height, width), in_chans=in_chans, dtype=dtype).eval()
+    for parameter in model.parameters():  # away from the initial zeros and ones
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(batch, in_chans, height, width, dtype=dtype)
+    state = {k: v.double() for k, v in model.state_dict().items()}
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+
+    tokens, grid = tokens_to_token(state, x.double())
+    assert grid == tokens_grid_size((height, width)) == model.grid_size
+    features, logits = t2t_vit(state, x.double(), num_heads=4)
+    probe = torch.randn_like(logits)
+    expected = torch.autograd.functional.vjp(lambda t: t2t_vit(state, t, 4)[1], x.double(), probe)[1]
+    x.requires_grad_()
+    out = model(x)
+    out.backward(probe.to(dtype))
+    actual = model.tokens_to_token(x).flatten(2).transpose(1, 2), model.forward_features(x), out, x.grad
+    for ours, theirs in zip(actual, (tokens, features, logits, expected), strict=True):
+        assert ours.dtype == dtype and (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_gradients_of_every_parameter(token_type, fused):
+    model = small_model(token_type, img_size=(21, 34), dtype=torch.float64).eval()
+    x = torch.randn(2, 3, 21, 34, dtype=torch.float64)
+    state = {k: v.detach().clone().requires_grad_() for k, v in model.state_dict().items()}
+    probe = torch.randn(2, 7, dtype=torch.float64)
+    (t2t_vit(state, x, 4)[1] * probe).sum().backward()
+    (model(x) * probe).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_reparameterized_model_gives_the_same_logits(token_type):
+    model = small_model(token_type, dtype=torch.float64).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    folded = reparameterize_model(model)
+    x = torch.randn(2, 3, 56, 56, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), t2t_vit(state, x, 4)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    if token_type != 'convolution':
+        assert 'tokens_to_token.attention1.norm1.weight' not in folded.state_dict()
+        step = folded.tokens_to_token.attention1
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.script(folded)(x), folded(x), rtol=1e-9, atol=1e-9)
+            fast = step(x)
+            with set_fused(False):  # called as modules, they give the same
+                torch.testing.assert_close(step(x), fast, rtol=1e-9, atol=1e-9)
+        logits = folded.bfloat16()(x.bfloat16())
+        assert logits.isfinite().all()

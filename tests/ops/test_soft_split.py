@@ -1,0 +1,141 @@
+"""Soft split, LayerNorm and linear map as one convolution against the three in float64, on flat images above all."""
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flat import flat_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import soft_split as reference_soft_split
+from rounding import TF32
+
+from t2t_timm.ops import fold_norm_linear, soft_split_linear, soft_split_norm_linear
+
+FIRST, SECOND = (7, 4, 2), (3, 2, 1)
+
+
+def parameters(in_chans, kernel_size, dim=12, seed=0):
+    """Gain and bias of a LayerNorm, weight and bias of a linear map, in float64 that float32 holds exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    n = in_chans * kernel_size ** 2
+    norm_weight, norm_bias, weight, bias = (
+        torch.randn(shape, generator=generator) for shape in ((n,), (n,), (dim, n), (dim,)))
+    return [t.double().requires_grad_() for t in (1 + 0.1 * norm_weight, 0.1 * norm_bias, weight / n ** 0.5, bias)]
+
+
+def reference(x, norm_weight, norm_bias, weight, bias, split, eps=1e-5):
+    """Return linear(norm(soft_split(x))) with the deviations formed first."""
+    u, _ = reference_soft_split(x, *split)
+    u = u - u.mean(dim=-1, keepdim=True)
+    u = u / torch.sqrt(u.square().mean(dim=-1, keepdim=True) + eps) * norm_weight + norm_bias
+    return u @ weight.T + bias
+
+
+def run(x, args, split, eps=1e-5):
+    norm_weight, norm_bias, weight, bias = args
+    return soft_split_norm_linear(x, norm_weight, norm_bias, eps, weight, bias, *split)
+
+
+def copies(args, dtype):
+    return [t.detach().to(dtype).requires_grad_() for t in args]
+
+
+def errors(actual, expected):
+    """Largest difference of each tensor over its largest magnitude."""
+    return [
+        ((a.double() - e).abs().max() / e.abs().max().clamp(min=1e-30)).item()
+        for a, e in zip(actual, expected, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(3, 40),
+    width=st.integers(3, 40),
+    in_chans=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    split=st.sampled_from([FIRST, SECOND, (5, 4, 1), (5, 3, 2), (4, 4, 0), (3, 1, 1), (7, 5, 2), (8, 4, 2)]),
+    flat=st.booleans(),
+    image_grad=st.booleans(),
+)
+def test_any_size_any_geometry(height, width, in_chans, batch, split, flat, image_grad):
+    height, width = max(height, split[0]), max(width, split[0])
+    generator = torch.Generator().manual_seed(height * 41 + width)
+    x = torch.randn(batch, in_chans, height, width, generator=generator, dtype=torch.float64)
+    if flat:
+        x = 2.2 + 1e-3 * x
+    x.requires_grad_(image_grad)
+    args = parameters(in_chans, split[0])
+    out, expected = run(x, args, split), reference(x, *args, split)
+    inputs, probe = args + [x] * image_grad, torch.randn_like(out)
+    actual = [out, *torch.autograd.grad(out, inputs, probe)]
+    expected = [expected, *torch.autograd.grad(expected, inputs, probe)]
+    # beside 1 / std, up to 316, and its square in the image's gradient
+    assert max(errors(actual, expected)) < (1e-8 if flat else 1e-9)
+
+
+@pytest.mark.parametrize('in_chans', [1, 3, 5])
+@pytest.mark.parametrize('mode, tolerance, grad_tolerance', [
+    ('float64', 1e-11, 1e-10), ('float32', 1e-5, 2e-5), ('tf32', 2e-3, 3e-3),
+    ('float16 autocast', 4e-3, 1e-2), ('bfloat16 autocast', 2e-2, 6e-2), ('bfloat16', 2e-2, 6e-2),
+])
+def test_flat_images(in_chans, mode, tolerance, grad_tolerance):
+    dtype = {'float64': torch.float64, 'bfloat16': torch.bfloat16}.get(mode, torch.float32)
+    context = {
+        'tf32': TF32,
+        'float16 autocast': lambda: torch.autocast('cpu', torch.float16),
+        'bfloat16 autocast': lambda: torch.autocast('cpu', torch.bfloat16),
+    }.get(mode, nullcontext)
+    for name, image in flat_images(40, in_chans).items():
+        args, x = copies(parameters(in_chans, 7), dtype), image.to(dtype)
+        wide = copies(args, torch.float64)
+        expected = reference(x.double(), *wide, FIRST)
+        probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with context():
+            with torch.no_grad():
+                inference = run(x, args, FIRST)
+            out = run(x, args, FIRST)
+            gradients = torch.autograd.grad(out.double(), args, probe)
+        assert max(errors([out, inference], [expected, expected])) < tolerance, name
+        assert max(errors(gradients, torch.autograd.grad(expected, wide, probe))) < grad_tolerance, name
+
+
+@pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 6), (SECOND, 64)])
+def test_no_unfolded_patches_exist(split, in_chans):
+    """What is kept for the gradient is smaller than the unfolded patches alone."""
+    x = torch.randn(2, in_chans, 48, 48, requires_grad=True)
+    args = copies(parameters(in_chans, split[0], dim=8), torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = run(x, args, split)
+    assert max(kept) < out.shape[1] * out.shape[0] * in_chans * split[0] ** 2
+
+
+def test_folded_rows_sum_to_zero():
+    norm_weight, norm_bias, weight, bias = parameters(3, 7)
+    folded, folded_bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+    assert folded.sum(dim=1).abs().max() < 1e-14
+    u = torch.randn(9, 147, dtype=torch.float64)
+    u = u - u.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(u @ folded.T + folded_bias, (u * norm_weight + norm_bias) @ weight.T + bias)
+    assert torch.equal(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
+
+
+@pytest.mark.parametrize('split', [FIRST, SECOND])
+def test_norm_that_is_folded_already(split):
+    args = parameters(3, split[0])
+    x = 2.2 + 0.1 * torch.randn(2, 3, 21, 34, dtype=torch.float64)
+    folded = fold_norm_linear(*args)
+    out = soft_split_norm_linear(x, None, None, 1e-5, *folded, *split)
+    torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('split', [FIRST, SECOND])
+@pytest.mark.parametrize('bias', [False, True])
+def test_linear_of_patches(split, bias):
+    x = torch.randn(2, 5, 21, 34, dtype=torch.float64)
+    *_, weight, b = parameters(5, split[0])
+    u, grid = reference_soft_split(x, *split)
+    y = soft_split_linear(x, weight, b if bias else None, *split)
+    assert y.shape[-2:] == grid
+    torch.testing.assert_close(y.flatten(2).transpose(1, 2), F.linear(u, weight, b if bias else None))
