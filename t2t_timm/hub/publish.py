@@ -77,24 +77,27 @@ def publish(
     file = Path(manifest or MANIFEST).resolve()
     if not file.is_file():
         raise UserError(f'There is no manifest {file}.')
-    before = text = _read(file)
-    known = known_hub_lines(text, names, file)
+    known = known_hub_lines(_read(file), names, file)
     if source is not None and not Path(source).is_dir():
         raise UserError(f'There is no folder {source} to take the files from.')
     if not dry_run:
         _check_login(hub_repo(names[0], namespace))
-    options = _Options(namespace, source, private, dry_run)
+    return _publish_each(known, file, manifest is not None, _Options(namespace, source, private, dry_run))
+
+
+def _publish_each(known: dict[str, dict[str, Any]], file: Path, write: bool, options: _Options) -> Published:
+    before = text = _read(file)
     outcomes, failed = Counter(), {}
     with _work_folder() as work:
-        for number, name in enumerate(names, 1):
-            _logger.info(f'[{number} of {len(names)}] {name}')
+        for number, name in enumerate(known, 1):
+            _logger.info(f'[{number} of {len(known)}] {name}')
             folder = work / name
             try:
                 folder.mkdir()
                 outcome, lines = _publish_tag(name, known[name], folder, options)
                 if lines is not None:
-                    text = with_hub_lines(_read(file) if manifest else text, name, lines)
-                    if manifest:
+                    text = with_hub_lines(_read(file) if write else text, name, lines)
+                    if write:
                         _write(file, text)
             except (*FAILURES, SafetensorError) as e:
                 outcome = 'failed'
@@ -104,7 +107,7 @@ def publish(
                 shutil.rmtree(folder, ignore_errors=True)
             outcomes[outcome] += 1
     _logger.info(_summary(outcomes, failed))
-    return Published('' if manifest else _diff(before, text), failed)
+    return Published('' if write else _diff(before, text), failed)
 
 
 def _names(tags: Sequence[str]) -> list[str]:

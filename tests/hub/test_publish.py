@@ -139,15 +139,22 @@ def test_what_is_there_and_equal_is_skipped(killed):
 
 
 @pytest.mark.slow
-def test_a_card_that_has_changed_is_published_again(hosts, killed, stage, start_publisher):
+def test_what_is_stale_is_published_again(hosts, killed, stage, start_publisher, tmp_path):
     repo = hosts.hub.repos[f'all/{NAMES[0]}']
     card = repo.files['README.md']
     repo.files['README.md'] = b'of an older version'
+    text = killed['manifest'].read_text()
+    known = yaml.safe_load(text)['weights'][NAMES[2]]['hub']['sha256']
+    manifest = tmp_path / 'manifest.yaml'
+    manifest.write_text(text.replace(known, '0' * 64))
     result, = finish(start_publisher(
-        stage(['publish', *NAMES[:2], '--namespace', 'all', '--manifest', str(killed['manifest'])])))
+        stage(['publish', *NAMES[:3], '--namespace', 'all', '--manifest', str(manifest)])))
     command, = result['commands']
-    assert command['code'] == 0 and command['log'][-1] == '2 tags: 1 published, 1 already there.', command['err']
+    assert command['code'] == 0 and command['log'][-1] == '3 tags: 2 published, 1 already there.', command['err']
     assert repo.files['README.md'] == card
+    warnings = [line for line in command['log'] if 'the manifest expects other weights' in line]
+    assert len(warnings) == 1 and f'{NAMES[2]}: the manifest expects other weights in all/{NAMES[2]}' in warnings[0]
+    assert manifest.read_text() == text
 
 
 @pytest.fixture(scope='module')
@@ -244,7 +251,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, start_publisher
 
 
 @pytest.mark.slow
-def test_models_check(hosts, killed, stage, start_publisher):
+def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, start_publisher):
     hub = {name: entry['hub'] for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
            if name in NAMES}
     known = {name: dict(hub=lines) for name, lines in hub.items()}
@@ -257,9 +264,12 @@ def test_models_check(hosts, killed, stage, start_publisher):
     hosts.hub.faults[f'/other/{NAMES[5]}/resolve/main/model.safetensors'] = [
         Fault(status=500, methods=('HEAD',), times=9)]
     seen = len(hosts.hub.requests)
-    good, bad = finish(start_publisher(
+    good, bad, loaded = finish(start_publisher(
         stage(['models', '--check'], known=known, env=dict(T2T_TIMM_HUB_NAMESPACE='all')),
         stage(['models', '--check'], known=known_less, env=dict(T2T_TIMM_HUB_NAMESPACE='other')),
+        stage(
+            cases=[dict(case=name, model=name, known=known[name]) for name in NAMES[::5]],
+            env=dict(T2T_TIMM_HUB_NAMESPACE='all', T2T_TIMM_HUB_ONLY='1')),
         HF_TOKEN=''))
     (good,), (bad,) = good['commands'], bad['commands']
     assert good['code'] == 0, good['out']
@@ -270,7 +280,10 @@ def test_models_check(hosts, killed, stage, start_publisher):
     assert states == [[name, state] for name, state in zip(
         NAMES, ['stale', 'unknown', 'equal', 'gated', 'missing', 'unasked'] + ['missing'] * 12, strict=True)]
     assert bad['out'].splitlines()[-1] == '18 tags: 1 stale, 1 unknown, 1 equal, 1 gated, 13 missing, 1 unasked'
-    assert [method for method, _, _, _ in hosts.hub.requests[seen:]] == ['HEAD'] * 36
+    assert [path.split('/')[1] for method, path, _, _ in hosts.hub.requests[seen:][:36] if method == 'HEAD'] == (
+        ['all'] * 18 + ['other'] * 18)
+    for name, case in loaded['cases'].items():
+        assert case.get('digest') == weights[name].digest, case
 
 
 @pytest.mark.slow
@@ -283,17 +296,6 @@ def test_the_hub_cannot_be_reached(hosts, stage, start_publisher):
         assert re.search(
             r't2t-timm \w+: The Hub at http://127.0.0.1:9 cannot be reached\. Connect.*\n$', command['err'])
     assert len(hosts.release.requests) == seen
-
-
-@pytest.mark.slow
-def test_published_weights_load_by_their_tag(hosts, killed, weights, stage, start_publisher):
-    hub = yaml.safe_load(killed['manifest'].read_text())['weights']
-    names = NAMES[::5]
-    loaded, = finish(start_publisher(stage(
-        cases=[dict(case=name, model=name, known=dict(hub=hub[name]['hub'])) for name in names],
-        env=dict(T2T_TIMM_HUB_NAMESPACE='all'), T2T_TIMM_HUB_ONLY='1')))
-    for name in names:
-        assert loaded['cases'][name].get('digest') == weights[name].digest, loaded['cases'][name]
 
 
 @pytest.mark.slow
