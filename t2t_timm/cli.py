@@ -36,6 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
 
+    sub = command('publish', _publish, "Convert the publishers' weights and upload each tag to a Hub repo of its own.")
+    sub.add_argument('tags', metavar='TAG', nargs='*', help='architecture.tag (default: every tag with a release)')
+    sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
+    sub.add_argument('--from', dest='source', metavar='DIR', help='folder with the files; nothing is downloaded then')
+    sub.add_argument(
+        '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
+    sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
+    sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
+
     sub = command('convert', _convert, 'Convert a checkpoint of any published format to a folder that timm can load.')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
     sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and its tag if it has one')
@@ -53,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--out', metavar='DIR', default='model_cards', help='folder to write to (default: %(default)s)')
     sub.add_argument('--check', action='store_true', help='write nothing; fail if a card is out of date')
 
-    command('models', _models, 'List all pretrained tags and where their weights would be loaded from.')
+    sub = command('models', _models, 'List all pretrained tags and where their weights would be loaded from.')
+    sub.add_argument(
+        '--check', action='store_true',
+        help='ask the Hub which tags are there and equal to the manifest; exit code 1 unless all are')
 
     sub = command('classify', _classify, 'Classify images.')
     sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or glob patterns')
@@ -104,6 +116,13 @@ def _push(args: argparse.Namespace) -> None:
     print(push(args.dir, args.repo, private=args.private, dry_run=args.dry_run), end='')
 
 
+def _publish(args: argparse.Namespace) -> int:
+    from .hub.publish import publish
+    done = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
+    print(done.patch, end='')
+    return 1 if done.failed else 0
+
+
 def _convert(args: argparse.Namespace) -> None:
     from .hub.convert import convert
     print(convert(args.file, args.model, args.out, args.labels))
@@ -121,9 +140,15 @@ def _cards(args: argparse.Namespace) -> None:
     write_cards(args.out, check=args.check)
 
 
-def _models(args: argparse.Namespace) -> None:
+def _models(args: argparse.Namespace) -> int:
+    if args.check:
+        from .hub.check import check_hub
+        verdict = check_hub()
+        print('\n'.join(verdict.lines))
+        return 0 if verdict.good else 1
     from .hub.tables import models_table
     print(models_table())
+    return 0
 
 
 def _classify(args: argparse.Namespace) -> int:

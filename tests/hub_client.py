@@ -1,8 +1,9 @@
 """The client's side of the tests, a process of its own: read a plan from stdin, load weights, write what came of it.
 
-A plan is {'result': file, 'stages': [...]}. A stage sets `env`, waits at a `barrier` for a second process, posts
-`post` (address, value), runs `commands` of t2t-timm, and creates the models of its `cases`, each in a thread of its
-own.
+A plan is {'result': file, 'stages': [...]}. A stage sets `env`, takes releases from the host `release`, lets the
+manifest know `known` (name: facts), makes every architecture `small`, forbids files of more than `file_limit` bytes,
+waits at a `barrier` for a second process, posts `post` (address, value), runs `commands` of t2t-timm, and creates the
+models of its `cases`, each in a thread of its own.
 """
 import contextlib
 import hashlib
@@ -14,14 +15,19 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from timm.models import _registry
 
 from t2t_timm.cli import main as t2t_timm_main
 from t2t_timm.weights.manifest import load_manifest
 
+# arguments that make any architecture with a release small
+SMALL = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2., img_size=32)
 LOG = []  # messages, each beginning with the architecture.tag it is about
 
 
@@ -44,6 +50,30 @@ def patch_manifest(name: str, known: dict) -> None:
     for key in ('size', 'sha256', 'sha384', 'sha256_prefix', 'hub'):
         entry.pop(key, None)
     entry.update(known)
+
+
+def make_small(architectures: set) -> None:
+    def build(entrypoint, *args, **kwargs):
+        return entrypoint(*args, **dict(SMALL, **kwargs))
+
+    for architecture in architectures:
+        entrypoint = _registry._model_entrypoints[architecture]
+        _registry._model_entrypoints[architecture] = partial(build, entrypoint)
+
+
+@contextmanager
+def file_limit(size: int | None):
+    """Let writing fail as on a full disk: a file can't grow beyond so many bytes."""
+    if size is None:
+        yield
+        return
+    import resource  # where there is one
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def load(case: dict) -> dict:
@@ -81,13 +111,20 @@ def main() -> None:
     logger = logging.getLogger('t2t_timm')
     logger.setLevel(logging.INFO)
     logger.addHandler(ListHandler())
-    for entry in load_manifest()['weights'].values():
-        if 'url' in entry:
-            entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none
+    released = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
+    for entry in released.values():
+        entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none
     plan = json.load(sys.stdin)
     results = []
     for stage in plan['stages']:
         os.environ.update(stage.get('env', {}))
+        if 'release' in stage:
+            for entry in released.values():
+                entry['url'] = f'{stage["release"]}/{entry["file"]}'
+        for name, known in stage.get('known', {}).items():
+            patch_manifest(name, known)
+        if stage.get('small'):
+            make_small({name.split('.')[0] for name in released})
         for case in stage.get('cases', ()):
             if 'known' in case:
                 patch_manifest(case['model'], case['known'])
@@ -97,7 +134,8 @@ def main() -> None:
             url, value = stage['post']
             urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
         cases = stage.get('cases', [])
-        commands = [run_command(argv) for argv in stage.get('commands', ())]
+        with file_limit(stage.get('file_limit')):
+            commands = [run_command(argv) for argv in stage.get('commands', ())]
         with ThreadPoolExecutor(16) as threads:
             loaded = list(threads.map(load, cases))
         results.append(dict(

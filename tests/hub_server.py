@@ -106,6 +106,15 @@ class LoopbackHandler(BaseHTTPRequestHandler):
     def answer_json(self, value, status: int = 200) -> None:
         self.answer(status, json.dumps(value).encode(), {'Content-Type': 'application/json'})
 
+    def held(self, fault: Fault) -> bool:
+        """Answer nothing and do nothing, for a fault that stalls, until the server goes away; return whether it did."""
+        if fault.stall is None:
+            return False
+        self.close_connection = True
+        self.server.stalled.release()
+        self.server.closing.wait(60)
+        return True
+
     def answer_file(self, data: bytes, fault: Fault) -> None:
         """Serve bytes, or the range of them that was asked for, with a fault."""
         data = data if fault.body is None else fault.body
@@ -203,6 +212,8 @@ class HubHandler(LoopbackHandler):
     def do_GET(self) -> None:
         path = urlparse(self.path).path
         fault = self.server.take_fault(self.command, path)
+        if self.held(fault):
+            return
         if fault.status is not None:
             return self.answer(fault.status)
         if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)(/revision/main)?', path):
@@ -241,6 +252,11 @@ class HubHandler(LoopbackHandler):
             for server in (self.server, *self.server.others):
                 server.heal(json.loads(data))
             return self.answer(200)
+        fault = self.server.take_fault('POST', path)
+        if self.held(fault):
+            return
+        if fault.status is not None:
+            return self.refuse(fault.status, None, 'You may not.')
         if path == '/api/validate-yaml':
             return self.answer_json({})
         if not (self.headers.get('Authorization') or path.startswith('/verify')):

@@ -13,11 +13,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from hub_client import digest
+from hub_client import SMALL, digest
 from hub_server import FileServer, HubServer
 
 # arguments that make any performer small, and one of 17 MB
-TINY = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2., img_size=32, num_classes=1000)
+TINY = dict(SMALL, num_classes=1000)
 BIG = dict(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2., num_classes=1000)
 
 

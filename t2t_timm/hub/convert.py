@@ -28,7 +28,7 @@ from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['build_for', 'check_fit', 'convert', 'resolve_name']
+__all__ = ['build_for', 'check_fit', 'convert', 'describe', 'resolve_name']
 
 _PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 _OF_ONE_TAG = (
@@ -81,7 +81,9 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
         bar.update(size)
         _logger.info('; '.join([f'{file}: {checkpoint.format}'] + checkpoint.notes))
         with new_folder(out) as folder:
-            _write(folder, net, state_dict, architecture, tag, checkpoint.train_args)
+            tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
+            safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
+            describe(folder, net, {} if tag else checkpoint.train_args)
         bar.update(size)
     weights = out / HF_SAFE_WEIGHTS_NAME
     _logger.info(f'{weights}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
@@ -216,19 +218,18 @@ def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
         ('missing', missing), ('unexpected', unexpected), ('of another shape', wrong)) if names]
 
 
-def _write(
-        folder: Path,
-        model: nn.Module,
-        state_dict: dict[str, torch.Tensor],
-        architecture: str,
-        tag: str,
-        train_args: dict[str, Any],
-) -> None:
-    tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
-    safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
-    _write_config(folder / 'config.json', model, architecture, {} if tag else train_args)
+def describe(folder: Path, model: nn.Module, train_args: dict[str, Any]) -> None:
+    """Write a model's config.json and README.md, the model card, into a folder.
+
+    Args:
+        folder: Folder that exists.
+        model: Model, which may be on the meta device.
+        train_args: Preprocessing that it was trained with, where that is not its pretrained cfg's.
+    """
     cfg = model.pretrained_cfg
-    card = tag_card(f'{architecture}.{tag}') if tag else architecture_card(
+    architecture = cfg['architecture']
+    _write_config(folder / 'config.json', model, architecture, train_args)
+    card = tag_card(_full_name(model)) if cfg.get('tag') else architecture_card(
         architecture, model.num_classes, cfg['input_size'], cfg.get('label_names', ()))
     (folder / 'README.md').write_text(card, encoding='utf-8')
 

@@ -17,7 +17,7 @@ from ..weights.manifest import hub_repo
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['FILES', 'default_repo', 'manifest_lines', 'push']
+__all__ = ['FILES', 'check_repo', 'default_repo', 'manifest_lines', 'push']
 
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
 
@@ -43,10 +43,7 @@ def push(folder: Path, repo: Optional[str] = None, private: bool = False, dry_ru
             f'{folder} has no {", ".join(missing)}; '
             f'to push it needs {", ".join(FILES)}, as `t2t-timm convert` writes them.')
     repo = repo or default_repo(folder)
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as e:
-        raise UserError(f'{repo!r} is no name of a Hub repo; it would be like t2t-timm/t2t_vit_14.in1k.') from e
+    check_repo(repo)
     for name in FILES:
         _logger.info(f'{repo}/{name}: {(folder / name).stat().st_size} bytes.')
     if dry_run:
@@ -59,6 +56,18 @@ def push(folder: Path, repo: Optional[str] = None, private: bool = False, dry_ru
             advice = ' Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.' if refused else ''
             raise UserError(f'{repo} could not be pushed. {reason(e)}{advice}') from e
     return manifest_lines(folder)
+
+
+def check_repo(repo: str) -> None:
+    """Check a Hub repo's name.
+
+    Raises:
+        UserError: No Hub repo can have it.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise UserError(f'{repo!r} is no name of a Hub repo; it would be like t2t-timm/t2t_vit_14.in1k.') from e
 
 
 def default_repo(folder: Path) -> str:

@@ -26,7 +26,10 @@ from .manifest import hub_repo, weight_entry
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['DownloadError', 'FAILURES', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file', 'reason']
+__all__ = [
+    'DownloadError', 'FAILURES', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file', 'reason',
+    'release_file', 'retrying',
+]
 
 PathLike = Union[str, 'os.PathLike[str]']
 T = TypeVar('T')
@@ -86,7 +89,10 @@ def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
                 name, f'The Hub could not be asked for {repo}, and no cache has it. {reason(e.__cause__ or e)}',
             )) from e
         _logger.warning(f'{name}: the Hub could not be asked for {repo}; taking the release downloaded before.')
-    return _release_file(name, entry, cache_dir)
+    try:
+        return release_file(name, cache_dir)
+    except DownloadError as e:
+        raise DownloadError(_advice(name, str(e))) from e.__cause__
 
 
 def check_file(file: PathLike, known: Dict[str, Any], name: str) -> List[str]:
@@ -139,7 +145,7 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
             repo, HF_SAFE_WEIGHTS_NAME, cache_dir=cache_dir, library_name='t2t-timm', library_version=__version__)
 
     try:
-        file = _retrying(download, name)
+        file = retrying(download, name)
     except (RepositoryNotFoundError, LocalEntryNotFoundError):
         raise
     except EntryNotFoundError as e:
@@ -154,7 +160,18 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
     return Path(file)
 
 
-def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+def release_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
+    """Return the local file of the publisher's release of an architecture.tag, downloaded if need be and checked.
+
+    Args:
+        name: Architecture and tag that has a release.
+        cache_dir: Folder to keep it in, by default torch.hub's checkpoints folder.
+
+    Raises:
+        DownloadError: It could not be fetched.
+        IntegrityError: It is not what the manifest describes; it has been deleted.
+    """
+    entry = weight_entry(name)
     file = release_path(entry, cache_dir)
     if not file.is_file():
         try:
@@ -162,7 +179,7 @@ def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike
             with WeakFileLock(file.with_name(f'.{file.name}.lock')):
                 if not file.is_file():  # another process may have been here first
                     part = file.with_name(file.name + PART)
-                    _retrying(partial(_download_release, entry, part), name)
+                    retrying(partial(_download_release, entry, part), name)
                     _check_is_torch_file(part, name)
                     _check_download(part, entry, name)
                     os.replace(part, file)
@@ -170,7 +187,7 @@ def _release_file(name: str, entry: Dict[str, Any], cache_dir: Optional[PathLike
         except IntegrityError:
             raise
         except FAILURES as e:
-            raise DownloadError(_advice(name, f'Downloading {entry["url"]} failed. {reason(e)}')) from e
+            raise DownloadError(f'Downloading {entry["url"]} failed. {reason(e)}') from e
     _logger.info(f'{name}: downloaded before, {file}.')
     _check_download(file, entry, name)
     return file
@@ -214,7 +231,8 @@ def _check_is_torch_file(file: Path, name: str) -> None:
         )
 
 
-def _retrying(download: Callable[[], T], name: str) -> T:
+def retrying(download: Callable[[], T], name: str) -> T:
+    """Return what a download returns, tried again after a failure that may pass."""
     for wait in RETRY_WAITS:
         try:
             return download()

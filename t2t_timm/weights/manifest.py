@@ -2,21 +2,22 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Set, Tuple
+from typing import Any, Dict, Optional, Set, Tuple
 
 import yaml
 
 from .names import FIRST_LAYERS, token_type
 
-__all__ = ['hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry']
+__all__ = ['MANIFEST', 'hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry']
 
 DATA_DIR = Path(__file__).parent
+MANIFEST = DATA_DIR / 'manifest.yaml'
 
 
 @lru_cache(maxsize=None)
 def load_manifest() -> Dict[str, Any]:
     """Return the whole manifest, each weight completed with its name, its dataset's fields and its url."""
-    with open(DATA_DIR / 'manifest.yaml', encoding='utf-8') as f:
+    with open(MANIFEST, encoding='utf-8') as f:
         manifest = yaml.safe_load(f)
     for name, entry in manifest['weights'].items():
         entry['name'] = name
@@ -39,9 +40,9 @@ def weight_entry(name: str) -> Dict[str, Any]:
     return load_manifest()['weights'][name]
 
 
-def hub_repo(name: str) -> str:
-    """Return the Hub repo of an architecture.tag; T2T_TIMM_HUB_NAMESPACE overrides the namespace."""
-    return f"{os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
+def hub_repo(name: str, namespace: Optional[str] = None) -> str:
+    """Return the Hub repo of an architecture.tag; T2T_TIMM_HUB_NAMESPACE overrides the default namespace."""
+    return f"{namespace or os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
 
 
 def pretrained_cfg(name: str) -> Dict[str, Any]:
