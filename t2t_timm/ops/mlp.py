@@ -1,5 +1,4 @@
 """GELU and linear map of an MLP, which on a CPU keep less for their gradient."""
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from .precision import autocast_off, cast, product_dtype
 __all__ = ['gelu_linear', 'mlp_skip']
 
 
-def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return `linear(gelu(x))`; on a CPU its gradient keeps x and makes gelu(x) again.
 
     The activation is the widest tensor of a block, as wide as x. To make it again costs a CPU a hundredth of the block;

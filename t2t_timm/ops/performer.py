@@ -13,7 +13,6 @@ whose share goes to nothing: an attention sink. All is a share of something, at 
 keeps its meaning. The linear map that follows acts on the m x dim product, R (P'v W'), the sink having a row of zeros.
 """
 import math
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ def performer_attention(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-        weight: Optional[torch.Tensor] = None,
+        weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the attention a of equation (1), or W a, in float32 or wider: e(x) reaches e^16, past float16.
 

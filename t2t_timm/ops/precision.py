@@ -1,6 +1,6 @@
 """In which dtype a fused operation computes: autocast's for its products, float32 or wider for its statistics."""
-from contextlib import nullcontext
-from typing import ContextManager, Optional
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -16,15 +16,15 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def autocast_off(x: torch.Tensor) -> ContextManager[object]:
+def autocast_off(x: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves x alone, so that an operation chooses its dtypes itself."""
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
-def cast(dtype: torch.dtype, *tensors: Optional[torch.Tensor]) -> list[Optional[torch.Tensor]]:
-    """Return the tensors in a dtype; None stays None."""
+def cast(dtype: torch.dtype, *tensors: torch.Tensor | None) -> list[Any]:
+    """Return the tensors in a dtype; None stays None, which types cannot tell."""
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
