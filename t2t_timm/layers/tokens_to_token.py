@@ -14,7 +14,7 @@ from .token_transformer import TokenTransformer
 __all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
 
 
-def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
+def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16."""
     height, width = img_size
     for split in SOFT_SPLITS:
@@ -23,7 +23,7 @@ def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
 
 
 @torch.fx.wrap
-def check_image(x: torch.Tensor, in_chans: int, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
+def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None = None) -> torch.Tensor:
     """Return the images (B, in_chans, H, W) as they are, or say what is wrong with them.
 
     Args:
@@ -78,6 +78,8 @@ class TokensToToken(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.token_dim = token_dim
+        layer: type[nn.Module]
+        kwargs: dict[str, Any]
         if token_type == 'performer':
             layer, kwargs = TokenPerformer, dict(dd, drop=token_drop_rate)
         else:
@@ -107,7 +109,7 @@ class TokensToToken(nn.Module):
             return [ops.in_parts(lambda x: levels(x, num_levels)[-1], x)]
         return levels(x, num_levels)[-1:] if last else levels(x, num_levels)
 
-    def _levels(self, x: torch.Tensor, num_levels: int) -> List[torch.Tensor]:
+    def _levels(self, x: torch.Tensor, num_levels: int) -> list[torch.Tensor]:
         levels = [self.attention1(x)]
         if num_levels > 1:
             levels.append(self.attention2(levels[0]))
@@ -126,9 +128,9 @@ class TokensToToken(nn.Module):
     def prune_levels(self, num_levels: int) -> None:
         """Drop what only levels past num_levels need."""
         if num_levels < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_levels < 2:
-            self.attention2 = nn.Identity()
+            self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
 
 
 class ConvTokens(nn.Module):
@@ -154,7 +156,7 @@ class ConvTokens(nn.Module):
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
         return self.project(self.soft_split1(self.soft_split0(x)))
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> list[torch.Tensor]:
         """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""
         levels = [self.soft_split0(x)]
         if num_levels > 1:
@@ -166,6 +168,6 @@ class ConvTokens(nn.Module):
     def prune_levels(self, num_levels: int) -> None:
         """Drop what only levels past num_levels need."""
         if num_levels < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_levels < 2:
-            self.soft_split1 = nn.Identity()
+            self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above
