@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import timm
 import torch
-import torch.nn as nn
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -59,7 +58,7 @@ def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Comp
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size), model.num_features)
+    return Complexity(params, counter.flops // 2, counter.activations, input_size, model.num_features)
 
 
 @cache
