@@ -1,7 +1,7 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -40,7 +40,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
+def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity:
     """Count what the published architecture computes for one image, with a model on the meta device.
 
     Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the

@@ -1,6 +1,6 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
 from functools import partial
-from typing import List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -95,7 +95,7 @@ class TokensToToken(nn.Module):
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
         return self.forward_levels(x, 3, last=True)[0]
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> List[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> list[torch.Tensor]:
         """Return the first num_levels maps from image to tokens, at strides 4, 8 and 16; if last, that one alone."""
         if torch.jit.is_scripting():
             levels = self._levels(x, num_levels)
@@ -103,7 +103,7 @@ class TokensToToken(nn.Module):
         return self._run_levels(x, num_levels, last)
 
     @torch.jit.unused
-    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> List[torch.Tensor]:
+    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> list[torch.Tensor]:
         levels = partial(checkpoint, self._levels) if self.grad_checkpointing else self._levels
         if last and ops.is_unobserved(x, self):
             return [ops.in_parts(lambda x: levels(x, num_levels)[-1], x)]

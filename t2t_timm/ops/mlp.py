@@ -54,9 +54,9 @@ def mlp_skip(
         norm_bias: torch.Tensor,
         eps: float,
         weight1: torch.Tensor,
-        bias1: torch.Tensor,
+        bias1: torch.Tensor | None,
         weight2: torch.Tensor,
-        bias2: torch.Tensor,
+        bias2: torch.Tensor | None,
         drop: float = 0.,
 ) -> torch.Tensor:
     """Return `x + dropout(linear2(gelu(linear1(norm(x)))))`, in the dtype of x throughout.

@@ -97,7 +97,7 @@ def _add_product(
         r: torch.Tensor,
         s: torch.Tensor,
         drop: float,
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return v + dropout(r s + bias), and what the dropout's gradient needs."""
     if drop == 0.:
         return (v + bias).baddbmm_(r, s), None
@@ -109,7 +109,7 @@ def _shares(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return R, (B, N, m + SINKS), E, (B, N, m), N, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
     m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)
