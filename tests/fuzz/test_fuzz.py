@@ -7,8 +7,6 @@ import pytest
 
 from t2t_timm.errors import UserError
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 pytestmark = pytest.mark.skipif(
     sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux has them')
 

@@ -147,7 +147,7 @@ def run(watch: Watch, case: str, folder: Path) -> dict:
     before, start = _memory('VmRSS'), time.monotonic()
     watch.folder, tempfile.tempdir = str(folder), str(temporary)
     try:
-        ends = [call(watch, folder, *call) for call in calls]
+        ends = [call(watch, folder, *each) for each in calls]
     finally:
         watch.folder = tempfile.tempdir = None
     taken, seconds = _memory('VmHWM') - before, time.monotonic() - start
