@@ -6,13 +6,17 @@ OLDEST := .venv-oldest
 OLDEST_TESTS := layers models weights hub/test_convert.py hub/test_push.py commands/test_export.py test_autoload.py test_users.py
 SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.py' MANIFEST.in 2>/dev/null)
 
-.PHONY: demo test test-oldest timm-suite lint clean
+.PHONY: demo test fuzz test-oldest timm-suite lint clean
 
 demo: $(VENV)/package
 	cd $(VENV) && $(BIN)/python -m t2t_timm.commands.demo
 
 test: $(VENV)/tests
 	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. . $(ARGS)
+
+# long: 2,000 mutated checkpoints, 2,000 label lists and tars; ARGS='--seed 2000' takes others, --help says more
+fuzz: $(VENV)/tests
+	cd tests && $(BIN)/python -m fuzz.run $(ARGS)
 
 # without the optional extras: what needs one is skipped
 test-oldest: $(OLDEST)/tests
@@ -25,6 +29,7 @@ lint: $(VENV)/tests
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/private_names.py
+	$(BIN)/mypy
 
 # the package is installed as a user installs it; the targets run outside the source tree, so that this is what they test
 $(VENV)/package: $(SOURCES)

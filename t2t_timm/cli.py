@@ -1,9 +1,10 @@
 """t2t-timm: the command line. Every command is one call into the package."""
 import argparse
+import io
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional
 
 from .errors import UserError
 
@@ -14,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='t2t-timm', description='T2T-ViT for timm.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def command(name: str, run: Callable[[argparse.Namespace], Optional[int]], help: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
         return sub
@@ -204,8 +205,11 @@ def _steps_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict':
+            stream.reconfigure(errors='backslashreplace')  # a name may have letters that a console has not
     args = _parser().parse_args(argv)
     try:
         with _steps_on_stderr():

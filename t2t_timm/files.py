@@ -1,11 +1,11 @@
 """Files and folders that appear whole or not at all: written beside their place, then renamed."""
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import Iterator
 
 __all__ = ['is_part', 'new_file', 'new_folder']
 

@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from timm.data.readers import get_img_extensions
 
 from ..errors import UserError
+from ..models import T2TViT
 from .load import load_t2t_vit
 
 __all__ = ['Classified', 'classify', 'find_images', 'render']
@@ -43,14 +44,14 @@ def find_images(names: list[str]) -> list[str]:
     return files
 
 
-def _class_names(model: torch.nn.Module) -> list[str]:
+def _class_names(model: T2TViT) -> list[str]:
     # the names that came with the weights, else ImageNet's if their number says so
     names = model.pretrained_cfg.get('label_names')
     if names is not None:
         return [str(name) for name in names]
     subset = infer_imagenet_subset(model)
     if subset is not None:
-        return ImageNetInfo(subset).label_descriptions()
+        return list(ImageNetInfo(subset).label_descriptions())
     return [f'class {i}' for i in range(model.num_classes)]
 
 

@@ -2,12 +2,13 @@
 import tempfile
 from pathlib import Path
 
-import timm
 import torch
 from huggingface_hub.utils import tqdm
 from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 
 from ..digits import extract_heldout
+from ..models import T2TViT
+from .load import load_t2t_vit
 
 __all__ = ['heldout_top1', 'main', 'print_predictions']
 
@@ -16,7 +17,7 @@ NUM_SHOWN = 12
 BATCH_SIZE = 100
 
 
-def print_predictions(model: torch.nn.Module, dataset: ImageDataset, num_images: int = NUM_SHOWN) -> None:
+def print_predictions(model: T2TViT, dataset: ImageDataset, num_images: int = NUM_SHOWN) -> None:
     """Print a table of images spread over a dataset: image, label, the three likeliest classes."""
     names = model.pretrained_cfg['label_names']
     print(f"{'image':<18} {'label':<6} top 3 predictions")
@@ -50,11 +51,11 @@ def heldout_top1(model: torch.nn.Module, dataset: ImageDataset, **data_config) -
 
 def main() -> None:
     """Classify shipped images, print the accuracy over all of them, and say how to go on."""
-    model = timm.create_model(MODEL, pretrained=True).eval()
+    model = load_t2t_vit(MODEL)
     data_config = resolve_data_config({}, model=model)
     with tempfile.TemporaryDirectory() as tmp:
         root = extract_heldout(Path(tmp) / 'heldout')
-        dataset = create_dataset('', root)
+        dataset = create_dataset('', str(root))
         dataset.transform = create_transform(**data_config)
         print_predictions(model, dataset)
         top1 = heldout_top1(model, dataset, **data_config)

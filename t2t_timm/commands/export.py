@@ -1,9 +1,10 @@
 """Exported models: ONNX, torch.export, AOTInductor and TorchScript, each compared with the model before it is kept."""
 import logging
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,7 +38,7 @@ class Exported(NamedTuple):
         return f'{self.path}: {self.size / 1e6:.1f} MB; largest difference of a logit {self.max_diff:.1e} over {shapes}'
 
 
-def export_model(model: T2TViT, path: str, format: str = 'onnx') -> Exported:
+def export_model(model: T2TViT, path: str | Path, format: str = 'onnx') -> Exported:
     """Export a model through the framework's own exporter, compare the result with the model, and write the file.
 
     The batch size stays free; so does the image size, from 32 pixels up, of a model made with dynamic_img_size=True
@@ -71,6 +72,7 @@ def export_model(model: T2TViT, path: str, format: str = 'onnx') -> Exported:
         run = _write(write, model, images[0], str(file), format)
         _logger.info('Comparing it with the model ...')
         max_diff = _compare(model, run, images, format)
+        del run  # Windows renames no file that is open, as what reads this one may have it
     return Exported(path, path.stat().st_size, max_diff, [tuple(x.shape) for x in images])
 
 
@@ -150,6 +152,7 @@ def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
         output_names=['logits'],
         verbose=False,
     )
+    assert program is not None  # as dynamo=True gives one
     program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(['logits'], {'x': x.numpy()})[0])

@@ -1,6 +1,6 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
 
 
 def _step_attention(
-        step: torch.nn.Module,
+        step: TokenPerformer | TokenTransformer,
         x: torch.Tensor,
         queries: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +85,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
         image: Image that read_image gave.
     """
     matrices, inputs, hooks = [], [], []
+    block: Any
     for block in model.blocks:
         if hasattr(block, 'attn'):
             block.attn.fused_attn = False
@@ -197,6 +198,7 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
     shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
     _color_bar(parts[0], axes[2], shown, '1 = uniform')
 
+    maps: list[tuple[str, np.ndarray, tuple[int, int] | None]]
     maps = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
     _show_section(parts[1], image, 'Attention of the class token, mean over the heads', maps, heights[1])
     if attention.steps:
@@ -213,7 +215,7 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
 
 
 @torch.no_grad()
-def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: Optional[list[int]] = None):
+def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int] | None = None):
     """Draw the maps of the channels that vary most: of soft-split stages 1 and 2 and of some blocks.
 
     Args:
@@ -234,17 +236,17 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: Optional
         raise UserError(f'{name} has blocks 1 to {depth}, not {", ".join(map(str, blocks))}.')
     x = _to_input(image, model)
     levels = model.tokens_to_token.forward_levels(x, 2)
-    levels += model.forward_intermediates(x, [b - 1 for b in blocks], intermediates_only=True)
+    levels += model.get_intermediate_layers(x, [b - 1 for b in blocks], reshape=True)
     titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
 
     figure = _new_figure(1.7 * (CHANNELS + 2), (1.7 * image.height / image.width + 0.75) * len(levels) + 0.3)
     figure.suptitle(f'{name}, {image.height} x {image.width} pixels: channels that vary most', fontsize=13)
     parts = figure.subfigures(len(levels), 1, squeeze=False)[:, 0]
     for part, title, level in zip(parts, titles, levels, strict=True):
-        maps = level[0].flatten(1).double()
-        std, mean = torch.std_mean(maps, dim=1, keepdim=True)
-        channels = std[:, 0].topk(min(CHANNELS, len(maps))).indices.tolist()
-        maps = ((maps - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
+        flat = level[0].flatten(1).double()
+        std, mean = torch.std_mean(flat, dim=1, keepdim=True)
+        channels = std[:, 0].topk(min(CHANNELS, len(flat))).indices.tolist()
+        maps = ((flat - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
         part.suptitle(f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}', fontsize=11)
         axes = _panels(part, 1, CHANNELS + 2)[0]
         _show_image(axes[0], image, 'image')
@@ -254,7 +256,7 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: Optional
     return figure
 
 
-def save_picture(figure, path: str) -> Path:
+def save_picture(figure, path: str | Path) -> Path:
     """Write a matplotlib Figure as PNG, at once.
 
     Raises:

@@ -7,9 +7,10 @@ import shutil
 import tarfile
 import zlib
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Any, ContextManager, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub.utils import tqdm
 from timm.data import ImageNetInfo
@@ -37,7 +38,8 @@ _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')
 _NAME = re.compile(r'[^/\\:\x00-\x1f]+')  # a file name on every system
 _LABEL = re.compile(r'-?[0-9]{1,9}')
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)  # what reading a tar may end in, beside OSError
+# what reading a tar may end in, beside OSError
+_DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class _Line(NamedTuple):
@@ -107,7 +109,9 @@ def _read_list(file: Path, synsets: list[str]) -> dict[str, _Line]:
     """Return the lines by their names in lower case: some lists say .jpeg where the tar says .JPEG."""
     if not file.is_file():
         raise UserError(f'{file} is {"no file" if file.exists() else "not there"}: name a list of lines {FORM}.')
-    listed, problems, bare, count = {}, defaultdict(list), 0, 0
+    listed: dict[str, _Line] = {}
+    problems: Problems = defaultdict(list)
+    bare = count = 0
     try:
         with open(file, encoding='utf-8-sig') as lines:
             for number, line in enumerate(lines, 1):
@@ -167,10 +171,15 @@ def _check_places(images: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f'{out} is not a folder: name a new one.')
     target = out.resolve()
-    if images.is_dir() and images.resolve() in (target, *target.parents):
+    if images.is_dir() and _is_within(target, images):
         raise UserError(f'{out} lies in {images}, where the images come from: name a folder outside it.')
-    if Path.cwd().is_relative_to(target):
+    if target.is_dir() and _is_within(Path.cwd(), target):
         raise UserError(f'{out} has the current folder in it: name a new one.')
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    # by what they are, not by name: on macOS and Windows names differ in case alone
+    return any(folder.samefile(p) for p in (path, *path.parents) if p.exists())
 
 
 class _Folder:
@@ -181,12 +190,19 @@ class _Folder:
         self.path = path.resolve()
 
     def scan(self) -> Iterator[tuple[str, int, Path]]:
-        for folder, _, files in os.walk(self.path, followlinks=True):
+        seen = set()
+        for folder, folders, files in os.walk(self.path, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link may lead in a circle
+                folders.clear()
+                continue
+            seen.add(real)
             for file in map(Path(folder).joinpath, files):
                 yield file.relative_to(self.path).as_posix(), file.stat().st_size if file.is_file() else -1, file
 
     def write(self, source: Path, part: Path) -> None:
         if self.done == 'linked':
+            text: str | Path
             try:  # a relative one stays right when both folders are moved, or mounted elsewhere
                 text = os.path.relpath(source, part.parent)
             except ValueError:  # on another drive
@@ -209,7 +225,7 @@ class _Tar:
         self.tar = tar
 
     @contextmanager
-    def _undamaged(self, *more: type) -> Iterator[None]:
+    def _undamaged(self, *more: type[Exception]) -> Iterator[None]:
         try:
             yield
         except (*_DAMAGED, *more) as e:
@@ -222,7 +238,9 @@ class _Tar:
                     yield member.name, member.size if member.isreg() else -1, member
 
     def write(self, source: tarfile.TarInfo, part: Path) -> None:
-        with self._undamaged(), self.tar.extractfile(source) as data, open(part, 'wb') as file:
+        data = self.tar.extractfile(source)
+        assert data is not None  # scan says of what is no regular file that it is none
+        with self._undamaged(), data, open(part, 'wb') as file:
             shutil.copyfileobj(data, file)
 
 
@@ -236,7 +254,7 @@ def _open_tar(path: Path) -> Iterator[_Tar]:
         yield _Tar(path, tar)
 
 
-def _open_images(path: Path) -> ContextManager[_Folder | _Tar]:
+def _open_images(path: Path) -> AbstractContextManager[_Folder | _Tar]:
     return nullcontext(_Folder(path)) if path.is_dir() else _open_tar(path)
 
 
@@ -250,8 +268,8 @@ def _match(
     found, problems = {}, defaultdict(list)
     _logger.info(f'Looking for {len(listed):,} images in {place.path}.')
     with tqdm(total=len(listed), desc='Looking', unit='image', delay=1, disable=None) as progress:
-        for path, size, source in place.scan():
-            path = PurePosixPath(path)
+        for name, size, source in place.scan():
+            path = PurePosixPath(name)
             key, folder = path.name.lower(), path.parent.name
             if key not in listed:
                 # other files may lie there, as may what systems hide
@@ -327,4 +345,4 @@ def _write_class_map(work: Path, synsets: list[str]) -> None:
     path, text = work / CLASS_MAP, ''.join(f'{synset}\n' for synset in synsets)
     if not path.is_file() or path.read_text(encoding='utf-8') != text:
         with new_file(path) as part:
-            part.write_text(text, encoding='utf-8')
+            part.write_text(text, encoding='utf-8', newline='\n')

@@ -40,6 +40,8 @@ def extract_heldout(out_dir: str | Path) -> Path:
                 raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is no digit: install t2t-timm again.')
             path = root / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, open(path, 'wb') as target:
+            source = tar.extractfile(member)
+            assert source is not None  # as it is of no folder and no link
+            with source, open(path, 'wb') as target:
                 shutil.copyfileobj(source, target)
     return out_dir

@@ -280,7 +280,8 @@ def _cards() -> dict[str, str]:
         cost = tag_complexity(name)
         counted[name] = dict(params=cost.params, macs=cost.macs, activations=cost.activations)
     if counted != known_complexity():
-        raise UserError(f'hub/complexity.yaml is stale; it should say\n{yaml.safe_dump(counted, sort_keys=False)}')
+        _logger.info(yaml.safe_dump(counted, sort_keys=False))
+        raise UserError('hub/complexity.yaml is stale; it should say what stands above.')
     return {f'{name}.md': tag_card(name) for name in load_manifest()['weights']}
 
 
@@ -308,5 +309,5 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     cards = _cards()
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in cards.items():
-        (folder / name).write_text(text, encoding='utf-8')
+        (folder / name).write_text(text, encoding='utf-8', newline='\n')
     _logger.info(f'{folder}: {len(cards)} cards.')

@@ -1,11 +1,10 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
-import torch.nn as nn
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -41,7 +40,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
+def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity:
     """Count what the published architecture computes for one image, with a model on the meta device.
 
     Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the
@@ -59,7 +58,7 @@ def model_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Comp
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.flops // 2, counter.activations, tuple(input_size), model.num_features)
+    return Complexity(params, counter.flops // 2, counter.activations, input_size, model.num_features)
 
 
 @cache

@@ -4,21 +4,21 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import timm
 import torch
-import torch.nn as nn
 from huggingface_hub.utils import tqdm
 from timm.data import ImageDataset
 from timm.data.loader import adapt_to_chs
-from timm.models import get_pretrained_cfg, list_models
+from timm.models import PretrainedCfg, get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
 from ..errors import UserError
 from ..files import new_folder
 from ..layers import sinusoidal_pos_embed, tokens_grid_size
+from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import check_file, file_hash
 from ..weights.fit import looks_like
@@ -101,9 +101,12 @@ def _label_names(labels: Path) -> list[str]:
         return names
     if not labels.is_file():
         raise UserError(f'There is no folder and no file {labels} to name the classes after.')
-    names = [line.strip() for line in labels.read_text(encoding='utf-8').splitlines()]
-    if '' in names or len(set(names)) < len(names):
-        raise UserError(f'{labels} should name a class on every line, each once.')
+    try:
+        names = [line.strip() for line in labels.read_text(encoding='utf-8-sig').splitlines()]
+    except UnicodeDecodeError as e:
+        raise UserError(f'{labels} is no text in UTF-8: it should name a class on every line.') from e
+    if not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
+        raise UserError(f'{labels} should name a class on every line, each once, in printable characters.')
     return names
 
 
@@ -134,15 +137,21 @@ def _check_out(out: Path) -> None:
         raise UserError(f'There is no directory {out.absolute().parent} to make {out.name} in.')
 
 
-def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
+def _usual_cfg(architecture: str) -> PretrainedCfg:
+    cfg = get_pretrained_cfg(architecture)
+    assert cfg is not None  # every architecture of this package has one
+    return cfg
+
+
+def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> T2TViT:
     """Build the model on the meta device that a checkpoint asks for.
 
     A tag says everything; without one, classes, input channels and image size are the checkpoint's.
     """
     if tag:
-        return timm.create_model(f'{architecture}.{tag}', device='meta')
+        return cast(T2TViT, timm.create_model(f'{architecture}.{tag}', device='meta'))
     state_dict = checkpoint.state_dict
-    cfg = {k: v for k, v in get_pretrained_cfg(architecture).to_dict().items() if k not in _OF_ONE_TAG}
+    cfg = {k: v for k, v in _usual_cfg(architecture).to_dict().items() if k not in _OF_ONE_TAG}
     head = state_dict.get('head.weight')
     cfg['num_classes'] = 0 if head is None or head.ndim != 2 else head.shape[0]
     cfg['input_size'] = (
@@ -152,7 +161,8 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> nn.Module:
     for key in ('mean', 'std'):
         cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # as timm's loader did in training
     # the size stands in the cfg too, but some architectures have one of their own
-    return timm.create_model(architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta')
+    return cast(T2TViT, timm.create_model(
+        architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta'))
 
 
 def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]:
@@ -175,7 +185,7 @@ def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]
     return known or usual
 
 
-def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dict[str, torch.Tensor]:
+def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
     Raises:
@@ -202,7 +212,7 @@ def check_fit(checkpoint: Checkpoint, model: nn.Module, file: str | Path) -> dic
     raise UserError(f'{file} does not fit {_full_name(model)}: {"; ".join(_differences(actual, expected))}.')
 
 
-def _full_name(model: nn.Module) -> str:
+def _full_name(model: T2TViT) -> str:
     cfg = model.pretrained_cfg
     return '.'.join(filter(None, (cfg['architecture'], cfg.get('tag'))))
 
@@ -218,7 +228,7 @@ def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
         ('missing', missing), ('unexpected', unexpected), ('of another shape', wrong)) if names]
 
 
-def describe(folder: Path, model: nn.Module, train_args: dict[str, Any]) -> None:
+def describe(folder: Path, model: T2TViT, train_args: dict[str, Any]) -> None:
     """Write a model's config.json and README.md, the model card, into a folder.
 
     Args:
@@ -231,20 +241,23 @@ def describe(folder: Path, model: nn.Module, train_args: dict[str, Any]) -> None
     _write_config(folder / 'config.json', model, architecture, train_args)
     card = tag_card(_full_name(model)) if cfg.get('tag') else architecture_card(
         architecture, model.num_classes, cfg['input_size'], cfg.get('label_names', ()))
-    (folder / 'README.md').write_text(card, encoding='utf-8')
+    (folder / 'README.md').write_text(card, encoding='utf-8', newline='\n')
 
 
-def _write_config(path: Path, model: nn.Module, architecture: str, train_args: dict[str, Any]) -> None:
+def _write_config(path: Path, model: T2TViT, architecture: str, train_args: dict[str, Any]) -> None:
     # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
     # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
     label_names = model.pretrained_cfg.get('label_names')
     data_config = {k: train_args[k] for k in _PREPROCESSING if k in train_args}
     save_config_for_hf(
-        model, path, model_config={'label_names': list(label_names)} if label_names else None, data_config=data_config)
+        model, str(path),
+        model_config={'label_names': list(label_names)} if label_names else None,
+        data_config=data_config,
+    )
     config = json.loads(path.read_text(encoding='utf-8'))
-    size = get_pretrained_cfg(architecture).input_size
+    size = _usual_cfg(architecture).input_size
     usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
     args = {k: v for k, v in config.pop('model_args').items() if k != 'num_classes' and usual.get(k) != v}
     if args:
         config['model_args'] = args
-    path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8', newline='\n')

@@ -77,7 +77,8 @@ def _edit(text: str, name: str, added: str, newline: str) -> tuple[int, int, str
     return (at, at, line) if at else (len(text), len(text), newline + line)
 
 
-def _pair(mapping: yaml.MappingNode, key: str) -> tuple[yaml.Node, yaml.Node] | None:
+def _pair(mapping: Any, key: str) -> Any:
+    # key and value nodes, as (yaml.Node, yaml.Node), or None; yaml's nodes tell nothing of what is in them
     return next((pair for pair in mapping.value if pair[0].value == key), None)
 
 

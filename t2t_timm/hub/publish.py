@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 from huggingface_hub import HfApi, get_token, hf_hub_download
@@ -17,6 +17,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
 from ..errors import UserError
 from ..files import new_file
+from ..models import T2TViT
 from ..version import __version__
 from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
 from ..weights.manifest import MANIFEST, hub_repo, load_manifest, weight_entry
@@ -30,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 __all__ = ['Published', 'publish']
 
+_FAILURES: tuple[type[Exception], ...] = (*FAILURES, SafetensorError)
 _LOG_IN = 'log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.'
 
 
@@ -87,7 +89,8 @@ def publish(
 
 def _publish_each(known: dict[str, dict[str, Any]], file: Path, write: bool, options: _Options) -> Published:
     before = text = _read(file)
-    outcomes, failed = Counter(), {}
+    outcomes: Counter[str] = Counter()
+    failed: dict[str, str] = {}
     with _work_folder() as work:
         for number, name in enumerate(known, 1):
             _logger.info(f'[{number} of {len(known)}] {name}')
@@ -99,7 +102,7 @@ def _publish_each(known: dict[str, dict[str, Any]], file: Path, write: bool, opt
                     text = with_hub_lines(_read(file) if write else text, name, lines)
                     if write:
                         _write(file, text)
-            except (*FAILURES, SafetensorError) as e:
+            except _FAILURES as e:
                 outcome = 'failed'
                 failed[name] = str(e).removeprefix(f'{name}: ') if isinstance(e, UserError) else reason(e)
                 _logger.warning(f'{name}: failed. {failed[name]}')
@@ -131,7 +134,8 @@ def _check_login(repo: str) -> None:
         error = unreachable(e)
         if error is not None:
             raise error from e
-        if e.response.status_code in (401, 403):  # others: a server of one's own need not know the question
+        # another answer is no refusal: a server of one's own need not know the question
+        if getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403):
             raise UserError(f'{where}the one set is not accepted; {_LOG_IN}') from e
 
 
@@ -194,7 +198,7 @@ def _is_there(name: str, repo: str, known: dict[str, Any], folder: Path) -> bool
     if not {'sha256', 'size'} <= set(known) or (
             hub_file(repo, HF_SAFE_WEIGHTS_NAME) != HubFile(known['sha256'], known['size'])):
         return False
-    describe(folder, timm.create_model(name, device='meta'), {})
+    describe(folder, cast(T2TViT, timm.create_model(name, device='meta')), {})
     small = ((file, (folder / file).read_bytes()) for file in FILES if file != HF_SAFE_WEIGHTS_NAME)
     return all(hub_file(repo, file) == HubFile(git_hash(data), len(data)) for file, data in small)
 
@@ -235,5 +239,5 @@ def _summary(outcomes: Counter[str], failed: dict[str, str]) -> str:
 
 def _diff(before: str, after: str) -> str:
     path = 't2t_timm/weights/manifest.yaml'
-    lines = (text.splitlines(keepends=True) for text in (before, after))
-    return ''.join(difflib.unified_diff(*lines, f'a/{path}', f'b/{path}'))
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    return ''.join(difflib.unified_diff(old, new, f'a/{path}', f'b/{path}'))

@@ -2,7 +2,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -22,7 +22,7 @@ __all__ = ['FILES', 'check_repo', 'default_repo', 'manifest_lines', 'push']
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
 
 
-def push(folder: Path, repo: Optional[str] = None, private: bool = False, dry_run: bool = False) -> str:
+def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: bool = False) -> str:
     """Upload a folder's weights, config and card to the Hub, and return the manifest's lines for them.
 
     The repo is created if there is none. Files that the repo already holds are left alone.
@@ -89,7 +89,7 @@ def manifest_lines(folder: Path) -> str:
     return yaml.safe_dump({'hub': {'sha256': file_hash(file), 'size': file.stat().st_size}}, sort_keys=False)
 
 
-def _read_config(file: Path) -> Dict[str, Any]:
+def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:

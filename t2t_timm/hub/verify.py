@@ -1,14 +1,14 @@
 """What a directory, file or tag of weights is, whether it loads, and how far its logits are from another's."""
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import timm
 import torch
-import torch.nn as nn
 from timm.models import is_model
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
 
 from ..errors import UserError
+from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import file_hash, pretrained_file
 from ..weights.fit import looks_like
@@ -51,7 +51,7 @@ def verify(first: str, second: str | None = None, model: str | None = None) -> V
     return Verdict(lines, good)
 
 
-def _inspect(what: str, model: str | None) -> tuple[list[str], nn.Module | None]:
+def _inspect(what: str, model: str | None) -> tuple[list[str], T2TViT | None]:
     file = _file_of(what)
     lines = [what, f'  file: {file}', f'  size: {file.stat().st_size} bytes', f'  sha256: {file_hash(file)}']
     try:
@@ -83,7 +83,7 @@ def _file_of(what: str) -> Path:
     raise UserError(f'{what} is no directory, no file and no tag; `t2t-timm models` lists the tags.')
 
 
-def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> nn.Module:
+def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:
     if Path(what).is_dir():
         return _configured(what)
     if model is None and not Path(what).exists():
@@ -95,19 +95,19 @@ def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> nn.Modu
     return build_for(*resolve_name(model), checkpoint)
 
 
-def _configured(folder: str) -> nn.Module:
+def _configured(folder: str) -> T2TViT:
     try:
         _, architecture, _ = load_model_config_from_path(folder)
         if not is_model(architecture):
             raise UserError(f'{folder} is of an architecture that timm does not know, {architecture}.')
-        return timm.create_model(f'local-dir:{folder}', device='meta')
+        return cast(T2TViT, timm.create_model(f'local-dir:{folder}', device='meta'))
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
-        raise UserError(f'{folder} has no config.json that timm makes a model of: {e}') from e
+    except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
+        raise UserError(f'{folder} has no config.json that timm makes a model of: {str(e) or type(e).__name__}') from e
 
 
-def _compare(first: nn.Module, second: nn.Module) -> float:
+def _compare(first: T2TViT, second: T2TViT) -> float:
     sizes = [(net.in_chans, *net.img_size) for net in (first, second)]
     if sizes[0] != sizes[1] or first.num_classes != second.num_classes:
         raise UserError(

@@ -1,5 +1,4 @@
 """Attention of the backbone blocks: timm's, able to answer for the class token alone, and the study variants."""
-from typing import Optional, Type
 
 import torch
 import torch.nn as nn
@@ -59,7 +58,7 @@ class _HeadAttention(nn.Module):
             q: torch.Tensor,
             k: torch.Tensor,
             v: torch.Tensor,
-            attn_mask: Optional[torch.Tensor],
+            attn_mask: torch.Tensor | None,
             is_causal: bool,
     ) -> torch.Tensor:
         """Map heads (B, num_heads, N, head_dim) to projected tokens (B, N, dim)."""
@@ -103,7 +102,7 @@ class SqueezeExciteAttention(_HeadAttention):
     def forward(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         B, N, _ = x.shape
@@ -168,7 +167,7 @@ class GhostAttention(_HeadAttention):
     def forward(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         q = self._heads(self.q(x), self.cheap_operation_q.weight)
@@ -184,7 +183,7 @@ class GhostMlp(nn.Module):
             self,
             in_features: int,
             hidden_features: int,
-            act_layer: Type[nn.Module] = nn.GELU,
+            act_layer: type[nn.Module] = nn.GELU,
             drop: float = 0.,
             device=None,
             dtype=None,

@@ -1,5 +1,6 @@
 """Soft split (paper section 3.1, equation 3): overlapping patches of a map, unfolded into tokens."""
-from typing import Tuple
+
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -38,14 +39,14 @@ def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> Tuple[nn.LayerNorm, nn.Linear]:
+def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[nn.LayerNorm, nn.Linear]:
     """Return a LayerNorm without gain and bias, and the linear map that `fold_norm_linear` makes for it.
 
     What is folded already, altered (adapter, quantizer) or observed (hook) is returned as it is.
     """
     if norm.weight is None or not is_plain(norm.weight, norm, linear):
         return norm, linear
-    dd = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
+    dd: dict[str, Any] = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
     folded = nn.Linear(linear.in_features, linear.out_features, **dd)
     # in float64, which some devices do not have: what is folded once need not round as what is folded at every call
     tensors = (norm.weight, norm.bias, linear.weight, linear.bias)

@@ -1,5 +1,6 @@
 """Token Performer: the T2T transformer with linear attention (paper section 3.1; Performer, arXiv 2009.14794)."""
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -21,6 +22,8 @@ class TokenPerformer(nn.Module):
 
     The values are the skip connection, since the width changes.
     """
+
+    w: torch.Tensor
 
     def __init__(
             self,
@@ -112,7 +115,8 @@ class TokenPerformer(nn.Module):
 
     @torch.jit.unused
     def _fused_layer(self, kqv: torch.Tensor) -> torch.Tensor:
-        fc1, _, fc2, drop = self.mlp
+        modules: list[Any] = list(self.mlp)
+        fc1, _, fc2, drop = modules
         y = ops.performer_skip(kqv, self.w, self.eps, self.proj.weight, self.proj.bias, _rate(self.dp))
         return ops.mlp_skip(
             y, self.norm2.weight, self.norm2.bias, self.norm2.eps,

@@ -1,6 +1,6 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
 from functools import partial
-from typing import List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,7 @@ from .token_transformer import TokenTransformer
 __all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
 
 
-def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
+def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16."""
     height, width = img_size
     for split in SOFT_SPLITS:
@@ -23,7 +23,7 @@ def tokens_grid_size(img_size: Tuple[int, int]) -> Tuple[int, int]:
 
 
 @torch.fx.wrap
-def check_image(x: torch.Tensor, in_chans: int, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
+def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None = None) -> torch.Tensor:
     """Return the images (B, in_chans, H, W) as they are, or say what is wrong with them.
 
     Args:
@@ -78,6 +78,8 @@ class TokensToToken(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.token_dim = token_dim
+        layer: type[nn.Module]
+        kwargs: dict[str, Any]
         if token_type == 'performer':
             layer, kwargs = TokenPerformer, dict(dd, drop=token_drop_rate)
         else:
@@ -93,7 +95,7 @@ class TokensToToken(nn.Module):
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
         return self.forward_levels(x, 3, last=True)[0]
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> List[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> list[torch.Tensor]:
         """Return the first num_levels maps from image to tokens, at strides 4, 8 and 16; if last, that one alone."""
         if torch.jit.is_scripting():
             levels = self._levels(x, num_levels)
@@ -101,13 +103,13 @@ class TokensToToken(nn.Module):
         return self._run_levels(x, num_levels, last)
 
     @torch.jit.unused
-    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> List[torch.Tensor]:
+    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> list[torch.Tensor]:
         levels = partial(checkpoint, self._levels) if self.grad_checkpointing else self._levels
         if last and ops.is_unobserved(x, self):
             return [ops.in_parts(lambda x: levels(x, num_levels)[-1], x)]
         return levels(x, num_levels)[-1:] if last else levels(x, num_levels)
 
-    def _levels(self, x: torch.Tensor, num_levels: int) -> List[torch.Tensor]:
+    def _levels(self, x: torch.Tensor, num_levels: int) -> list[torch.Tensor]:
         levels = [self.attention1(x)]
         if num_levels > 1:
             levels.append(self.attention2(levels[0]))
@@ -126,9 +128,9 @@ class TokensToToken(nn.Module):
     def prune_levels(self, num_levels: int) -> None:
         """Drop what only levels past num_levels need."""
         if num_levels < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_levels < 2:
-            self.attention2 = nn.Identity()
+            self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
 
 
 class ConvTokens(nn.Module):
@@ -154,7 +156,7 @@ class ConvTokens(nn.Module):
         """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
         return self.project(self.soft_split1(self.soft_split0(x)))
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> List[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> list[torch.Tensor]:
         """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""
         levels = [self.soft_split0(x)]
         if num_levels > 1:
@@ -166,6 +168,6 @@ class ConvTokens(nn.Module):
     def prune_levels(self, num_levels: int) -> None:
         """Drop what only levels past num_levels need."""
         if num_levels < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_levels < 2:
-            self.soft_split1 = nn.Identity()
+            self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above

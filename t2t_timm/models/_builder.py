@@ -1,9 +1,9 @@
 """How timm builds a T2T-ViT: pretrained cfgs from the manifest, where weights come from, feature pyramids."""
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Type
+from typing import Any
 
-import torch.nn as nn
 from timm.models import build_model_with_cfg, get_pretrained_cfg, load_pretrained, resolve_pretrained_cfg
 
 from ..weights.download import pretrained_file
@@ -14,7 +14,7 @@ from ._features import T2TFeaturePyramid
 _SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # of a pretrained cfg
 
 
-def pretrained_cfgs(*architectures: str) -> Dict[str, Dict[str, Any]]:
+def pretrained_cfgs(*architectures: str) -> dict[str, Any]:
     """Return the pretrained cfgs of architectures: of each of their tags, or a plain one if they have no weights."""
     cfgs = {}
     for architecture in architectures:
@@ -23,7 +23,7 @@ def pretrained_cfgs(*architectures: str) -> Dict[str, Dict[str, Any]]:
     return cfgs
 
 
-def _manifest_name(variant: str, **cfg_args: Any) -> Optional[str]:
+def _manifest_name(variant: str, **cfg_args: Any) -> str | None:
     """Return the architecture.tag whose weights timm would load, or None if the user has named another source."""
     cfg = resolve_pretrained_cfg(variant, **cfg_args)
     name = f'{cfg.architecture}.{cfg.tag}'
@@ -34,13 +34,13 @@ def _manifest_name(variant: str, **cfg_args: Any) -> Optional[str]:
 
 
 def _make_loaded(
-        model_cls: Callable[..., nn.Module],
+        model_cls: Callable[..., Any],
         file: Path,
-        cfg: Dict[str, Any],
+        cfg: dict[str, Any],
         strict: bool,
         has_head: bool,
         **kwargs: Any,
-) -> nn.Module:
+) -> Any:
     """Make a model and load a file into it through timm.
 
     The model's own cfg, which may be saved and published, never gets the path of this machine.
@@ -59,13 +59,13 @@ def _make_loaded(
 
 
 def build_t2t_vit(
-        model_cls: Type[nn.Module],
+        model_cls: Callable[..., Any],
         variant: str,
         pretrained: bool = False,
         pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
         **kwargs: Any,
-) -> nn.Module:
+) -> Any:
     """Build a T2T-ViT, through timm, for an entrypoint.
 
     features_only=True gives the pyramid of strides 4, 8 and 16; feature_cls='getter' timm's view of the blocks.

@@ -1,5 +1,6 @@
 """The feature pyramid that T2T makes on its way from pixels to tokens: strides 4, 8 and 16."""
-from typing import List, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,8 +18,8 @@ class T2TFeaturePyramid(nn.Module):
 
     def __init__(
             self,
-            model: nn.Module,
-            out_indices: Union[int, Sequence[int]] = (0, 1, 2),
+            model: Any,
+            out_indices: int | Sequence[int] = (0, 1, 2),
             output_fmt: str = 'NCHW',
     ) -> None:
         """Wrap a model.
@@ -49,7 +50,8 @@ class T2TFeaturePyramid(nn.Module):
                 f'The feature pyramid has levels 0, 1 and 2 (strides 4, 8 and 16), not {out_indices}. '
                 "For more, use feature_cls='getter': it gives the blocks."
             )
-        self.out_indices, max_index = feature_take_indices(3, out_indices)
+        chosen = out_indices if isinstance(out_indices, int) else list(out_indices)
+        self.out_indices, max_index = feature_take_indices(3, chosen)
         self.feature_info = FeatureInfo(info, tuple(self.out_indices))
         self.num_levels = max_index + 1
         model.prune_intermediate_layers([-1], prune_norm=True)
@@ -64,7 +66,7 @@ class T2TFeaturePyramid(nn.Module):
         """Enable or disable gradient checkpointing."""
         self.model.set_grad_checkpointing(enable)
 
-    def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map images (B, in_chans, H, W) to the chosen levels, finest first if so chosen."""
         levels = self.model.tokens_to_token.forward_levels(self.model.check_image(x), self.num_levels)
         if self.num_levels > 2:

@@ -1,6 +1,7 @@
 """Registration that steps back where timm has grown a model of the same name."""
 import logging
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from timm.models import is_model, model_entrypoint
 from timm.models import register_model as timm_register_model

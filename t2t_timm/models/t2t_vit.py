@@ -5,8 +5,9 @@ Paper: `Tokens-to-Token ViT: Training Vision Transformers From Scratch on ImageN
 
 The state dict is that of the published checkpoints (https://github.com/yitu-opensource/T2T-ViT, Clear BSD License).
 """
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -56,9 +57,12 @@ class T2TViT(nn.Module):
     """
     dynamic_img_size: torch.jit.Final[bool]
 
+    if TYPE_CHECKING:  # what is registered or set from outside is Tensor | Module to nn.Module
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(
             self,
-            img_size: Union[int, Tuple[int, int]] = 224,
+            img_size: int | tuple[int, int] = 224,
             in_chans: int = 3,
             num_classes: int = 1000,
             global_pool: str = 'token',
@@ -76,10 +80,10 @@ class T2TViT(nn.Module):
             attn_drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             token_drop_rate: float = 0.1,
-            norm_layer: Optional[Type[nn.Module]] = None,
+            norm_layer: type[nn.Module] | None = None,
             attn_layer: LayerType = ClassTokenAttention,
-            mlp_layer: Type[nn.Module] = Mlp,
-            make_blocks: Optional[Callable[..., Tuple[nn.Sequential, List[int]]]] = None,
+            mlp_layer: type[nn.Module] = Mlp,
+            make_blocks: Callable[..., tuple[nn.Sequential, list[int]]] | None = None,
             device=None,
             dtype=None,
     ) -> None:
@@ -115,7 +119,7 @@ class T2TViT(nn.Module):
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-5)
+        make_norm: Callable[..., nn.Module] = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         _check_choice('token_type', token_type, TOKEN_TYPES)
         _check_choice('global_pool', global_pool, POOL_TYPES)
         self.num_classes = num_classes
@@ -129,7 +133,7 @@ class T2TViT(nn.Module):
         self._set_img_size(img_size)
 
         if token_type == 'convolution':
-            self.tokens_to_token = ConvTokens(in_chans, embed_dim, token_dim, **dd)
+            self.tokens_to_token: Any = ConvTokens(in_chans, embed_dim, token_dim, **dd)
         else:
             self.tokens_to_token = TokensToToken(token_type, in_chans, embed_dim, token_dim, token_drop_rate, **dd)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
@@ -144,25 +148,25 @@ class T2TViT(nn.Module):
             qkv_bias=qkv_bias,
             proj_drop=proj_drop_rate,
             attn_drop=attn_drop_rate,
-            norm_layer=norm_layer,
+            norm_layer=make_norm,
             attn_layer=attn_layer,
             mlp_layer=mlp_layer,
             **dd,
         )
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
         self.num_features = self.head_hidden_size = self.feature_info[-1]['num_chs']
-        self.norm = norm_layer(self.num_features, **dd)
+        self.norm = make_norm(self.num_features, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
         self.init_weights(needs_reset=False)
 
-    def _set_img_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
-        img_size = to_2tuple(img_size)
-        if len(img_size) != 2 or min(img_size) < 3:
-            raise ValueError(f'img_size must be at least 3 x 3 pixels for the soft splits, not {tuple(img_size)}.')
-        self.img_size = (int(img_size[0]), int(img_size[1]))
+    def _set_img_size(self, img_size: int | tuple[int, int]) -> None:
+        size = tuple(to_2tuple(img_size))
+        if len(size) != 2 or min(size) < 3:
+            raise ValueError(f'img_size must be at least 3 x 3 pixels for the soft splits, not {size}.')
+        self.img_size = (int(size[0]), int(size[1]))
         self.grid_size = tokens_grid_size(self.img_size)
 
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -185,12 +189,12 @@ class T2TViT(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
+    def no_weight_decay(self) -> set[str]:
         """Set of parameters that should not use weight decay."""
         return {'cls_token'}
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Union[str, List]]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
         """Create regex patterns for parameter grouping.
 
         Args:
@@ -215,7 +219,7 @@ class T2TViT(nn.Module):
         """Get the classifier head."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Reset the classifier head.
 
         Args:
@@ -233,7 +237,7 @@ class T2TViT(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
 
-    def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Change the input image size, resampling the position table bicubically.
 
         Args:
@@ -248,7 +252,7 @@ class T2TViT(nn.Module):
             self.pos_embed = self._resampled_pos_embed(self.grid_size, prev_grid_size)
         record_input_size(self, self.img_size)
 
-    def _resampled_pos_embed(self, grid_size: Tuple[int, int], old_grid_size: Tuple[int, int]) -> torch.Tensor:
+    def _resampled_pos_embed(self, grid_size: tuple[int, int], old_grid_size: tuple[int, int]) -> torch.Tensor:
         return resample_abs_pos_embed(
             self.pos_embed,
             new_size=list(grid_size),
@@ -256,7 +260,7 @@ class T2TViT(nn.Module):
             num_prefix_tokens=self.num_prefix_tokens,
         )
 
-    def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, Tuple[int, int]]:
+    def _embed(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Map images to the class token and tokens with positions, (B, 1 + N, C), and their grid."""
         x = self.tokens_to_token(self.check_image(x))
         return self.add_positions(x), (x.shape[2], x.shape[3])
@@ -276,7 +280,7 @@ class T2TViT(nn.Module):
     def forward_blocks(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
             class_token: bool = False,
     ) -> torch.Tensor:
@@ -289,8 +293,8 @@ class T2TViT(nn.Module):
 
     @torch.jit.unused
     def _forward_blocks(self, x: torch.Tensor, class_token: bool) -> torch.Tensor:
-        blocks = list(self.blocks)
-        last = blocks[-1] if blocks else None
+        blocks: list[Any] = list(self.blocks)
+        last: Any = blocks[-1] if blocks else None
         class_token = class_token and isinstance(last, Block) and ops.is_unobserved(x, last, self.norm)
         for blk in blocks[:-1] if class_token else blocks:
             x = checkpoint(blk, x) if self.grad_checkpointing else blk(x)
@@ -299,16 +303,16 @@ class T2TViT(nn.Module):
     def forward_intermediates(
             self,
             x: torch.Tensor,
-            indices: Optional[Union[int, List[int]]] = None,
+            indices: int | list[int] | None = None,
             return_prefix_tokens: bool = False,
             norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
             output_dict: bool = False,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]], Dict[str, Any]]:
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]] | dict[str, Any]:
         """Forward features that returns intermediates.
 
         Args:
@@ -363,10 +367,10 @@ class T2TViT(nn.Module):
 
     def prune_intermediate_layers(
             self,
-            indices: Union[int, List[int]] = 1,
+            indices: int | list[int] = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Prune layers not required for the specified intermediates.
 
         Args:
@@ -388,12 +392,12 @@ class T2TViT(nn.Module):
     def get_intermediate_layers(
             self,
             x: torch.Tensor,
-            n: Union[int, List[int], Tuple[int]] = 1,
+            n: int | list[int] | tuple[int] = 1,
             reshape: bool = False,
             return_prefix_tokens: bool = False,
             norm: bool = False,
-            attn_mask: Optional[torch.Tensor] = None,
-    ) -> List[torch.Tensor]:
+            attn_mask: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
         """Get intermediate layer outputs (DINO interface compatibility).
 
         Args:
@@ -407,26 +411,27 @@ class T2TViT(nn.Module):
         Returns:
             List of intermediates.
         """
-        return self.forward_intermediates(
-            x, n,
+        levels: Any = self.forward_intermediates(
+            x, n,  # type: ignore[arg-type]  # the signatures are timm's, and it takes a tuple
             return_prefix_tokens=return_prefix_tokens,
             norm=norm,
             output_fmt='NCHW' if reshape else 'NLC',
             intermediates_only=True,
             attn_mask=attn_mask,
         )
+        return levels
 
     def forward_features(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to normalized tokens (B, 1 + N, C), class token first."""
         x, _ = self._embed(x)
         return self.norm(self.forward_blocks(x, attn_mask, is_causal))
 
-    def pool(self, x: torch.Tensor, pool_type: Optional[str] = None) -> torch.Tensor:
+    def pool(self, x: torch.Tensor, pool_type: str | None = None) -> torch.Tensor:
         """Pool tokens (B, 1 + N, C) to (B, C), or leave them for pool_type ''."""
         pool_type = self.global_pool if pool_type is None else pool_type
         return global_pool_nlc(x, pool_type=pool_type, num_prefix_tokens=self.num_prefix_tokens)
@@ -439,7 +444,7 @@ class T2TViT(nn.Module):
     def forward(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
@@ -450,15 +455,15 @@ class T2TViT(nn.Module):
 
 def plain_blocks(
         dim: int,
-        drop_path_rates: List[float],
+        drop_path_rates: Sequence[Any],
         **kwargs: Any,
-) -> Tuple[nn.Sequential, List[int]]:
+) -> tuple[nn.Sequential, list[int]]:
     """Return a block for each drop path rate, and the widths of their tokens; further arguments as Block has them."""
     blocks = [Block(dim, drop_path=rate, **kwargs) for rate in drop_path_rates]
     return nn.Sequential(*blocks), [dim] * len(blocks)
 
 
-def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"Unknown {name} {value!r}: use one of {', '.join(map(repr, choices))}.")
 
@@ -469,7 +474,7 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif needs_reset and hasattr(module, 'reset_parameters'):
-        module.reset_parameters()
+        module.reset_parameters()  # type: ignore[operator]  # hasattr tells nothing of an attribute of nn.Module
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(

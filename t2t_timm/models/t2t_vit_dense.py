@@ -1,7 +1,7 @@
 """T2T-ViT-Dense: blocks that append to the channels of the tokens (paper section 4.3, after DenseNet)."""
 from functools import partial
 from types import FunctionType
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -29,7 +29,7 @@ class DenseBlock(Block):
     def forward(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map tokens (B, N, dim) to (B, N, dim + growth_rate)."""
@@ -52,7 +52,7 @@ class Transition(nn.Module):
     def forward(
             self,
             x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
+            attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map tokens (B, N, dim) to (B, N, dim_out); the mask is for the blocks around it."""
@@ -65,7 +65,7 @@ class T2TViTDense(T2TViT):
     def __init__(
             self,
             growth_rate: int = 64,
-            block_config: Tuple[int, ...] = (3, 6, 6, 4),
+            block_config: tuple[int, ...] = (3, 6, 6, 4),
             embed_dim: int = 128,
             num_heads: int = 8,
             mlp_ratio: float = 2.,
@@ -95,13 +95,13 @@ class T2TViTDense(T2TViT):
 
 def dense_blocks(
         dim: int,
-        drop_path_rates: List[float],
+        drop_path_rates: list[float],
         growth_rate: int,
-        block_config: Tuple[int, ...],
+        block_config: tuple[int, ...],
         device=None,
         dtype=None,
         **kwargs: Any,
-) -> Tuple[nn.Sequential, List[int]]:
+) -> tuple[nn.Sequential, list[int]]:
     """Return groups of dense blocks with transitions between them, and the widths of the tokens behind each of these.
 
     Args:
@@ -113,7 +113,8 @@ def dense_blocks(
     """
     dd = {'device': device, 'dtype': dtype}
     rates = iter(drop_path_rates)
-    blocks, widths = [], []
+    blocks: list[nn.Module] = []
+    widths: list[int] = []
     for i, num_blocks in enumerate(block_config):
         if i > 0:
             blocks.append(Transition(dim, dim // 2, **dd))

@@ -1,5 +1,4 @@
 """Attention of one query, the class token's, without keys and values: all that the logits read of the last block."""
-from typing import Optional
 
 import torch
 
@@ -9,7 +8,7 @@ __all__ = ['class_token_attention']
 def class_token_attention(
         x: torch.Tensor,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor],
+        bias: torch.Tensor | None,
         num_heads: int,
         scale: float,
         drop: float = 0.,

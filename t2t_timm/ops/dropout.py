@@ -1,5 +1,4 @@
 """Dropout added to a skip connection: torch's own on a GPU; on a CPU by draws that serve four elements at a time."""
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from .gate import is_recorded
 __all__ = ['add_dropout', 'dropout', 'dropout_backward']
 
 
-def dropout(x: torch.Tensor, drop: float) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+def dropout(x: torch.Tensor, drop: float) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return dropout of x, and what `dropout_backward` needs: None for drop 0.
 
     On a CPU torch draws for one element at a time, on one thread, so that dropping out the map at stride 4 its way
@@ -28,7 +27,7 @@ def dropout(x: torch.Tensor, drop: float) -> Tuple[torch.Tensor, Optional[torch.
     return dropout_backward(x, draws, drop), draws
 
 
-def dropout_backward(grad: torch.Tensor, mask: Optional[torch.Tensor], drop: float) -> torch.Tensor:
+def dropout_backward(grad: torch.Tensor, mask: torch.Tensor | None, drop: float) -> torch.Tensor:
     """Return the gradient of dropout: grad times 0 or 1 / (1 - drop), as `mask` says."""
     if mask is None:
         return grad

@@ -4,7 +4,6 @@ A layer asks about algebra (`is_plain`, `is_unobserved`): may the modules that i
 operation asks about execution (`is_recorded`, `is_compiled`): who runs what it computes?
 """
 import os
-from typing import Tuple
 
 import torch
 import torch.nn as nn
@@ -80,7 +79,7 @@ def is_unobserved(x: torch.Tensor, *modules: nn.Module) -> bool:
     return True
 
 
-def is_plain(x: torch.Tensor, *modules: nn.Module, idle: Tuple[nn.Module, ...] = ()) -> bool:
+def is_plain(x: torch.Tensor, *modules: nn.Module, idle: tuple[nn.Module, ...] = ()) -> bool:
     """Return True if reading the weights of the modules is enough, instead of calling them with x.
 
     They have to be torch's own and unobserved. Adapters (LoRA) and quantizers put modules, or weights, of their own in

@@ -1,5 +1,4 @@
 """GELU and linear map of an MLP, which on a CPU keep less for their gradient."""
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ def keeps_less() -> bool:
     return torch.is_grad_enabled() and not is_compiled()
 
 
-def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return `linear(gelu(x))`; on a CPU its gradient keeps x and makes gelu(x) again.
 
     The activation is the widest tensor of a block, as wide as x. To make it again costs a CPU a hundredth of the block;
@@ -32,11 +31,12 @@ def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tens
     """
     if not keeps_less() or not x.requires_grad or x.device.type != 'cpu':
         return F.linear(F.gelu(x), weight, bias)
-    return _gelu_linear(*cast(product_dtype(x), x, weight, bias))
+    dtype = product_dtype(x)
+    return _gelu_linear(cast(x, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
 
 
 @autocast_off
-def _gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+def _gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return _GeluLinear.apply(x, weight, bias)
 
 
@@ -63,9 +63,9 @@ def mlp_skip(
         norm_bias: torch.Tensor,
         eps: float,
         weight1: torch.Tensor,
-        bias1: torch.Tensor,
+        bias1: torch.Tensor | None,
         weight2: torch.Tensor,
-        bias2: torch.Tensor,
+        bias2: torch.Tensor | None,
         drop: float = 0.,
 ) -> torch.Tensor:
     """Return `x + dropout(linear2(gelu(linear1(norm(x)))))`, in the dtype of x throughout.
@@ -76,12 +76,12 @@ def mlp_skip(
         norm_bias: Its bias, (D,).
         eps: Its eps.
         weight1: Weight of the first linear map, (hidden, D).
-        bias1: Its bias, (hidden,).
+        bias1: Its bias, (hidden,), or None.
         weight2: Weight of the second linear map, (D, hidden).
-        bias2: Its bias, (D,).
+        bias2: Its bias, (D,), or None.
         drop: Dropout rate, in training.
     """
-    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = cast(
-        x.dtype, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    norm_weight, norm_bias, weight1, weight2 = (cast(t, x.dtype) for t in (norm_weight, norm_bias, weight1, weight2))
+    bias1, bias2 = (None if t is None else cast(t, x.dtype) for t in (bias1, bias2))
     y = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
     return add_dropout(x, gelu_linear(F.linear(y, weight1, bias1), weight2, bias2), drop)

@@ -1,6 +1,6 @@
 """A batch in parts, so that what a module passes on stays in a CPU's caches."""
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

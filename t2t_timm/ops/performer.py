@@ -13,7 +13,6 @@ whose share goes to nothing: an attention sink. All is a share of something, at 
 keeps its meaning. The linear map that follows acts on the m x dim product, R (P'v W'), the sink having a row of zeros.
 """
 import math
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ def performer_attention(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-        weight: Optional[torch.Tensor] = None,
+        weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the attention a of equation (1), or W a, in float32 or wider: e(x) reaches e^16, past float16.
 
@@ -84,8 +83,8 @@ def performer_skip(
     """
     if is_recorded():
         y = performer_attention(kqv, w, eps, widen(weight)) + widen(bias)
-        return add_dropout(kqv[..., 2 * w.shape[1]:], *cast(kqv.dtype, y), drop)
-    w, weight, bias = cast(kqv.dtype, w, weight, bias)
+        return add_dropout(kqv[..., 2 * w.shape[1]:], cast(y, kqv.dtype), drop)
+    w, weight, bias = (cast(t, kqv.dtype) for t in (w, weight, bias))
     if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
     r, _, _, z = _shares(kqv, w, eps)
@@ -98,7 +97,7 @@ def _add_product(
         r: torch.Tensor,
         s: torch.Tensor,
         drop: float,
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return v + dropout(r s + bias), and what the dropout's gradient needs."""
     if drop == 0.:
         return (v + bias).baddbmm_(r, s), None
@@ -110,7 +109,7 @@ def _shares(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return R, (B, N, m + SINKS), E, (B, N, m), N, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
     m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)

@@ -1,6 +1,7 @@
 """In which dtype a fused operation computes: autocast's for its products, float32 or wider for its statistics."""
+from collections.abc import Callable
 from functools import wraps
-from typing import Callable, Optional, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -27,14 +28,14 @@ def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
     return run
 
 
-def cast(dtype: torch.dtype, *tensors: Optional[torch.Tensor]) -> list[Optional[torch.Tensor]]:
-    """Return the tensors in a dtype; None stays None."""
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x in a dtype; a graph that is recorded gets no node for nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:
     """Return x in float32, or in float64 if it is."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x if x.dtype == torch.float64 else cast(x, torch.float32)
 
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:

@@ -22,7 +22,6 @@ ten bits of them are enough (TF32, float16). The e_j are a channel of the image 
 
 Maps of many channels (`_moments`). Their channels differ, so that s^2 is not small beside m^2: r = 0.
 """
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 def soft_split_linear(
         x: torch.Tensor,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor],
+        bias: torch.Tensor | None,
         kernel_size: int,
         stride: int,
         padding: int,
@@ -61,8 +60,8 @@ def fold_norm_linear(
         norm_weight: torch.Tensor,
         norm_bias: torch.Tensor,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
+        bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold a LayerNorm's affine part and its centring into the linear map that follows it.
 
     Args:
@@ -81,11 +80,11 @@ def fold_norm_linear(
 
 def soft_split_norm_linear(
         x: torch.Tensor,
-        norm_weight: Optional[torch.Tensor],
-        norm_bias: Optional[torch.Tensor],
+        norm_weight: torch.Tensor | None,
+        norm_bias: torch.Tensor | None,
         eps: float,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor],
+        bias: torch.Tensor | None,
         kernel_size: int,
         stride: int,
         padding: int,
@@ -114,13 +113,14 @@ def soft_split_norm_linear(
 def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias, *split):
     eager = not is_compiled()
     if norm_weight is not None:
-        weight, bias = fold_norm_linear(*cast(widen(weight).dtype, norm_weight, norm_bias, weight, bias))
+        weight, bias = fold_norm_linear(
+            widen(norm_weight), widen(norm_bias), widen(weight), None if bias is None else widen(bias))
     if _has_two_scales(*split):
         x, weight, mean, mean_square = _two_scale(x, weight, dtype, eager, *split)
     else:
         mean, mean_square = _moments(x, eager, *split)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
-    x, weight, rstd, bias = cast(dtype, x, weight, rstd, bias)
+    x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
     y = _convolve(x, weight, None, eager, *split)
     return _scale_and_shift(y, rstd, bias.view(-1, 1, 1), eager).flatten(2).transpose(1, 2)
 
@@ -155,7 +155,7 @@ def _two_scale(
         kernel_size: int,
         stride: int,
         padding: int,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return d with e as its last channel, F with the columns F 1_j, and mean and mean square of u - r.
 
     Args:
@@ -240,7 +240,7 @@ def _with_parts(kernels: torch.Tensor, stride: int, padding: int) -> torch.Tenso
     return torch.cat([kernels, F.pad(parts, (padding, after, padding, after))], dim=1)
 
 
-def _moments(x: torch.Tensor, eager: bool, *split: int) -> Tuple[torch.Tensor, torch.Tensor]:
+def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)

@@ -1,6 +1,5 @@
 """Training recipes: YAML files for timm's train.py --config."""
 from pathlib import Path
-from typing import List
 
 from ..errors import UserError
 
@@ -9,7 +8,7 @@ __all__ = ['recipe_names', 'recipe_path']
 _DIR = Path(__file__).parent
 
 
-def recipe_names() -> List[str]:
+def recipe_names() -> list[str]:
     """Return the names of all recipes, sorted."""
     return sorted(path.stem for path in _DIR.glob('*.yaml'))
 

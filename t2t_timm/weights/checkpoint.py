@@ -1,10 +1,12 @@
 """Checkpoint files of every published format: recognised by their bytes, read without running a pickle."""
 import argparse
 import json
+import os
 import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from zipfile import ZIP_STORED, ZipFile
 
 import safetensors.torch
 import torch
@@ -13,10 +15,14 @@ from safetensors import SafetensorError
 from ..errors import UserError
 from .names import official_names, pop_aux_head, wrappers
 from .paddle import from_paddle, load_paddle
+from .pickles import dry_run
 
 __all__ = ['Checkpoint', 'read_checkpoint']
 
+_LEGACY_PICKLES = 5  # magic number, protocol, kinds of integers, what was saved, list of storages
 _TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Checkpoint(NamedTuple):
@@ -52,8 +58,27 @@ _READ_PAST = [
 ]
 
 
+def _check_torch(file: BinaryIO) -> None:
+    # torch unpacks what it finds, whatever its size, and trusts the pickle's copies
+    size = os.fstat(file.fileno()).st_size
+    if file.read(2) != b'PK':
+        file.seek(0)
+        dry_run(file, size, _LEGACY_PICKLES)
+        return
+    with ZipFile(file) as members:
+        for info in members.infolist():
+            if info.compress_type != ZIP_STORED or info.file_size > size:
+                raise ValueError(f'its part {info.filename!r} is compressed, which torch.save does not do')
+        for name in members.namelist():
+            if name.endswith('/data.pkl'):
+                with members.open(name) as pickled:
+                    dry_run(pickled, size, 1)
+
+
 def _load_torch(file: BinaryIO) -> Any:
     try:
+        _check_torch(file)
+        file.seek(0)
         with torch.serialization.safe_globals([argparse.Namespace, *_READ_PAST]):
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises nearly anything for a damaged file
@@ -98,15 +123,24 @@ def _load(path: Path) -> tuple[Any, str]:
 
 
 def _unwrap(loaded: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    key, *others = wrappers(loaded) or [None]
-    if key is None:
+    if not wrappers(loaded):
         return loaded
+    key, *others = wrappers(loaded)
     notes.append(f'weights under {key}' + (f', leaving {", ".join(others)} aside' if others else ''))
     return loaded[key]
 
 
 def _are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == count and all(isinstance(v, (int, float)) for v in value)
+
+
+def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
+    for name, value in state_dict.items():
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
+            raise UserError(f'{path} holds {name!r}, which is no plain tensor of floating-point numbers.')
+    said = sum(v.numel() * v.element_size() for v in state_dict.values())
+    if said > path.stat().st_size:  # a tensor can be one number, repeated by its strides
+        raise UserError(f'{path} is damaged: its tensors should have {said} bytes, more than the file.')
 
 
 def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +196,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         notes.append('names without their module. prefix')
     state_dict = official_names({
         k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)})
+    _check_tensors(state_dict, path)
     aux = pop_aux_head(state_dict)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')

@@ -3,9 +3,10 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
+from typing import Any, TypeVar, Union
 from zipfile import is_zipfile
 
 from huggingface_hub import hf_hub_download
@@ -37,8 +38,10 @@ T = TypeVar('T')
 PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
-_HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP library beneath, which huggingface_hub has changed twice
-FAILURES = (OSError, ValueError, RuntimeError, _HTTPError)  # that a download or an upload may end in
+# of the HTTP library beneath, which huggingface_hub has changed twice
+_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+# that a download or an upload may end in
+FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, _HTTPError)
 
 
 class DownloadError(UserError):
@@ -49,7 +52,7 @@ class IntegrityError(UserError):
     """A file is not the one that the manifest describes."""
 
 
-def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
+def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
     """Return the local file of an architecture.tag's weights, downloaded if need be and checked.
 
     A file inside the package is taken from there. Others come from the Hub repo `<namespace>/<architecture>.<tag>`
@@ -95,7 +98,7 @@ def pretrained_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
         raise DownloadError(_advice(name, str(e))) from e.__cause__
 
 
-def check_file(file: PathLike, known: Dict[str, Any], name: str) -> List[str]:
+def check_file(file: PathLike, known: dict[str, Any], name: str) -> list[str]:
     """Compare a file with what is known of it.
 
     Args:
@@ -139,10 +142,14 @@ def file_hash(file: PathLike, algorithm: str = 'sha256') -> str:
     return digest.hexdigest()
 
 
-def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike | None) -> Path:
     def download() -> str:
         return hf_hub_download(
-            repo, HF_SAFE_WEIGHTS_NAME, cache_dir=cache_dir, library_name='t2t-timm', library_version=__version__)
+            repo, HF_SAFE_WEIGHTS_NAME,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            library_name='t2t-timm',
+            library_version=__version__,
+        )
 
     try:
         file = retrying(download, name)
@@ -160,7 +167,7 @@ def _hub_file(name: str, repo: str, known: Dict[str, Any], cache_dir: Optional[P
     return Path(file)
 
 
-def release_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
+def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
     """Return the local file of the publisher's release of an architecture.tag, downloaded if need be and checked.
 
     Args:
@@ -193,7 +200,7 @@ def release_file(name: str, cache_dir: Optional[PathLike] = None) -> Path:
     return file
 
 
-def _download_release(entry: Dict[str, Any], part: Path) -> None:
+def _download_release(entry: dict[str, Any], part: Path) -> None:
     # what an earlier run has left is only continued where a hash tells whether beginning and end belong together
     resume = any(key.startswith('sha') for key in entry)
     with open(part, 'ab' if resume else 'wb') as f:
@@ -207,11 +214,11 @@ def _download_release(entry: Dict[str, Any], part: Path) -> None:
             raise
 
 
-def release_path(entry: Dict[str, Any], cache_dir: Optional[PathLike]) -> Path:
+def release_path(entry: dict[str, Any], cache_dir: PathLike | None) -> Path:
     return Path(cache_dir or get_cache_dir()).expanduser() / entry['file']
 
 
-def _check_download(file: PathLike, known: Dict[str, Any], name: str) -> None:
+def _check_download(file: PathLike, known: dict[str, Any], name: str) -> None:
     try:
         check_file(file, known, name)
     except IntegrityError as e:

@@ -3,7 +3,7 @@ import logging
 import math
 import re
 from functools import lru_cache
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 __all__ = ['adapt_stem', 'checkpoint_filter_fn', 'looks_like', 'resample_positions']
 
 
-def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, torch.Tensor]:
+def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, torch.Tensor]:
     """Adapt the layer that reads the image to another number of channels, as timm adapts a convolution.
 
     More channels repeat the checkpoint's, the weights scaled down. For one channel the weights are summed, and a grey
@@ -76,19 +76,19 @@ def adapt_stem(state_dict: Dict[str, torch.Tensor], in_chans: int) -> Dict[str, 
 _ADAPTED = re.compile(r'tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
 
 
-def _shapes(state_dict: Dict[str, torch.Tensor]) -> Dict[str, Tuple[int, ...]]:
+def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     # an adapted tensor keeps its name; the head may be missing
     shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not k.startswith('head.')}
     return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
 
 
 @lru_cache(maxsize=None)
-def _architecture_shapes(architecture: str) -> Dict[str, Tuple[int, ...]]:
+def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     model = model_entrypoint(architecture)(device='meta')
     return dict(_shapes(model.state_dict()), pos_embed=tuple(model.pos_embed.shape))
 
 
-def looks_like(state_dict: Dict[str, Any]) -> Optional[str]:
+def looks_like(state_dict: dict[str, Any]) -> str | None:
     """Return the architecture that a checkpoint's names and shapes are those of, or None.
 
     Classes, input channels and image size may differ. Of architectures that differ in none of the others (t2t_vit_14,
@@ -109,7 +109,7 @@ def looks_like(state_dict: Dict[str, Any]) -> Optional[str]:
     return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
 
 
-def _check_architecture(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> None:
+def _check_architecture(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
     if not any(k.startswith('tokens_to_token.') for k in state_dict):
         names = ', '.join(list(state_dict)[:3])
         raise ValueError(f'This checkpoint holds no T2T-ViT: it has no tokens_to_token, it begins with {names}.')
@@ -124,7 +124,7 @@ def _check_architecture(state_dict: Dict[str, torch.Tensor], model: nn.Module) -
 
 def resample_positions(
         pos_embed: torch.Tensor,
-        model: nn.Module,
+        model: Any,  # a T2TViT, which this room cannot import
         came_with_cfg: bool = False,
 ) -> torch.Tensor:
     """Return a checkpoint's position table (1, 1 + N, C) for a model's grid, resampled bicubically if that differs.
@@ -160,7 +160,7 @@ def resample_positions(
     return resample_abs_pos_embed(pos_embed, list(model.grid_size), old_size=list(grid), verbose=True)
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
     """Make a checkpoint fit a model: names, input channels and position grid.
 
     Args:

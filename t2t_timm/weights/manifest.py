@@ -2,7 +2,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Any
 
 import yaml
 
@@ -15,7 +15,7 @@ MANIFEST = DATA_DIR / 'manifest.yaml'
 
 
 @lru_cache(maxsize=None)
-def load_manifest() -> Dict[str, Any]:
+def load_manifest() -> dict[str, Any]:
     """Return the whole manifest, each weight completed with its name, its dataset's fields and its url."""
     with open(MANIFEST, encoding='utf-8') as f:
         manifest = yaml.safe_load(f)
@@ -31,7 +31,7 @@ def load_manifest() -> Dict[str, Any]:
     return manifest
 
 
-def weight_entry(name: str) -> Dict[str, Any]:
+def weight_entry(name: str) -> dict[str, Any]:
     """Return the manifest's entry of an architecture.tag.
 
     Raises:
@@ -40,12 +40,12 @@ def weight_entry(name: str) -> Dict[str, Any]:
     return load_manifest()['weights'][name]
 
 
-def hub_repo(name: str, namespace: Optional[str] = None) -> str:
+def hub_repo(name: str, namespace: str | None = None) -> str:
     """Return the Hub repo of an architecture.tag; T2T_TIMM_HUB_NAMESPACE overrides the default namespace."""
     return f"{namespace or os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
 
 
-def pretrained_cfg(name: str) -> Dict[str, Any]:
+def pretrained_cfg(name: str) -> dict[str, Any]:
     """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights."""
     cfg = dict(
         num_classes=1000,
@@ -75,7 +75,7 @@ def pretrained_cfg(name: str) -> Dict[str, Any]:
 
 
 @lru_cache(maxsize=None)
-def published_sizes() -> Set[Tuple[int, int]]:
+def published_sizes() -> set[tuple[int, int]]:
     """Return the image sizes (H, W), in pixels, of the published weights."""
     return {pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights']}
 

@@ -1,7 +1,7 @@
 """The official names of a state dict: what they say, and how those of other frameworks and wrappers become them."""
 import logging
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from ..layers import SOFT_SPLITS
 
@@ -39,26 +39,26 @@ def token_type(architecture: str) -> str:
     return {'t_': 'transformer', 'c_': 'convolution'}.get(letter, 'performer')
 
 
-def first_layer(state_dict: Dict[str, Any]) -> Optional[str]:
+def first_layer(state_dict: dict[str, Any]) -> str | None:
     """Return the name of the layer that reads the image, or None if a state dict has none of the known ones."""
     return next((name for name in FIRST_LAYERS.values() if f'{name}.weight' in state_dict), None)
 
 
-def input_channels(state_dict: Dict[str, Any]) -> int:
+def input_channels(state_dict: dict[str, Any]) -> int:
     """Return how many channels of an image a state dict reads, 0 if it does not say."""
-    weight = state_dict.get(f'{first_layer(state_dict)}.weight')
+    weight: Any = state_dict.get(f'{first_layer(state_dict)}.weight')
     ndim = getattr(weight, 'ndim', 0)
     if ndim == 2 and weight.shape[1] % PATCH_SIZE == 0:
         return weight.shape[1] // PATCH_SIZE
     return weight.shape[1] if ndim == 4 else 0
 
 
-def wrappers(checkpoint: Dict[str, Any]) -> List[str]:
+def wrappers(checkpoint: dict[str, Any]) -> list[str]:
     """Return the keys under which a checkpoint holds state dicts, averaged weights first, as timm prefers them."""
     return [key for key in _WRAPPERS if isinstance(checkpoint.get(key), dict)]
 
 
-def official_names(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+def official_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict without the prefixes of DDP and torch.compile, OpenMMLab's names as the official ones."""
     state_dict = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in state_dict.items()}
     if any(k.startswith('backbone.') for k in state_dict):
@@ -67,7 +67,7 @@ def official_names(state_dict: Dict[str, Any]) -> Dict[str, Any]:
     return state_dict
 
 
-def pop_aux_head(state_dict: Dict[str, Any], prefix: str = '') -> List[str]:
+def pop_aux_head(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
     """Take token labeling's auxiliary head, which the models do not have, out of a state dict; return its names."""
     names = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
     for name in names:
@@ -75,7 +75,7 @@ def pop_aux_head(state_dict: Dict[str, Any], prefix: str = '') -> List[str]:
     return names
 
 
-def rename_keys(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+def rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict under the official names, without wrappers and without token labeling's auxiliary head.
 
     Args:

@@ -3,17 +3,18 @@
 The unpickler never hands out numpy's or any other real class. What a file calls numpy's is a stand-in here, which takes
 the bytes, the type and the shape of an array and checks them.
 """
+import os
 import pickle
 import re
-import struct
 from collections.abc import Callable
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 
 from ..errors import UserError
+from .pickles import GuardedUnpickler
 
 __all__ = ['from_paddle', 'load_paddle']
 
@@ -45,7 +46,7 @@ class _Array:
         self.value = _make_array(data, dtype, shape, 'F' if is_fortran else 'C')
 
 
-def _make_array(data: Any, dtype: Any, shape: Any, order: str = 'C') -> np.ndarray:
+def _make_array(data: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C') -> np.ndarray:
     if not isinstance(dtype, _DType) or not isinstance(data, (bytes, bytearray)):
         raise pickle.UnpicklingError('an array without bytes or type')
     flat = np.frombuffer(data, np.dtype(dtype.code))
@@ -54,19 +55,8 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str = 'C') -> np.ndarr
     return flat.reshape(shape, order=order)
 
 
-class _Unpickler(pickle._Unpickler):
-    """Admits numpy arrays and the containers that paddle.save puts them in.
-
-    Of pickle's two implementations the one in Python: the other allocates a table as long as the file says. It does so
-    for a bytearray itself, whence the override.
-    """
-    dispatch = dict(pickle._Unpickler.dispatch)
-
-    def load_bytearray8(self) -> None:
-        """Read as many bytes as there are, at most as many as the file says."""
-        self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+class _Unpickler(GuardedUnpickler):
+    """Admits numpy arrays and the containers that paddle.save puts them in."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         module = re.sub(r'^numpy\._core\b', 'numpy.core', module)
@@ -92,15 +82,18 @@ class _Unpickler(pickle._Unpickler):
         return _make_array(data, dtype, shape, 'F' if order == 'F' else 'C')
 
     def _encode(self, text: str, encoding: str) -> bytes:
+        self.spend(text)
         return text.encode('latin1')  # how pickle protocol 2 writes bytes
 
     def _bytes(self) -> bytes:
         return b''  # and how it writes none
 
     def _tuple(self, items: Any = ()) -> tuple:
+        self.spend(items)
         return tuple(items)
 
     def _ordered_dict(self, items: Any = ()) -> dict:
+        self.spend(items)
         return dict(items)
 
 
@@ -119,15 +112,18 @@ _ADMITTED = {
 }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, done: dict[int, Any]) -> Any:
     # arrays in place of their stand-ins; a tensor inside another dict is saved as (name, array)
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        return _plain(value[1])
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if k != PARAMETER_NAMES}
-    return value
+        return _plain(value[1], done)
+    if not isinstance(value, dict):
+        return value
+    if id(value) not in done:  # a dict may hold another twice, which holds a third twice, and so on
+        result = done[id(value)] = {}
+        result.update({k: _plain(v, done) for k, v in value.items() if k != PARAMETER_NAMES})
+    return done[id(value)]
 
 
 def load_paddle(file: BinaryIO) -> dict[str, Any]:
@@ -140,7 +136,7 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
     try:
-        loaded = _plain(_Unpickler(file).load())
+        loaded = _plain(_Unpickler(file, os.fstat(file.fileno()).st_size).load(), {})
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
         raise UserError(

@@ -329,6 +329,14 @@ def test_mistakes_in_the_arguments(mistake, argv, words):
     assert words in mistake(*argv)
 
 
+def test_links_in_a_circle_are_followed_once(handed_out):
+    for name in ('a', 'b', 'c'):
+        os.symlink('.', f'flat/{name}')
+        os.symlink('..', f'flat/{name}{name}')  # leads to the tar's folder, and back
+    assert main(['val-tree', 'flat', 'val.txt', 'val']) == 0
+    assert files('val') == expected()
+
+
 def test_another_list_does_not_go_on(mistake):
     write_folder('val.incomplete', [(f'{SYNSETS[66]}/{NAMES[0]}', IMAGES[NAMES[0]])])
     assert 'val.incomplete has something else in it: take that out' in mistake('flat', 'val.txt', 'val')

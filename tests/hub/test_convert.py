@@ -190,6 +190,17 @@ def test_label_names_that_do_not_fit(tmp_path, photos, labels, classes, words):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('content, words', [
+    ('a\nb\nc'.encode('utf-16'), 'no text in UTF-8'),
+    (b'a\nb\n\x1b[31mc', 'in printable characters'),
+])
+def test_label_names_that_are_no_text(tmp_path, content, words):
+    torch.save(published.tiny(num_classes=3), tmp_path / 'own.pth')
+    (tmp_path / 'names.txt').write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out', tmp_path / 'names.txt')
+
+
 def test_a_tag_has_its_label_names(tiny_file, photos):
     with pytest.raises(UserError, match='which go without a tag: --model test_t2t_vit'):
         convert(tiny_file, 'test_t2t_vit.mnist', tiny_file.parent / 'out', photos)

@@ -1,0 +1,93 @@
+"""Pickles of foreign files: nothing is made of what they name, and time and memory stay what their size explains."""
+import pickle
+import struct
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
+
+__all__ = ['GuardedUnpickler', 'dry_run']
+
+_ROOM = 4  # times its own size that a file may have copied: texts become bytes, and these an array
+
+
+class GuardedUnpickler(pickle._Unpickler):
+    """Unpickler of files whose author may wish harm; subclasses say what find_class admits.
+
+    Of pickle's two implementations the one in Python: the other allocates a table as long as the file says. It does so
+    for a bytearray itself, whence the override.
+
+    Args:
+        file: Open binary file.
+        size: Bytes of the whole file.
+    """
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    append: Callable[[Any], None]  # both set by load
+    read: Callable[[int], bytes]
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(file, encoding='latin1')
+        self.room = 1 << 20 | _ROOM * size
+
+    def spend(self, value: Any) -> None:
+        """Count a copy of a value: a short file can ask for a long one again and again.
+
+        Raises:
+            pickle.UnpicklingError: The copies are larger than the file explains.
+        """
+        self.room -= len(value) if hasattr(type(value), '__len__') else 0
+        if self.room < 0:
+            raise pickle.UnpicklingError('it unpacks to more than its size explains')
+
+    def load_bytearray8(self) -> None:
+        """Read as many bytes as there are, at most as many as the file says."""
+        self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class _Anything(dict):
+    """Stands for whatever a pickle makes; takes what is done to it and does nothing."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # may stand for a key
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        """Take an item."""
+
+    def extend(self, items: Any) -> None:
+        """Take items."""
+
+
+class _DryUnpickler(GuardedUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        def new(cls: type, *args: Any) -> _Anything:
+            for value in args:
+                self.spend(value)
+            return _Anything.__new__(cls)
+
+        return type(name, (_Anything,), {'__new__': new})
+
+    def persistent_load(self, pid: Any) -> _Anything:
+        return _Anything()
+
+
+def dry_run(file: IO[bytes], size: int, count: int) -> None:
+    """Read pickles, making nothing of them, before another unpickler does.
+
+    torch's own puts what cannot be called into its error as text, which a dict of the same dict twice, and so on, can
+    make endless; and it copies a list as often as a file asks.
+
+    Args:
+        file: Open binary file.
+        size: Bytes of the whole file.
+        count: How many pickles follow one another.
+
+    Raises:
+        Exception: Of nearly any kind; the pickle is damaged.
+    """
+    for _ in range(count):
+        _DryUnpickler(file, size).load()

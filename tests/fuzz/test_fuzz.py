@@ -1,0 +1,51 @@
+"""Some of the cases of `make fuzz`, the same ones each time; and that it notices what it looks for."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2t_timm.errors import UserError
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux has them')
+
+
+def test_seeded_cases():
+    from fuzz.run import fuzz
+    outcomes, findings = fuzz([f'{kind}:{seed}' for kind in ('checkpoint', 'tree') for seed in range(25)])
+    assert not findings
+    assert sum(outcomes.values()) == 50 and len(outcomes) >= 4, outcomes  # some succeed, some are refused
+
+
+@pytest.mark.parametrize('harm, words', [
+    (lambda folder: 1 / 0, 'ZeroDivisionError'),
+    (lambda folder: os.system('true'), 'os.system'),
+    (lambda folder: Path('/nowhere/x').mkdir(), 'os.mkdir'),
+    (lambda folder: leave(folder), 'left behind'),
+    (lambda folder: refuse(''), 'no message of one line'),
+], ids=['exception', 'execution', 'outside', 'left', 'message'])
+def test_what_is_looked_for_is_found(tmp_path, harm, words):
+    from fuzz.worker import Watch, call
+    watch = Watch()
+    watch.folder = str(tmp_path)
+    try:
+        _, found = call(watch, tmp_path, harm, tmp_path)
+    finally:
+        watch.folder = None
+    assert any(words in what for what in found), found
+
+
+def refuse(message):
+    raise UserError(message)
+
+
+def leave(folder):
+    (folder / 'x').write_text('x')
+    refuse('A sentence.')
+
+
+def test_a_process_that_dies_is_found():
+    from fuzz.run import fuzz
+    outcomes, findings = fuzz(['nothing:1', 'checkpoint:0'])  # there are no such cases, which ends the process
+    assert 'killed the process' in findings['nothing:1'] and list(findings) == ['nothing:1']
