@@ -58,7 +58,7 @@ class T2TFeaturePyramid(nn.Module):
         model.tokens_to_token.prune_levels(self.num_levels)
         if self.num_levels < 3:  # nothing behind the tokens-to-token module is needed
             model.blocks, model.norm = nn.Sequential(), nn.Identity()
-            model.cls_token = model.pos_embed = None
+            model.cls_token = model.reg_token = model.pos_embed = None
         self.model = model
 
     @torch.jit.ignore

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 from timm.layers import (
+    AttentionPoolLatent,
     LayerType,
+    PatchDropout,
     calculate_drop_path_rates,
     get_device_dtype,
     global_pool_nlc,
@@ -41,11 +43,12 @@ from ..layers import (
 from ..weights.fit import resample_positions
 from ..weights.names import pop_aux_head
 from ._builder import build_t2t_vit, pretrained_cfgs
+from ._patch_embed import PatchEmbedView
 from ._registry import register_model
 
 __all__ = ['T2TViT']
 
-POOL_TYPES = ('token', 'avg', 'avgmax', 'max', '')
+POOL_TYPES = ('token', 'avg', 'avgmax', 'max', 'map', '')
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 
 
@@ -73,9 +76,13 @@ class T2TViT(nn.Module):
             num_heads: int = 6,
             mlp_ratio: float = 3.,
             qkv_bias: bool = False,
+            class_token: bool = True,
+            no_embed_class: bool = False,
+            reg_tokens: int = 0,
             dynamic_img_size: bool = False,
             drop_rate: float = 0.,
             pos_drop_rate: float = 0.,
+            patch_drop_rate: float = 0.,
             proj_drop_rate: float = 0.,
             attn_drop_rate: float = 0.,
             drop_path_rate: float = 0.,
@@ -93,7 +100,8 @@ class T2TViT(nn.Module):
             img_size: Input image size (H, W), in pixels.
             in_chans: Number of image input channels.
             num_classes: Number of classes for the classification head, 0 for none.
-            global_pool: Pooling of the final tokens: 'token', 'avg', 'avgmax', 'max', or '' for none.
+            global_pool: Pooling of the final tokens: 'token', 'avg', 'avgmax', 'max', 'map' (attention with a learned
+                query), or '' for none.
             token_type: 'performer', 'transformer' or 'convolution' tokens (paper section 3.1; 4.3 for the last).
             token_dim: Width of the tokens inside the tokens-to-token module.
             embed_dim: Width of the backbone's tokens.
@@ -101,9 +109,13 @@ class T2TViT(nn.Module):
             num_heads: Number of attention heads.
             mlp_ratio: Ratio of the MLP's hidden width to embed_dim.
             qkv_bias: Add a bias to query, key and value; the published models have none.
+            class_token: Use a class token.
+            no_embed_class: Give positions to the tokens of the grid alone, not to class token and registers.
+            reg_tokens: Number of register tokens.
             dynamic_img_size: Take images of any size, resampling the position table.
             drop_rate: Head dropout rate.
             pos_drop_rate: Dropout rate after the position table.
+            patch_drop_rate: Share of the grid's tokens that training leaves out.
             proj_drop_rate: Dropout rate after the projections of attention and MLP.
             attn_drop_rate: Attention dropout rate.
             drop_path_rate: Stochastic depth rate of the last block.
@@ -115,18 +127,23 @@ class T2TViT(nn.Module):
                 which returns the blocks and the width of each one's tokens; by default plain blocks.
 
         Raises:
-            ValueError: Unknown global_pool or token_type, or an img_size below 3 x 3 pixels.
+            ValueError: Unknown global_pool or token_type, global_pool 'token' without a class token, or an img_size
+                below 3 x 3 pixels.
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        make_norm: Callable[..., nn.Module] = norm_layer or partial(nn.LayerNorm, eps=1e-5)
+        make_norm: Any = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         _check_choice('token_type', token_type, TOKEN_TYPES)
-        _check_choice('global_pool', global_pool, POOL_TYPES)
+        self.has_class_token = class_token
+        self._check_global_pool(global_pool)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
+        self.num_reg_tokens = reg_tokens
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.no_embed_class = no_embed_class
+        self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
         self.dynamic_img_size = dynamic_img_size
         self.grad_checkpointing = False
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the stem, timm need not
@@ -136,10 +153,13 @@ class T2TViT(nn.Module):
             self.tokens_to_token: Any = ConvTokens(in_chans, embed_dim, token_dim, **dd)
         else:
             self.tokens_to_token = TokensToToken(token_type, in_chans, embed_dim, token_dim, token_drop_rate, **dd)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        num_tokens = self.grid_size[0] * self.grid_size[1]
-        self.register_buffer('pos_embed', torch.empty(1, self.num_prefix_tokens + num_tokens, embed_dim, **dd))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim, **dd)) if reg_tokens else None
+        num_positions = self.num_prefix_positions + self.grid_size[0] * self.grid_size[1]
+        self.register_buffer('pos_embed', torch.empty(1, num_positions, embed_dim, **dd))
         self.pos_drop = nn.Dropout(p=pos_drop_rate)
+        self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens) if patch_drop_rate else nn.Identity()
+        self.norm_pre = nn.Identity()
         self.blocks, widths = (make_blocks or plain_blocks)(
             embed_dim,
             calculate_drop_path_rates(drop_path_rate, depth),
@@ -157,6 +177,11 @@ class T2TViT(nn.Module):
             dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
         self.num_features = self.head_hidden_size = self.feature_info[-1]['num_chs']
         self.norm = make_norm(self.num_features, **dd)
+        self.attn_pool = None
+        if global_pool == 'map':
+            self.attn_pool = AttentionPoolLatent(
+                self.num_features, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_layer=make_norm, **dd)
+        self.fc_norm = nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
@@ -175,10 +200,20 @@ class T2TViT(nn.Module):
         Args:
             needs_reset: Also call reset_parameters() of modules that have it; needed after `to_empty()`.
         """
+        table = sinusoidal_pos_embed(1 + self.grid_size[0] * self.grid_size[1], self.embed_dim)
         with torch.no_grad():
-            self.pos_embed.copy_(sinusoidal_pos_embed(self.pos_embed.shape[1], self.embed_dim))
-        trunc_normal_(self.cls_token, std=.02)
+            self.pos_embed.copy_(self.join_positions(table[:, :1], table[:, 1:]))
+        for tokens in (self.cls_token, self.reg_token):
+            if tokens is not None:
+                trunc_normal_(tokens, std=.02)
         named_apply(partial(_init_weights, needs_reset=needs_reset), self)
+
+    def join_positions(self, class_token: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Return the table of class token (1, 1, C), registers, whose rows are zeros, and grid (1, N, C)."""
+        if self.no_embed_class:
+            return grid
+        registers = grid.new_zeros(1, self.num_reg_tokens, grid.shape[-1])
+        return torch.cat([class_token[:, :int(self.has_class_token)], registers, grid], dim=1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # any route may bring an official file: of token labeling, or of another image size
@@ -191,7 +226,7 @@ class T2TViT(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Set of parameters that should not use weight decay."""
-        return {'cls_token'}
+        return {'cls_token', 'reg_token'}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
@@ -204,7 +239,7 @@ class T2TViT(nn.Module):
             Dictionary mapping group names to regex patterns.
         """
         return dict(
-            stem=r'^cls_token|pos_embed|tokens_to_token',
+            stem=r'^cls_token|reg_token|pos_embed|tokens_to_token',
             blocks=[(r'^blocks\.(\d+)', None), (r'^norm', (99999,))],
         )
 
@@ -224,18 +259,27 @@ class T2TViT(nn.Module):
 
         Args:
             num_classes: Number of classes for the new classifier, 0 for none.
-            global_pool: Pooling type, None to keep the current one.
+            global_pool: Pooling type, None to keep the current one. 'map' has weights, so it can be left but not taken.
 
         Raises:
-            ValueError: Unknown global_pool.
+            ValueError: Unknown global_pool, 'token' without a class token, or 'map' where the model has another.
         """
         dd = get_device_dtype(self)
         if global_pool is not None:
-            _check_choice('global_pool', global_pool, POOL_TYPES)
+            self._check_global_pool(global_pool)
+            if global_pool != 'map':
+                self.attn_pool = None
+            elif self.attn_pool is None:
+                raise ValueError("global_pool='map' has weights of its own: create the model with it.")
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
+
+    def _check_global_pool(self, global_pool: str) -> None:
+        _check_choice('global_pool', global_pool, POOL_TYPES)
+        if global_pool == 'token' and not self.has_class_token:
+            raise ValueError("global_pool='token' needs the class token: use another, or class_token=True.")
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Change the input image size, resampling the position table bicubically.
@@ -257,25 +301,48 @@ class T2TViT(nn.Module):
             self.pos_embed,
             new_size=list(grid_size),
             old_size=list(old_grid_size),
-            num_prefix_tokens=self.num_prefix_tokens,
+            num_prefix_tokens=self.num_prefix_positions,
         )
 
+    @property
+    @torch.jit.unused
+    def patch_embed(self) -> PatchEmbedView:
+        """The tokens-to-token module as timm's PatchEmbed: made at each access, it changes no state dict."""
+        return PatchEmbedView(self)
+
     def _embed(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Map images to the class token and tokens with positions, (B, 1 + N, C), and their grid."""
+        """Map images to the tokens (B, P + N, C) that the blocks read, P prefix tokens first, and their grid."""
         x = self.tokens_to_token(self.check_image(x))
-        return self.add_positions(x), (x.shape[2], x.shape[3])
+        grid_size = (x.shape[2], x.shape[3])
+        return self.norm_pre(self.patch_drop(self.add_positions(x))), grid_size
 
     def check_image(self, x: torch.Tensor) -> torch.Tensor:
         """Return images (B, in_chans, H, W) as they are, or raise a ValueError that says what is wrong with them."""
         # through the module that defines it, where fx finds it wrapped
         return tokens_to_token.check_image(x, self.in_chans, None if self.dynamic_img_size else self.img_size)
 
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        # what timm's ViT does with the result of patch_embed, by timm's name
+        x = x.permute(0, 3, 1, 2) if self.dynamic_img_size else x.transpose(1, 2).unflatten(2, self.grid_size)
+        return self.add_positions(x)
+
     def add_positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Map the grid of tokens (B, C, H', W') to class token and tokens with positions, (B, 1 + N, C)."""
-        H, W = x.shape[-2:]
-        pos_embed = self._resampled_pos_embed((H, W), self.grid_size) if self.dynamic_img_size else self.pos_embed
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-        return self.pos_drop(x + pos_embed)
+        """Map the grid of tokens (B, C, H', W') to prefix tokens and tokens with positions, (B, P + N, C)."""
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            pos_embed = self._resampled_pos_embed((x.shape[2], x.shape[3]), self.grid_size)
+        x = x.flatten(2).transpose(1, 2)
+        if self.no_embed_class:
+            x = x + pos_embed
+        tokens = [x]
+        if self.reg_token is not None:
+            tokens.insert(0, self.reg_token.expand(x.shape[0], -1, -1))
+        if self.cls_token is not None:
+            tokens.insert(0, self.cls_token.expand(x.shape[0], -1, -1))
+        x = torch.cat(tokens, dim=1)
+        if not self.no_embed_class:
+            x = x + pos_embed
+        return self.pos_drop(x)
 
     def forward_blocks(
             self,
@@ -284,7 +351,7 @@ class T2TViT(nn.Module):
             is_causal: bool = False,
             class_token: bool = False,
     ) -> torch.Tensor:
-        """Map tokens (B, 1 + N, C) through the blocks; if class_token, what returns may be the class token alone."""
+        """Map tokens (B, P + N, C) through the blocks; if class_token, what returns may be the class token alone."""
         if torch.jit.is_scripting() or attn_mask is not None or is_causal:
             for blk in self.blocks:
                 x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -319,9 +386,9 @@ class T2TViT(nn.Module):
             x: Images of shape (B, in_chans, H, W).
             indices: Take last n blocks if int, all if None, select matching indices if sequence.
             return_prefix_tokens: Return both prefix and spatial intermediate tokens.
-            norm: Apply the final norm to all intermediates.
+            norm: Apply the final norm to all intermediates that are as wide.
             stop_early: Stop iterating over blocks when the last desired intermediate is hit.
-            output_fmt: Shape of the intermediates, 'NCHW' or 'NLC'.
+            output_fmt: Shape of the intermediates, 'NCHW' or 'NLC'; tokens that are dropped leave no map.
             intermediates_only: Only return the intermediates.
             output_dict: Return a dictionary with 'image_features', 'image_intermediates' and, if asked for,
                 'image_intermediates_prefix'.
@@ -330,12 +397,17 @@ class T2TViT(nn.Module):
 
         Returns:
             (final tokens, intermediates), the intermediates alone, or a dictionary.
+
+        Raises:
+            ValueError: 'NCHW' in training with a patch_drop_rate.
         """
         assert output_fmt in ('NCHW', 'NLC'), 'Output format must be one of NCHW or NLC.'
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        intermediates = []
+        intermediates: list[Any] = []
 
         x, (H, W) = self._embed(x)
+        if output_fmt == 'NCHW' and x.shape[1] != self.num_prefix_tokens + H * W:
+            raise ValueError("patch_drop_rate leaves no whole map in training: use output_fmt='NLC' or evaluate.")
         for i, blk in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
             if attn_mask is not None or is_causal:
                 x = blk(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -344,7 +416,7 @@ class T2TViT(nn.Module):
             else:
                 x = blk(x)
             if i in take_indices:
-                intermediates.append(self.norm(x) if norm else x)
+                intermediates.append(self._norm(x) if norm else x)
 
         prefix_tokens = [y[:, :self.num_prefix_tokens] for y in intermediates]
         intermediates = [y[:, self.num_prefix_tokens:] for y in intermediates]
@@ -352,18 +424,22 @@ class T2TViT(nn.Module):
             intermediates = [y.transpose(1, 2).reshape(y.shape[0], -1, H, W).contiguous() for y in intermediates]
 
         if output_dict:
-            result = {'image_intermediates': intermediates}
-            if return_prefix_tokens:
+            result: dict[str, Any] = {'image_intermediates': intermediates}
+            if return_prefix_tokens and self.num_prefix_tokens:
                 result['image_intermediates_prefix'] = prefix_tokens
             if not intermediates_only:
-                result['image_features'] = self.norm(x)
+                result['image_features'] = self._norm(x)
             return result
 
-        if return_prefix_tokens:
+        if return_prefix_tokens and self.num_prefix_tokens:
             intermediates = list(zip(intermediates, prefix_tokens, strict=True))
         if intermediates_only:
             return intermediates
-        return self.norm(x), intermediates
+        return self._norm(x), intermediates
+
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        # the tokens of earlier blocks may be of another width (T2T-ViT-Dense), which the final norm does not know
+        return self.norm(x) if x.shape[-1] == self.num_features else x
 
     def prune_intermediate_layers(
             self,
@@ -427,18 +503,20 @@ class T2TViT(nn.Module):
             attn_mask: torch.Tensor | None = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        """Map images (B, in_chans, H, W) to normalized tokens (B, 1 + N, C), class token first."""
+        """Map images (B, in_chans, H, W) to normalized tokens (B, P + N, C), class token and registers first."""
         x, _ = self._embed(x)
         return self.norm(self.forward_blocks(x, attn_mask, is_causal))
 
     def pool(self, x: torch.Tensor, pool_type: str | None = None) -> torch.Tensor:
-        """Pool tokens (B, 1 + N, C) to (B, C), or leave them for pool_type ''."""
+        """Pool tokens (B, P + N, C) to (B, C), or leave them for pool_type ''; 'map' is not replaced by pool_type."""
+        if self.attn_pool is not None:
+            return self.attn_pool(x[:, self.num_prefix_tokens:])
         pool_type = self.global_pool if pool_type is None else pool_type
         return global_pool_nlc(x, pool_type=pool_type, num_prefix_tokens=self.num_prefix_tokens)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Map tokens (B, 1 + N, C) to logits (B, num_classes), or to what the classifier reads if pre_logits."""
-        x = self.head_drop(self.pool(x))
+        """Map tokens (B, P + N, C) to logits (B, num_classes), or to what the classifier reads if pre_logits."""
+        x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
     def forward(
@@ -473,6 +551,8 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -
         trunc_normal_(module.weight, std=.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, AttentionPoolLatent):
+        module.init_weights()
     elif needs_reset and hasattr(module, 'reset_parameters'):
         module.reset_parameters()  # type: ignore[operator]  # hasattr tells nothing of an attribute of nn.Module
 

@@ -142,9 +142,8 @@ def _scale_and_shift(y: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, 
 
 
 def _has_two_scales(kernel_size: int, stride: int, padding: int) -> bool:
-    # a patch ends in the next cell, whose first pixel lies in the image or the patch reads padding, which varies enough;
-    # such a pixel stands in every row and column of patches, at any size of the image; the whole cell has 2 x 2 pixels
-    # in the image for the differences
+    # a patch ends in the next cell, whose first pixel lies in the image or the patch reads padding, which varies;
+    # at any size each row and column of patches has such a cell; the whole cell has 2 x 2 pixels for the differences
     return kernel_size - stride == padding + 1 <= stride - 1
 
 

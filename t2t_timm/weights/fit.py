@@ -76,9 +76,12 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
 _ADAPTED = re.compile(r'tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
 
 
+_OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$')
+
+
 def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    # an adapted tensor keeps its name; the head may be missing
-    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not k.startswith('head.')}
+    # an adapted tensor keeps its name; what depends on options of the model may be missing
+    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not _OPTIONAL.match(k)}
     return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
 
 
@@ -130,7 +133,8 @@ def resample_positions(
     """Return a checkpoint's position table (1, 1 + N, C) for a model's grid, resampled bicubically if that differs.
 
     A table does not say whether its N positions are 4 x 9 or 6 x 6. Known are the grids of the model, of its pretrained
-    cfg, and of the published files.
+    cfg, and of the published files. Nor does it say how many prefix tokens it has: as many as the model's, or the class
+    token alone, as published.
 
     Args:
         pos_embed: Position table of the checkpoint.
@@ -142,22 +146,27 @@ def resample_positions(
     """
     if pos_embed.ndim != 3 or pos_embed.shape[2] != model.embed_dim:
         return pos_embed  # load_state_dict says what is wrong with it
-    num_tokens = pos_embed.shape[1] - model.num_prefix_tokens
     cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
     cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or model.img_size
     sizes = (cfg_size, model.img_size) if came_with_cfg else (model.img_size, cfg_size)
     grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
-    grid = next((grid for grid in grids if math.prod(grid) == num_tokens), None)
+    num_prefix, grid = next((
+        (num_prefix, grid) for num_prefix in (model.num_prefix_positions, 1) for grid in grids
+        if num_prefix + math.prod(grid) == pos_embed.shape[1]), (0, None))
     if grid is None:
+        num_tokens = pos_embed.shape[1] - model.num_prefix_positions
         raise ValueError(
             f'The checkpoint has positions of {num_tokens} tokens, this model of {model.grid_size[0]} x '
             f'{model.grid_size[1]}, and nothing says which rows and columns the {num_tokens} form. Create the model '
             'with the img_size that the checkpoint was trained with, load it, and then call '
             f'set_input_size({model.img_size}).'
         )
-    if grid == model.grid_size:
+    if grid != model.grid_size:
+        pos_embed = resample_abs_pos_embed(
+            pos_embed, list(model.grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
+    if num_prefix == model.num_prefix_positions:
         return pos_embed
-    return resample_abs_pos_embed(pos_embed, list(model.grid_size), old_size=list(grid), verbose=True)
+    return model.join_positions(pos_embed[:, :1], pos_embed[:, 1:])
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
@@ -172,6 +181,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
     """
     state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
     _check_architecture(state_dict, model)
+    if not model.has_class_token:
+        state_dict.pop('cls_token', None)
     if 'pos_embed' in state_dict:
         state_dict['pos_embed'] = resample_positions(state_dict['pos_embed'], model, came_with_cfg=True)
     return state_dict
