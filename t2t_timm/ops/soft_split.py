@@ -142,9 +142,9 @@ def _scale_and_shift(y: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, 
 
 
 def _has_two_scales(kernel_size: int, stride: int, padding: int) -> bool:
-    # a patch ends in the next cell, whose corner lies in the image or the patch reads padding, which varies enough;
-    # the whole cell has 2 x 2 pixels in the image for the differences
-    return 0 < kernel_size - stride <= padding + 1 <= stride - 1 and padding <= kernel_size - stride
+    # A patch ends in the next cell, whose first pixel lies in the image, or it reads padding and varies enough. Such a
+    # pixel stands in each row and column of patches, at any size. The whole cell has 2 x 2 pixels for the differences.
+    return kernel_size - stride == padding + 1 <= stride - 1
 
 
 def _two_scale(

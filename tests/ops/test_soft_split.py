@@ -54,7 +54,8 @@ def errors(actual, expected):
     width=st.integers(3, 40),
     in_chans=st.integers(1, 5),
     batch=st.integers(1, 3),
-    split=st.sampled_from([FIRST, SECOND, (5, 4, 1), (5, 3, 2), (4, 4, 0), (3, 1, 1), (7, 5, 2), (8, 4, 2)]),
+    split=st.sampled_from([
+        FIRST, SECOND, (5, 4, 1), (6, 4, 1), (6, 4, 2), (5, 3, 2), (4, 4, 0), (3, 1, 1), (7, 5, 2), (8, 4, 2)]),
     flat=st.booleans(),
     image_grad=st.booleans(),
 )
