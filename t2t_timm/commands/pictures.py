@@ -48,7 +48,8 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
 def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
     mean, std = (torch.tensor(model.pretrained_cfg[k][:model.in_chans]) for k in ('mean', 'std'))
-    return ((pixels.reshape(*model.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
+    x = ((pixels.reshape(*model.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
+    return x.to(model.pos_embed.device)
 
 
 def _step_attention(
@@ -63,10 +64,10 @@ def _step_attention(
     """
     tokens = step.norm1(soft_split(x, step.kernel_size, step.stride, step.padding))[0]
     if isinstance(step, TokenTransformer):
-        q, k, _ = step.attn.qkv(tokens).chunk(3, dim=-1)
+        q, k, _ = step.attn.qkv(tokens).cpu().chunk(3, dim=-1)
         return (q[queries] @ k.T * step.attn.scale).softmax(dim=-1), torch.ones(len(queries))
-    k, q, _ = step.kqv(tokens).double().chunk(3, dim=-1)
-    w = step.w.double()
+    k, q, _ = step.kqv(tokens).cpu().double().chunk(3, dim=-1)  # some devices have no float64
+    w = step.w.cpu().double()
     k, q = (t @ w.T - t.square().sum(dim=-1, keepdim=True) / 2 for t in (k, q[queries]))  # log phi, but for 1 / sqrt(m)
     logs = torch.stack([torch.logsumexp(k + row, dim=-1) for row in q])  # large norms would leave the range of exp
     total = torch.logsumexp(logs, dim=-1).exp() / len(w)
@@ -90,7 +91,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
         if hasattr(block, 'attn'):
             block.attn.fused_attn = False
             hooks.append(block.attn.attn_drop.register_forward_hook(
-                lambda m, args, out: matrices.append(out[0].mean(dim=0))))
+                lambda m, args, out: matrices.append(out[0].mean(dim=0).cpu())))
     steps = [m for m in model.tokens_to_token.children() if isinstance(m, TokenPerformer | TokenTransformer)]
     for step in steps:
         hooks.append(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
@@ -243,7 +244,7 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int
     figure.suptitle(f'{name}, {image.height} x {image.width} pixels: channels that vary most', fontsize=13)
     parts = figure.subfigures(len(levels), 1, squeeze=False)[:, 0]
     for part, title, level in zip(parts, titles, levels, strict=True):
-        flat = level[0].flatten(1).double()
+        flat = level[0].flatten(1).cpu().double()
         std, mean = torch.std_mean(flat, dim=1, keepdim=True)
         channels = std[:, 0].topk(min(CHANNELS, len(flat))).indices.tolist()
         maps = ((flat - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
