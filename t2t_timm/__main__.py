@@ -1,4 +1,4 @@
-"""python -m t2t_timm SCRIPT ARGS...: run any script with the models registered, for those who turn the hook off."""
+"""python -m t2t_timm SCRIPT ARGS...: run any script with the models registered, where the start-up hook is off."""
 import runpy
 import sys
 from pathlib import Path

@@ -138,7 +138,7 @@ def test_extract_refuses_an_archive_that_escapes(tmp_path, monkeypatch, name, ki
     with tarfile.open(tmp_path / 'bad.tar', 'w') as tar:
         tar.addfile(info)
     monkeypatch.setattr(t2t_timm.digits, '_ARCHIVE', tmp_path / 'bad.tar')
-    with pytest.raises(UserError, match='which is no digit'):
+    with pytest.raises(UserError, match='which is not a digit'):
         extract_heldout(tmp_path / 'out')
     assert [p.name for p in tmp_path.iterdir()] == ['bad.tar']
 

@@ -27,9 +27,9 @@ class Classified(NamedTuple):
 
 
 def find_images(names: list[str]) -> list[str]:
-    """Return the files behind names of files, folders (searched to the bottom) and globs, in order.
+    """Return the files behind names of files, folders (searched recursively) and globs, in order.
 
-    A name that is none of these is returned as it is, for whoever opens it to complain.
+    A name that is none of these is returned unchanged, so that opening it fails with a message.
     """
     files = []
     for name in names:
@@ -56,7 +56,7 @@ def _class_names(model: T2TViT) -> list[str]:
 
 
 def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Classified:
-    """Classify images with a pretrained model, its own preprocessing before it.
+    """Classify images with a pretrained model and its own preprocessing.
 
     Args:
         names: Files, folders and globs.

@@ -1,4 +1,4 @@
-"""Exported models: ONNX, torch.export, AOTInductor and TorchScript, each compared with the model before it is kept."""
+"""Export to ONNX, torch.export, AOTInductor and TorchScript, each compared with the model before it is kept."""
 import logging
 import warnings
 from collections.abc import Callable
@@ -35,14 +35,14 @@ class Exported(NamedTuple):
 
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, shape)) for shape in self.shapes)
-        return f'{self.path}: {self.size / 1e6:.1f} MB; largest difference of a logit {self.max_diff:.1e} over {shapes}'
+        return f'{self.path}: {self.size / 1e6:.1f} MB; largest difference in a logit {self.max_diff:.1e} over {shapes}'
 
 
 def export_model(model: T2TViT, path: str | Path, format: str = 'onnx') -> Exported:
     """Export a model through the framework's own exporter, compare the result with the model, and write the file.
 
     The batch size stays free; so does the image size, from 32 pixels up, of a model made with dynamic_img_size=True
-    (TorchScript takes whatever the model takes).
+    (TorchScript takes what the model takes).
 
     Args:
         model: Model to export; it is exported in float32, for evaluation, on the CPU.
@@ -51,7 +51,7 @@ def export_model(model: T2TViT, path: str | Path, format: str = 'onnx') -> Expor
             'torchscript'.
 
     Returns:
-        The file, its size in bytes, the largest difference of a logit, and the shapes of the images compared.
+        The file, its size in bytes, the largest difference in a logit, and the shapes of the images compared.
 
     Raises:
         UserError: An unknown format, a missing package or compiler, an exporter that is too old for this, no folder to

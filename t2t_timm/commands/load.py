@@ -1,4 +1,4 @@
-"""The model that a command is told of."""
+"""The model that a command is given."""
 from typing import Any
 
 import timm
@@ -22,13 +22,13 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
         UserError: No such model, no weights for it, or no T2T-ViT.
     """
     if ':' not in name and not is_model(name):
-        raise UserError(f'timm knows no model {name!r}: `t2t-timm models` lists those with weights.')
+        raise UserError(f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.')
     if ':' not in name and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
-        raise UserError(f'{name} is no T2T-ViT: `t2t-timm models` lists those with weights.')
+        raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
     try:
         model = timm.create_model(name, pretrained=not untrained, **kwargs)
     except (RuntimeError, FileNotFoundError, TypeError) as e:
         raise UserError(f'{name}: {e}') from e
     if not isinstance(model, T2TViT):
-        raise UserError(f'{name} is no T2T-ViT but a {type(model).__name__}.')
+        raise UserError(f'{name} is a {type(model).__name__}, not a T2T-ViT.')
     return model.eval()

@@ -27,14 +27,14 @@ class Attention(NamedTuple):
 
 
 def read_image(file: str, model: T2TViT) -> Image.Image:
-    """Read an image as the model sees it: its colours, the middle of it, resized to model.img_size.
+    """Read an image as the model sees it: its colour channels, centre-cropped and resized to model.img_size.
 
     Raises:
-        UserError: No such file, no image, or a model of neither 1 nor 3 channels.
+        UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
     """
     mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
     if mode is None:
-        raise UserError(f'A picture has 1 or 3 channels, the model reads {model.in_chans}.')
+        raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
     if max(model.img_size) > MAX_SIZE:
         raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     try:
@@ -258,7 +258,7 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int
 
 
 def save_picture(figure, path: str | Path) -> Path:
-    """Write a matplotlib Figure as PNG, at once.
+    """Write a matplotlib Figure as PNG; the file appears whole or not at all.
 
     Raises:
         UserError: No folder to write to.

@@ -1,4 +1,4 @@
-"""ImageNet's validation set as it is handed out, laid out as the ImageFolder that timm's validate.py reads."""
+"""ImageNet's validation images, as downloaded, sorted into the class folders that timm's validate.py reads."""
 import logging
 import lzma
 import os
@@ -54,10 +54,10 @@ class _Image(NamedTuple):
 
 
 def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
-    """Lay validation images out in a folder a class, named by synset in timm's order; return what was done, as text.
+    """Sort validation images into one folder per class, named by synset in timm's order; return what was done, as text.
 
     Images of a folder are linked to, those of a tar extracted. All is checked first. The tree is made in
-    OUT.incomplete, renamed when it is complete; the next run goes on where one was interrupted. A tree that has lost
+    OUT.incomplete, renamed when it is complete; the next run resumes an interrupted one. A tree that has lost
     images gets them back. timm numbers the folders that it finds, so a tree without images of some classes gets a class
     map too.
 
@@ -121,7 +121,7 @@ def _read_list(file: Path, synsets: list[str]) -> dict[str, _Line]:
                 if fields:
                     _read_line(fields, f'line {number} {line.strip()[:80]!r}', listed, problems, synsets)
     except UnicodeDecodeError as e:
-        raise UserError(f'{file} is no text: name a list of lines {FORM}.') from e
+        raise UserError(f'{file} is not a text file: name a file with lines {FORM}.') from e
     if bare and bare == count:
         raise UserError(
             f'{file} has labels without names, like the {DEVKIT_LIST} of the devkit, which numbers the classes in '
@@ -174,7 +174,7 @@ def _check_places(images: Path, out: Path) -> None:
     if images.is_dir() and _is_within(target, images):
         raise UserError(f'{out} lies in {images}, where the images come from: name a folder outside it.')
     if target.is_dir() and _is_within(Path.cwd(), target):
-        raise UserError(f'{out} has the current folder in it: name a new one.')
+        raise UserError(f'{out} contains the current folder: name a new one.')
 
 
 def _is_within(path: Path, folder: Path) -> bool:
@@ -229,7 +229,9 @@ class _Tar:
         try:
             yield
         except (*_DAMAGED, *more) as e:
-            raise UserError(f'{self.path} is damaged or cut off, get it again: {str(e) or type(e).__name__}') from e
+            raise UserError(
+                f'{self.path} is damaged or cut off, download it again: '
+                f'{str(e) or type(e).__name__}') from e
 
     def scan(self) -> Iterator[tuple[str, int, tarfile.TarInfo]]:
         with self._undamaged(OSError):
@@ -249,7 +251,7 @@ def _open_tar(path: Path) -> Iterator[_Tar]:
     try:
         tar = tarfile.open(path)
     except _DAMAGED as e:
-        raise UserError(f'{path} is no folder and no tar that can be read: name a folder or a tar of images.') from e
+        raise UserError(f'{path} is neither a folder nor a readable tar: name a folder or a tar of images.') from e
     with tar:
         yield _Tar(path, tar)
 
@@ -320,7 +322,7 @@ def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
 
 
 def _make_room(out: Path, target: Path) -> None:
-    """Take an empty folder out of the way, now rather than when all is done."""
+    """Remove an empty folder in the way now, so that it cannot fail at the end."""
     if target.is_dir() and not any(target.iterdir()):
         try:
             target.rmdir()

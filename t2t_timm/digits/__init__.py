@@ -20,7 +20,7 @@ def heldout_names() -> list[str]:
 
 
 def extract_heldout(out_dir: str | Path) -> Path:
-    """Write the held-out images as an ImageFolder, a folder a class in the order of the labels, and return its path.
+    """Write the held-out images as an ImageFolder, one folder per class in the order of the labels; return its path.
 
     Args:
         out_dir: Folder to write; made if missing.
@@ -37,7 +37,7 @@ def extract_heldout(out_dir: str | Path) -> Path:
     with new_folder(out_dir) as root, tarfile.open(_ARCHIVE) as tar:
         for member in tar:
             if not member.isreg() or not _NAME.fullmatch(member.name):
-                raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is no digit: install t2t-timm again.')
+                raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is not a digit: install t2t-timm again.')
             path = root / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
             source = tar.extractfile(member)

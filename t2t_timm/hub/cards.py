@@ -281,12 +281,12 @@ def _cards() -> dict[str, str]:
         counted[name] = dict(params=cost.params, macs=cost.macs, activations=cost.activations)
     if counted != known_complexity():
         _logger.info(yaml.safe_dump(counted, sort_keys=False))
-        raise UserError('hub/complexity.yaml is stale; it should say what stands above.')
+        raise UserError('hub/complexity.yaml is out of date; it should be what stands above.')
     return {f'{name}.md': tag_card(name) for name in load_manifest()['weights']}
 
 
 def stale_cards(folder: str | Path) -> list[str]:
-    """Return the names of a folder's cards that are missing, not what would be generated now, or of no tag."""
+    """Return the names of a folder's cards that are missing, out of date, or of no tag."""
     folder = Path(folder)
     cards = _cards()
     present = {path.name: path.read_text(encoding='utf-8') for path in sorted(folder.glob('*.md'))}
@@ -297,7 +297,7 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     """Write the card of every tag into a folder, or only check those that are there.
 
     Raises:
-        UserError: Checked, and some are stale; or the figures of hub/complexity.yaml are.
+        UserError: check is True and a card, or a figure in hub/complexity.yaml, is out of date.
     """
     folder = Path(folder)
     if check:

@@ -77,5 +77,5 @@ def tag_complexity(name: str) -> Complexity:
 
 @cache
 def known_complexity() -> dict[str, dict[str, int]]:
-    """Return params, macs and activations of every architecture.tag as they were counted before."""
+    """Return the stored params, macs and activations of every architecture.tag."""
     return yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))

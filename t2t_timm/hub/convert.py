@@ -52,8 +52,8 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
         The directory.
 
     Raises:
-        UserError: The file is no readable checkpoint of that architecture, the names are not as many as its classes, or
-            the directory is taken.
+        UserError: The file is not a readable checkpoint of that architecture, the names are not as many as its classes,
+            or the directory is taken.
     """
     file, out = Path(file), Path(out)
     architecture, tag = resolve_name(model)
@@ -62,7 +62,7 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
         raise UserError(f'There is no file {file}.')
     if labels is not None and tag:
         raise UserError(
-            f'--labels names the classes of weights of your own, which go without a tag: --model {architecture}.')
+            f'--labels names the classes of weights of your own, which have no tag: use --model {architecture}.')
     names = None if labels is None else _label_names(Path(labels))
     entry = load_manifest()['weights'].get(model)
     if entry is not None and file.name == entry['file']:
@@ -100,7 +100,7 @@ def _label_names(labels: Path) -> list[str]:
             raise UserError(f'{labels} should hold a folder of images for each class.')
         return names
     if not labels.is_file():
-        raise UserError(f'There is no folder and no file {labels} to name the classes after.')
+        raise UserError(f'There is no folder or file {labels} with the names of the classes.')
     try:
         names = [line.strip() for line in labels.read_text(encoding='utf-8-sig').splitlines()]
     except UnicodeDecodeError as e:
@@ -132,7 +132,7 @@ def _check_out(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f'{out} exists and is not empty: name a new directory, or empty it.')
     if os.path.lexists(out) and not out.is_dir():
-        raise UserError(f'{out} exists and is no directory: name a new one.')
+        raise UserError(f'{out} exists and is not a directory: name a new one.')
     if not out.absolute().parent.is_dir():
         raise UserError(f'There is no directory {out.absolute().parent} to make {out.name} in.')
 
@@ -144,9 +144,9 @@ def _usual_cfg(architecture: str) -> PretrainedCfg:
 
 
 def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> T2TViT:
-    """Build the model on the meta device that a checkpoint asks for.
+    """Build, on the meta device, the model that a checkpoint fits.
 
-    A tag says everything; without one, classes, input channels and image size are the checkpoint's.
+    A tag decides everything; without one, classes, input channels and image size come from the checkpoint.
     """
     if tag:
         return cast(T2TViT, timm.create_model(f'{architecture}.{tag}', device='meta'))
@@ -189,7 +189,7 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
     Raises:
-        UserError: A name is missing or too many, or a shape differs; names the architecture that it looks like.
+        UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
     """
     state_dict, architecture = dict(checkpoint.state_dict), model.pretrained_cfg['architecture']
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}

@@ -47,14 +47,14 @@ def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: 
     for name in FILES:
         _logger.info(f'{repo}/{name}: {(folder / name).stat().st_size} bytes.')
     if dry_run:
-        _logger.info('Nothing has been sent: dry run.')
+        _logger.info('Dry run: nothing was uploaded.')
     else:
         try:
             _upload(folder, repo, private)
         except FAILURES as e:
             refused = getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
             advice = ' Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.' if refused else ''
-            raise UserError(f'{repo} could not be pushed. {reason(e)}{advice}') from e
+            raise UserError(f'{repo} could not be uploaded. {reason(e)}{advice}') from e
     return manifest_lines(folder)
 
 
@@ -67,7 +67,7 @@ def check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as e:
-        raise UserError(f'{repo!r} is no name of a Hub repo; it would be like t2t-timm/t2t_vit_14.in1k.') from e
+        raise UserError(f'{repo!r} is not the name of a Hub repo; it should look like t2t-timm/t2t_vit_14.in1k.') from e
 
 
 def default_repo(folder: Path) -> str:
@@ -79,12 +79,13 @@ def default_repo(folder: Path) -> str:
     config = _read_config(Path(folder) / 'config.json')
     architecture, tag = config.get('architecture'), config.get('pretrained_cfg', {}).get('tag')
     if not architecture or not tag:
-        raise UserError(f'{folder}/config.json names no architecture and tag to make a repo of; give the repo as well.')
+        raise UserError(
+            f'{folder}/config.json names no architecture and tag, so the repo is not known: give REPO as well.')
     return hub_repo(f'{architecture}.{tag}')
 
 
 def manifest_lines(folder: Path) -> str:
-    """Return the YAML lines that make the manifest know a folder's weights as the Hub's."""
+    """Return the manifest's YAML lines for a folder's weights on the Hub."""
     file = Path(folder) / HF_SAFE_WEIGHTS_NAME
     return yaml.safe_dump({'hub': {'sha256': file_hash(file), 'size': file.stat().st_size}}, sort_keys=False)
 
@@ -93,9 +94,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
-        raise UserError(f'{file} is no JSON: {e}') from e
+        raise UserError(f'{file} is not valid JSON: {e}') from e
     if not isinstance(config, dict) or not isinstance(config.get('pretrained_cfg', {}), dict):
-        raise UserError(f'{file} is no timm config: it should hold architecture and pretrained_cfg.')
+        raise UserError(f'{file} is not a timm config: it should have architecture and pretrained_cfg.')
     return config
 
 

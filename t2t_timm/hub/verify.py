@@ -1,4 +1,4 @@
-"""What a directory, file or tag of weights is, whether it loads, and how far its logits are from another's."""
+"""What a directory, checkpoint file or tag holds, whether it loads, and how far its logits are from another's."""
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of logits, in float32
 
 
 class Verdict(NamedTuple):
-    """What was found out, and whether it is good."""
+    """What was found, and whether it is good."""
     lines: list[str]
     good: bool
 
@@ -74,13 +74,13 @@ def _file_of(what: str) -> Path:
     if path.is_dir():
         path = path / HF_SAFE_WEIGHTS_NAME
         if not path.is_file():
-            raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it is no directory that t2t-timm convert wrote.')
+            raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it was not written by `t2t-timm convert`.')
         return path
     if path.is_file():
         return path
     if what in load_manifest()['weights']:
         return pretrained_file(what)
-    raise UserError(f'{what} is no directory, no file and no tag; `t2t-timm models` lists the tags.')
+    raise UserError(f'{what} is neither a directory, nor a file, nor a tag; `t2t-timm models` lists the tags.')
 
 
 def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:
@@ -91,7 +91,7 @@ def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:
     if model is None:
         model = looks_like(checkpoint.state_dict)
     if model is None:
-        raise UserError(f'{what} has the shapes of no architecture: name the one that it should be with --model.')
+        raise UserError(f'{what} has shapes that fit no architecture: name the expected one with --model.')
     return build_for(*resolve_name(model), checkpoint)
 
 
@@ -104,7 +104,8 @@ def _configured(folder: str) -> T2TViT:
     except UserError:
         raise
     except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
-        raise UserError(f'{folder} has no config.json that timm makes a model of: {str(e) or type(e).__name__}') from e
+        raise UserError(
+            f'{folder} has no config.json from which timm can make a model: {str(e) or type(e).__name__}') from e
 
 
 def _compare(first: T2TViT, second: T2TViT) -> float:

@@ -1,4 +1,4 @@
-"""Attention of the backbone blocks: timm's, able to answer for the class token alone, and the study variants."""
+"""Attention of the backbone blocks: timm's, which can compute the class token's row alone, and the study variants."""
 
 import torch
 import torch.nn as nn

@@ -1,4 +1,4 @@
-"""The transformer block of the backbone: timm's, able to answer for the class token alone."""
+"""The transformer block of the backbone: timm's, which can also compute the class token's row alone."""
 import torch
 from timm.models.vision_transformer import Block as TimmBlock
 

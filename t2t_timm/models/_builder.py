@@ -43,7 +43,7 @@ def _make_loaded(
 ) -> Any:
     """Make a model and load a file into it through timm.
 
-    The model's own cfg, which may be saved and published, never gets the path of this machine.
+    The path of the file never enters the model's cfg, which may be saved and published.
     """
     model = model_cls(**kwargs)
     model.pretrained_cfg = cfg

@@ -13,7 +13,7 @@ __all__ = ['T2TFeaturePyramid']
 class T2TFeaturePyramid(nn.Module):
     """Maps at strides 4 and 8 from the tokens-to-token module, and at stride 16 the tokens that leave the last block.
 
-    What `features_only=True` gives; pruned of all that the chosen levels do not need.
+    What `features_only=True` gives; without the modules that the chosen levels do not need.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class T2TFeaturePyramid(nn.Module):
         self.model.set_grad_checkpointing(enable)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Map images (B, in_chans, H, W) to the chosen levels, finest first if so chosen."""
+        """Map images (B, in_chans, H, W) to the chosen levels, in the order chosen."""
         levels = self.model.tokens_to_token.forward_levels(self.model.check_image(x), self.num_levels)
         if self.num_levels > 2:
             B, _, H, W = levels[2].shape

@@ -1,4 +1,4 @@
-"""Registration that steps back where timm has grown a model of the same name."""
+"""Registration of models, unless timm itself has a model of the same name."""
 import logging
 from collections.abc import Callable
 from typing import Any

@@ -60,7 +60,7 @@ class Transition(nn.Module):
 
 
 class T2TViTDense(T2TViT):
-    """T2T-ViT with densely connected blocks; transitions stand in `blocks` between the groups."""
+    """T2T-ViT with densely connected blocks; `blocks` holds the transitions between the groups too."""
 
     def __init__(
             self,

@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Inert:
-    """Takes the place of an object that is read past: neither its class nor what it holds is looked at."""
+    """Stands for an object that is not needed: neither its class nor its content is used."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
         return super().__new__(cls)
@@ -86,17 +86,18 @@ def _load_torch(file: BinaryIO) -> Any:
         if found:
             raise UserError(
                 f'The checkpoint asks for {found[1] or found[2]}, which is not needed for weights and could run code, '
-                'so nothing was loaded. If you trust it, load it where it was made and save its state_dict alone.'
+                'so nothing was loaded. If you trust the file, load it where it was made and save only its '
+                'state_dict.'
             ) from e
         reason = str(e).strip().split('\n')[0] or type(e).__name__
-        raise UserError(f'The file is no readable PyTorch checkpoint, or it is cut short: {reason}') from e
+        raise UserError(f'The file is not a readable PyTorch checkpoint, or it is cut short: {reason}') from e
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as e:
-        raise UserError(f'The file is no readable safetensors file, or it is cut short: {e}') from e
+        raise UserError(f'The file is not a readable safetensors file, or it is cut short: {e}') from e
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
@@ -117,7 +118,7 @@ def _load(path: Path) -> tuple[Any, str]:
             return load_paddle(f), 'Paddle parameters'
     what = 'is empty' if not start else f'begins with {start[:8]!r}'
     raise UserError(
-        f'{path} {what}: it is no checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '
+        f'{path} {what}: it is not a checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '
         '.pdparams, safetensors).'
     )
 
@@ -162,7 +163,7 @@ def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of any published format, whatever its name.
 
-    Known are PyTorch files (the authors', OpenMMLab's, token labeling's, timm's train.py's), Paddle files (the Paddle
+    It knows PyTorch files (the authors', OpenMMLab's, token labeling's, timm's train.py's), Paddle files (the Paddle
     article's, PaddleViT's) and safetensors. Pickles are read with weights_only=True or, Paddle's, by an unpickler that
     admits numpy arrays only.
 

@@ -53,11 +53,11 @@ class IntegrityError(UserError):
 
 
 def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
-    """Return the local file of an architecture.tag's weights, downloaded if need be and checked.
+    """Return the local file of an architecture.tag's weights, downloaded if necessary and checked.
 
     A file inside the package is taken from there. Others come from the Hub repo `<namespace>/<architecture>.<tag>`
     and, only if the Hub says that there is no such repo, from the publisher's release, which T2T_TIMM_HUB_ONLY=1
-    forbids. T2T_TIMM_HUB_NAMESPACE names another namespace; what the manifest knows is expected of its files too.
+    forbids. T2T_TIMM_HUB_NAMESPACE names another namespace; its files must match the manifest, too.
 
     Args:
         name: Architecture and tag, as in 't2t_vit_14.in1k'.
@@ -79,19 +79,21 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
         return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
     except RepositoryNotFoundError as e:
         if isinstance(e, GatedRepoError):
-            raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: its access has to be asked for.')) from e
+            raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: ask for access on its page.')) from e
         if is_set('T2T_TIMM_HUB_ONLY'):
             raise DownloadError(_advice(
-                name, f'There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the release of its publisher.',
+                name, f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.",
             )) from e
         _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
     except LocalEntryNotFoundError as e:
         file = release_path(entry, cache_dir)
         if is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
             raise DownloadError(_advice(
-                name, f'The Hub could not be asked for {repo}, and no cache has it. {reason(e.__cause__ or e)}',
+                name,
+                f'The Hub could not be reached for {repo}, and the file is not in the cache. '
+                f'{reason(e.__cause__ or e)}',
             )) from e
-        _logger.warning(f'{name}: the Hub could not be asked for {repo}; taking the release downloaded before.')
+        _logger.warning(f'{name}: the Hub could not be reached for {repo}; using the release downloaded before.')
     try:
         return release_file(name, cache_dir)
     except DownloadError as e:
@@ -129,7 +131,7 @@ def check_file(file: PathLike, known: dict[str, Any], name: str) -> list[str]:
     if any(key.startswith('sha') for key in checked):
         _logger.info(f'{name}: verified ({", ".join(checked)}).')
     else:
-        _logger.warning(f'{name}: unverified, the manifest knows no hash of {file_name} ({size} bytes).')
+        _logger.warning(f'{name}: unverified, as the manifest has no hash of {file_name} ({size} bytes).')
     return checked
 
 
@@ -161,7 +163,7 @@ def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike |
         raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {reason(e)}')) from e
     blob = os.path.basename(os.path.realpath(file))
     if len(blob) == 64 and 'sha256' not in known:  # the cache names a large file by the SHA-256 that the Hub gave
-        _logger.warning(f"{name}: unverified, the manifest knows no hash of {repo}; comparing with the Hub's own.")
+        _logger.warning(f"{name}: unverified, as the manifest has no hash of {repo}; comparing with the Hub's own.")
         known = dict(known, sha256=blob)
     _check_download(file, known, name)
     return Path(file)
@@ -233,7 +235,7 @@ def _check_is_torch_file(file: Path, name: str) -> None:
     if not (is_zipfile(file) if start.startswith(b'PK') else start.startswith(b'\x80')):
         _delete(file)
         raise IntegrityError(
-            f'{name}: what was downloaded is no whole PyTorch file (it begins with {start!r}). '
+            f'{name}: the downloaded file is not a complete PyTorch file (it begins with {start!r}). '
             'It has been deleted and nothing was loaded from it.'
         )
 

@@ -1,4 +1,4 @@
-"""State dicts on their way into a model: the architecture that they are, the stem's channels, the position grid."""
+"""Making a state dict fit a model: its architecture, the channels of the stem, the position grid."""
 import logging
 import math
 import re
@@ -29,7 +29,7 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
 
         sum_c W_c (G_c n + b_c)  =  A n + d  =  (A + (d - A 1) 1' / p) (n + 1)
 
-    for p pixels a patch: a linear map without a bias of its own can carry d if the norm's gain and bias are ones.
+    for p pixels per patch: a linear map without a bias of its own can carry d if the norm's gain and bias are ones.
     The token transformer's attention scale follows the input width, so its queries are rescaled.
 
     Args:
@@ -92,7 +92,7 @@ def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 
 
 def looks_like(state_dict: dict[str, Any]) -> str | None:
-    """Return the architecture that a checkpoint's names and shapes are those of, or None.
+    """Return the architecture that fits a checkpoint's names and shapes, or None.
 
     Classes, input channels and image size may differ. Of architectures that differ in none of the others (t2t_vit_14,
     t2t_vit_14_384 and t2t_vit_14_resnext), the first with the checkpoint's number of positions.
@@ -115,7 +115,7 @@ def looks_like(state_dict: dict[str, Any]) -> str | None:
 def _check_architecture(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
     if not any(k.startswith('tokens_to_token.') for k in state_dict):
         names = ', '.join(list(state_dict)[:3])
-        raise ValueError(f'This checkpoint holds no T2T-ViT: it has no tokens_to_token, it begins with {names}.')
+        raise ValueError(f'This checkpoint is not a T2T-ViT: it has no tokens_to_token; its names begin with {names}.')
     if _shapes(state_dict) == _shapes(model.state_dict()):
         return
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')

@@ -16,7 +16,7 @@ MANIFEST = DATA_DIR / 'manifest.yaml'
 
 @lru_cache(maxsize=None)
 def load_manifest() -> dict[str, Any]:
-    """Return the whole manifest, each weight completed with its name, its dataset's fields and its url."""
+    """Return the whole manifest, each weight completed with its name, the fields of its dataset, and its url."""
     with open(MANIFEST, encoding='utf-8') as f:
         manifest = yaml.safe_load(f)
     for name, entry in manifest['weights'].items():

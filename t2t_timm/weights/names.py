@@ -1,4 +1,4 @@
-"""The official names of a state dict: what they say, and how those of other frameworks and wrappers become them."""
+"""The official names in a state dict, and how the names of other frameworks and wrappers are mapped to them."""
 import logging
 import re
 from typing import Any

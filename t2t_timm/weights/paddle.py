@@ -64,7 +64,7 @@ class _Unpickler(GuardedUnpickler):
             # as bound methods, which a pickle cannot change
             return getattr(self, _ADMITTED[module, name])
         except KeyError:
-            raise pickle.UnpicklingError(f'{module}.{name}, which is no numpy array') from None
+            raise pickle.UnpicklingError(f'{module}.{name}, which is not a numpy array') from None
 
     def _ndarray(self, *args: Any) -> None:
         raise pickle.UnpicklingError('a numpy.ndarray made by hand')
@@ -140,14 +140,14 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
         raise UserError(
-            f'The file is no Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
+            f'The file is not a Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
     if not isinstance(loaded, dict):
-        raise UserError(f'The file is no Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
+        raise UserError(f'The file is not a Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
     return loaded
 
 
 def _is_linear(name: str, value: np.ndarray) -> bool:
-    # the Performer's random features are the only matrix that is no layer's weight
+    # the Performer's random features are the only matrix that is not the weight of a layer
     return name.endswith('.weight') and value.ndim == 2
 
 

@@ -13,7 +13,7 @@ class GuardedUnpickler(pickle._Unpickler):
     """Unpickler of files whose author may wish harm; subclasses say what find_class admits.
 
     Of pickle's two implementations the one in Python: the other allocates a table as long as the file says. It does so
-    for a bytearray itself, whence the override.
+    for a bytearray itself, so the override is needed.
 
     Args:
         file: Open binary file.

@@ -202,7 +202,7 @@ def test_label_names_that_are_no_text(tmp_path, content, words):
 
 
 def test_a_tag_has_its_label_names(tiny_file, photos):
-    with pytest.raises(UserError, match='which go without a tag: --model test_t2t_vit'):
+    with pytest.raises(UserError, match='which have no tag: use --model test_t2t_vit'):
         convert(tiny_file, 'test_t2t_vit.mnist', tiny_file.parent / 'out', photos)
 
 

@@ -59,7 +59,7 @@ def test_a_missing_file_is_named(folder, no_network, capsys, name):
 
 
 @pytest.mark.parametrize('config, message', [
-    ('not json', 'is no JSON'),
+    ('not json', 'is not valid JSON'),
     ('[]', 'is no timm config'),
     ('{"architecture": "t2t_vit_7"}', 'names no architecture and tag'),
 ])

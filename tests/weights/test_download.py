@@ -81,7 +81,7 @@ KILLED = dict(  # two by a first process, which is killed; then all by a second
     killed=Case('t2t_vit_7.in1k', big=True, fault=dict(stall=DROP)),
     release_killed=Case('t2t_vit_14.in1k', hub=False, big=True, known=('sha256',), fault=dict(stall=DROP)),
     head_503_always=Case('t2t_vit_10.in1k', fault=dict(status=503, methods=('HEAD',), times=ALWAYS), error=(
-        'DownloadError', r'The Hub could not be asked for three/t2t_vit_10.in1k, and no cache.*503')),
+        'DownloadError', r'could not be reached for three/t2t_vit_10.in1k, and the file is not in the cache.*503')),
     release_overfull=Case('t2t_vit_12.in1k', hub=False, known=('sha256',)),  # a beginning that is none lies there
 )
 
@@ -92,7 +92,7 @@ BOTH = dict(  # by two processes at once
 
 UNREACHABLE = dict(
     no_network=Case('t2t_vit_7.in1k', error=(
-        'DownloadError', r'The Hub could not be asked for five/t2t_vit_7.in1k, and no cache has it. Connect')),
+        'DownloadError', r'could not be reached for five/t2t_vit_7.in1k, and the file is not in the cache. Connect')),
 )
 
 AGAIN = dict(  # cases from above, under other circumstances
@@ -100,7 +100,7 @@ AGAIN = dict(  # cases from above, under other circumstances
         'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
     offline_cached=HUB['found'],
     offline_empty=replace(HUB['found'], error=(
-        'DownloadError', r'The Hub could not be asked for one/t2t_vit_7.in1k, and no cache has it. Offline')),
+        'DownloadError', r'could not be reached for one/t2t_vit_7.in1k, and the file is not in the cache. Offline')),
     offline_release_cached=RELEASE['release'],
 )
 
@@ -297,7 +297,7 @@ def test_every_step_is_logged_in_a_line(outcomes):
     ]
     assert outcomes['found_unknown']['log'] == [
         't2t_vit_10.in1k: asking the Hub for one/t2t_vit_10.in1k.',
-        't2t_vit_10.in1k: unverified, the manifest knows no hash of one/t2t_vit_10.in1k; '
+        't2t_vit_10.in1k: unverified, as the manifest has no hash of one/t2t_vit_10.in1k; '
         "comparing with the Hub's own.",
         't2t_vit_10.in1k: verified (sha256).',
     ]
