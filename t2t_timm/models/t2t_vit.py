@@ -173,8 +173,9 @@ class T2TViT(nn.Module):
             mlp_layer=mlp_layer,
             **dd,
         )
-        self.feature_info: list[dict[str, Any]] = [
+        feature_info: list[dict[str, Any]] = [
             dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
+        self.feature_info = feature_info
         self.num_features = self.head_hidden_size = self.feature_info[-1]['num_chs']
         self.norm = make_norm(self.num_features, **dd)
         self.attn_pool = None

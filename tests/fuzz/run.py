@@ -22,7 +22,7 @@ from huggingface_hub.utils import tqdm
 
 __all__ = ['SECONDS', 'Worker', 'fuzz', 'main']
 
-SECONDS = 60  # for all of a case, its mutation too; the worker holds the calls themselves to 10
+SECONDS = 60  # for all of a case, its mutation and waiting too; the worker holds the calls themselves to 10
 TESTS = Path(__file__).parents[1]
 
 

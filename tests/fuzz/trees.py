@@ -142,6 +142,8 @@ def mutate_folder(rng: Random, folder: Path) -> None:
 
 
 def _change(rng: Random, folder: Path, target: Path, place: Path) -> None:
+    if not target.is_file() or place.exists() and not place.is_file():
+        return  # to write into a pipe would wait for its reader
     rng.choice((
         lambda: target.unlink(), lambda: target.write_bytes(b''), lambda: target.chmod(0),
         lambda: os.symlink(rng.choice(('.', '..', folder, target, '/nowhere', place.name)), place),
