@@ -1,4 +1,4 @@
-"""The feature pyramid that T2T makes on its way from pixels to tokens: strides 4, 8 and 16."""
+"""The feature pyramid that T2T makes on its way from pixels to tokens: strides 4, 8 and 16, and 32 by pooling."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +13,8 @@ __all__ = ['T2TFeaturePyramid']
 class T2TFeaturePyramid(nn.Module):
     """Maps at strides 4 and 8 from the tokens-to-token module, and at stride 16 the tokens that leave the last block.
 
-    What `features_only=True` gives; without the modules that the chosen levels do not need.
+    What `features_only=True` gives; without the modules that the chosen levels do not need. Level 3, for decoders made
+    for backbones of four stages, is the map of stride 16 max-pooled (as in ViTDet, arXiv 2203.16527, section 3).
     """
 
     def __init__(
@@ -26,7 +27,8 @@ class T2TFeaturePyramid(nn.Module):
 
         Args:
             model: T2TViT to wrap.
-            out_indices: Levels to return, of 0, 1 and 2, or the last n if int.
+            out_indices: Levels to return, of 0, 1, 2 and 3; the last n of the first three if int, to which negative
+                levels refer too.
             output_fmt: Shape of the maps; 'NCHW' is the only one.
 
         Raises:
@@ -40,20 +42,23 @@ class T2TFeaturePyramid(nn.Module):
             dict(module='tokens_to_token.attention1', num_chs=token_dim, reduction=4),
             dict(module='tokens_to_token.attention2', num_chs=token_dim, reduction=8),
             dict(model.feature_info[-1]),
+            dict(module='pool', num_chs=model.num_features, reduction=32),
         ]
         if isinstance(out_indices, int):
             known = 1 <= out_indices <= 3
         else:
-            known = len(out_indices) > 0 and all(-3 <= i < 3 for i in out_indices)
+            known = len(out_indices) > 0 and all(-3 <= i < 4 for i in out_indices)
+            out_indices = [i + 3 if i < 0 else i for i in out_indices]
         if not known:
             raise ValueError(
-                f'The feature pyramid has levels 0, 1 and 2 (strides 4, 8 and 16), not {out_indices}. '
+                f'The feature pyramid has levels 0, 1, 2 and 3 (strides 4, 8, 16 and 32), not {out_indices}. '
                 "For more, use feature_cls='getter': it gives the blocks."
             )
         chosen = out_indices if isinstance(out_indices, int) else list(out_indices)
-        self.out_indices, max_index = feature_take_indices(3, chosen)
+        self.out_indices, max_index = feature_take_indices(3 if isinstance(out_indices, int) else 4, chosen)
         self.feature_info = FeatureInfo(info, tuple(self.out_indices))
-        self.num_levels = max_index + 1
+        self.num_levels = min(max_index + 1, 3)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True) if max_index > 2 else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
         model.tokens_to_token.prune_levels(self.num_levels)
         if self.num_levels < 3:  # nothing behind the tokens-to-token module is needed
@@ -73,4 +78,5 @@ class T2TFeaturePyramid(nn.Module):
             B, _, H, W = levels[2].shape
             x = self.model.forward_blocks(self.model.add_positions(levels[2]))
             levels[2] = x[:, self.model.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
+            levels.append(self.pool(levels[2]))
         return [levels[i] for i in self.out_indices]

@@ -179,7 +179,7 @@ def test_layer_decay_groups(model):
     assert sorted(n for g in groups.values() for n in g) == sorted(names)
     assert 'cls_token' in groups[0] and all('tokens_to_token' in n or n == 'cls_token' for n in groups[0])
     assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
-    assert model.no_weight_decay() == {'cls_token'}
+    assert model.no_weight_decay() == {'cls_token', 'reg_token'}
 
 
 def test_fused_and_unfused_attention(images):
@@ -240,7 +240,7 @@ def test_compiles_in_one_graph(token_type, images):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(global_pool='map'), "Unknown global_pool 'map': use one of 'token', 'avg'"),
+    (dict(global_pool='mean'), "Unknown global_pool 'mean': use one of 'token', 'avg'"),
     (dict(token_type='conv'), "Unknown token_type 'conv': use one of 'performer'"),
     (dict(img_size=2), 'at least 3 x 3 pixels'),
 ])

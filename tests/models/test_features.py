@@ -76,10 +76,23 @@ def test_out_indices(out_indices, levels):
     assert len(got) == len(levels)
 
 
-@pytest.mark.parametrize('out_indices', [0, 4, -1, [3], [-4], [], [0, 1, 2, 3]])
+@pytest.mark.parametrize('out_indices', [0, 4, -1, [4], [-4], [], [0, 1, 2, 3, 4]])
 def test_levels_that_are_not_there(out_indices):
-    with pytest.raises(ValueError, match="levels 0, 1 and 2 .* feature_cls='getter'"):
+    with pytest.raises(ValueError, match="levels 0, 1, 2 and 3 .* feature_cls='getter'"):
         timm.create_model('test_t2t_vit', features_only=True, out_indices=out_indices)
+
+
+def test_level_of_stride_32_is_pooled():
+    model, pyramid = twins(out_indices=(0, 1, 2, 3))
+    assert pyramid.feature_info.reduction() == [4, 8, 16, 32] and pyramid.feature_info.channels() == [64] * 4
+    x = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        last = model.forward_intermediates(x, [-1], intermediates_only=True)[0]
+        levels = pyramid(x)
+    assert len(levels) == 4
+    torch.testing.assert_close(levels[3], last.unflatten(2, (2, 2)).unflatten(4, (2, 2)).amax(dim=(3, 5)))
+    small = timm.create_model('test_t2t_vit', features_only=True, out_indices=(3,), img_size=16)
+    assert small(torch.randn(1, 3, 16, 16))[0].shape == (1, 64, 1, 1)
 
 
 def test_only_nchw():
@@ -238,6 +251,14 @@ class TestSegmentation:
             'tu-test_t2t_vit', encoder_depth=4, encoder_weights=None, classes=2, dynamic_img_size=True,
             token_drop_rate=0., **kwargs)
         first, second = self.step(model)
+        assert second < first
+
+    @pytest.mark.parametrize('decoder', ['FPN', 'UPerNet', 'Unet'])
+    def test_decoder_of_four_stages_trains_a_step(self, smp, decoder):
+        model = getattr(smp, decoder)(
+            'tu-test_t2t_vit', encoder_weights=None, classes=2, img_size=64, token_drop_rate=0.)
+        assert model.encoder.out_channels[2:] == [64] * 4
+        first, second = self.step(model, (64, 64))
         assert second < first
 
     @pytest.mark.slow

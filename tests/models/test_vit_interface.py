@@ -1,0 +1,301 @@
+"""What takes a ViT of timm apart: its parts by their names, its options, and graphs that other tools read."""
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from timm.layers import AttentionPoolLatent, PatchDropout, PatchEmbed, set_fused_attn
+
+from t2t_timm.layers import sinusoidal_pos_embed
+
+TOKEN_TYPES = ('performer', 'transformer', 'convolution')
+OPTIONS = {
+    'none': dict(),
+    'registers': dict(reg_tokens=3),
+    'no class token': dict(class_token=False, global_pool='avg'),
+    'registers alone': dict(class_token=False, reg_tokens=2, global_pool='avgmax'),
+    'no_embed_class': dict(no_embed_class=True, reg_tokens=1),
+    'map': dict(global_pool='map'),
+    'patch dropout': dict(patch_drop_rate=.5),
+}
+
+
+def make(**kwargs):
+    torch.manual_seed(0)
+    return timm.create_model('test_t2t_vit', num_classes=5, **dict(dict(img_size=48), **kwargs)).eval()
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 48, 48)
+
+
+@pytest.fixture(params=OPTIONS.values(), ids=OPTIONS)
+def options(request):
+    return request.param
+
+
+class TestPatchEmbed:
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    @pytest.mark.parametrize('dynamic_img_size', [False, True])
+    def test_the_forward_of_timm_in_its_parts(self, options, token_type, dynamic_img_size, images):
+        model = make(token_type=token_type, dynamic_img_size=dynamic_img_size, **options)
+        x = model.patch_embed(images)
+        assert x.shape == ((2, 3, 3, 64) if dynamic_img_size else (2, 9, 64))
+        x = model.norm_pre(model.patch_drop(model._pos_embed(x)))
+        x = model.norm(model.blocks(x))
+        torch.testing.assert_close(x, model.forward_features(images))
+        x = model.head(model.head_drop(model.fc_norm(model.pool(x))))
+        torch.testing.assert_close(x, model(images))
+
+    def test_attributes_are_those_of_timm(self):
+        model = make(img_size=(64, 48))
+        view, expected = model.patch_embed, PatchEmbed((64, 48), 16, embed_dim=64)
+        for name in ('patch_size', 'img_size', 'grid_size', 'num_patches', 'flatten', 'strict_img_size',
+                     'dynamic_img_pad'):
+            assert getattr(view, name) == getattr(expected, name), name
+        assert view.feat_ratio() == 16 and view.feat_ratio(as_scalar=False) == (16, 16)
+        assert view.dynamic_feat_size((63, 34)) == (4, 2)  # what the soft splits give, 63 // 16 is 3
+        assert view.proj is model.tokens_to_token.project and view.proj.weight.shape[0] == 64
+        model.set_input_size(96)
+        assert model.patch_embed.grid_size == model.grid_size == (6, 6)
+
+    def test_it_is_a_view(self, images):
+        model = make()
+        names = list(model.state_dict()), [n for n, _ in model.named_modules()]
+        view = model.patch_embed
+        assert names == (list(model.state_dict()), [n for n, _ in model.named_modules()])
+        assert [id(p) for p in view.parameters()] == [id(p) for p in model.tokens_to_token.parameters()]
+        with pytest.raises(ValueError, match='made for images of 48 x 48 pixels'):
+            view(images[..., :32])
+        assert torch.equal(copy.deepcopy(model).patch_embed(images), view(images))
+
+
+class TestOptions:
+
+    def test_published_state_dicts_do_not_change(self, layouts):
+        with torch.device('meta'):
+            state = timm.create_model('t2t_vit_14').state_dict()
+        assert {k: list(v.shape) for k, v in state.items()} == layouts['t2t_vit_14']['state_dict']
+
+    def test_tokens_and_positions(self, images):
+        model = make(reg_tokens=3)
+        assert (model.num_prefix_tokens, model.num_reg_tokens, model.has_class_token) == (4, 3, True)
+        assert model.reg_token.shape == (1, 3, 64) and model.forward_features(images).shape == (2, 13, 64)
+        table = sinusoidal_pos_embed(10, 64)
+        torch.testing.assert_close(model.pos_embed[:, [0, *range(4, 13)]], table)
+        assert not model.pos_embed[:, 1:4].any()
+        torch.testing.assert_close(make(class_token=False, global_pool='avg').pos_embed, table[:, 1:])
+        torch.testing.assert_close(make(no_embed_class=True, reg_tokens=2).pos_embed, table[:, 1:])
+        assert model.no_weight_decay() == {'cls_token', 'reg_token'}
+
+    def test_no_embed_class_gives_prefix_tokens_no_position(self, images):
+        model, seen = make(no_embed_class=True, reg_tokens=2), []
+        model.blocks[0].register_forward_hook(lambda m, args, out: seen.append(args[0]))
+        model(images)
+        expected = torch.cat([model.cls_token, model.reg_token], dim=1).expand(2, -1, -1)
+        torch.testing.assert_close(seen[0][:, :3], expected)
+
+    def test_class_token_shortcut_equals_all_tokens(self, options, images):
+        model = make(**options)
+        torch.testing.assert_close(model(images), model.forward_head(model.forward_features(images)))
+
+    def test_patch_dropout_leaves_tokens_out_in_training(self, images):
+        model, seen = make(patch_drop_rate=.5, reg_tokens=1), []
+        assert isinstance(model.patch_drop, PatchDropout)
+        model.blocks[0].register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
+        model(images)
+        model.train()(images).sum().backward()
+        assert seen == [11, 6]
+        model.forward_intermediates(images, output_fmt='NLC')
+        with pytest.raises(ValueError, match='no whole map in training'):
+            model.forward_intermediates(images)
+        pyramid = timm.create_model('test_t2t_vit', features_only=True, img_size=48, patch_drop_rate=.5)
+        assert pyramid.train()(images)[2].shape == (2, 64, 3, 3)
+
+    def test_attention_pooling(self, images):
+        model = make(global_pool='map', reg_tokens=1)
+        assert isinstance(model.attn_pool, AttentionPoolLatent)
+        features = model.forward_features(images)
+        torch.testing.assert_close(model.forward_head(features, pre_logits=True), model.attn_pool(features[:, 2:]))
+        model.reset_classifier(3)
+        assert model(images).shape == (2, 3) and model.attn_pool is not None
+        model.reset_classifier(3, 'avg')
+        assert model(images).shape == (2, 3) and model.attn_pool is None
+        with pytest.raises(ValueError, match='create the model with it'):
+            model.reset_classifier(3, 'map')
+
+    def test_attention_pooling_of_every_width(self):
+        for name in timm.list_models('t2t_vit*'):
+            with torch.device('meta'):
+                model = timm.create_model(name, global_pool='map', depth=1) if 'dense' not in name else \
+                    timm.create_model(name, global_pool='map', block_config=(1, 1))
+            assert model.attn_pool.latent.shape == (1, 1, model.num_features)
+
+    def test_token_pooling_needs_the_class_token(self):
+        with pytest.raises(ValueError, match='needs the class token'):
+            make(class_token=False)
+        with pytest.raises(ValueError, match='needs the class token'):
+            make(class_token=False, global_pool='avg').reset_classifier(3, 'token')
+
+    def test_sizes(self, options):
+        x = torch.randn(1, 3, 70, 33)
+        model, dynamic = make(img_size=56, **options), make(img_size=56, dynamic_img_size=True, **options)
+        dynamic.load_state_dict(model.state_dict())
+        model.set_input_size((70, 33))
+        torch.testing.assert_close(model(x), dynamic(x))
+        fresh = make(img_size=(70, 33), **options)
+        fresh.load_state_dict(dynamic.state_dict())  # any route resamples
+        torch.testing.assert_close(fresh(x), dynamic(x))
+
+    def test_published_weights(self, options, images):
+        published = timm.create_model('test_t2t_vit', pretrained=True).state_dict()
+        model = timm.create_model('test_t2t_vit', pretrained=True, pretrained_strict=False, **options)
+        state = model.state_dict()
+        assert all(torch.equal(state[k], v) for k, v in published.items() if k in state and k != 'pos_embed')
+        assert torch.equal(model.pos_embed[:, model.num_prefix_positions:], published['pos_embed'][:, 1:])
+
+    def test_intermediates_pruning_and_the_getter(self, options, images):
+        model = make(**options)
+        final, maps = model.forward_intermediates(images, return_prefix_tokens=True)
+        torch.testing.assert_close(final, model.forward_features(images))
+        for i, intermediate in enumerate(maps):
+            spatial, prefix = intermediate if model.num_prefix_tokens else (intermediate, None)
+            assert spatial.shape == (2, 64, 3, 3) and model.feature_info[i]['num_chs'] == 64
+            assert prefix is None or prefix.shape == (2, model.num_prefix_tokens, 64)
+        model.prune_intermediate_layers([1], prune_norm=True)
+        assert len(model.blocks) == 2 and model.attn_pool is None and model(images).shape[1] == final.shape[1]
+        for kwargs, shape in ((dict(feature_cls='getter', out_indices=(0, 2)), (2, 64, 3, 3)), (dict(), (2, 64, 3, 3))):
+            net = timm.create_model('test_t2t_vit', features_only=True, img_size=48, **kwargs, **options).eval()
+            assert net(images)[-1].shape == shape
+
+    def test_meta_device_then_to_empty(self, options):
+        model = timm.create_model('test_t2t_vit', device='meta', **options).to_empty(device='cpu')
+        model.init_weights()
+        assert all(t.isfinite().all() for t in model.state_dict().values())
+        assert torch.equal(model.pos_embed, timm.create_model('test_t2t_vit', **options).pos_embed)
+
+    def test_layer_decay_groups(self, options):
+        model = make(**options)
+        groups = timm.models.group_parameters(model, model.group_matcher())
+        stem = ('cls_token', 'reg_token', 'tokens_to_token')
+        assert groups[0] and all(n.startswith(stem) for n in groups[0])
+        assert not [n for i, g in groups.items() if i for n in g if n.startswith(stem)]
+
+
+def test_dense_norms_the_intermediates_that_fit(images):
+    model = timm.create_model('t2t_vit_dense', img_size=48).eval()
+    plain = model.forward_intermediates(images, output_fmt='NLC', intermediates_only=True)
+    normed = model.forward_intermediates(images, norm=True, output_fmt='NLC', intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain[:-1], normed[:-1], strict=True))
+    torch.testing.assert_close(normed[-1], model.norm(plain[-1]))
+
+
+def traced(model, x):
+    return [(n.kind(), len(list(n.inputs()))) for n in torch.jit.trace(model, x).inlined_graph.nodes()]
+
+
+def exported(model, x):
+    return [str(n.target) for n in torch.export.export(model, (x,)).graph.nodes]
+
+
+def symbolic(model, x):
+    return [(n.op, str(n.target)) for n in torch.fx.symbolic_trace(model).graph.nodes]
+
+
+class TestGraphs:
+    """Exporters record with gradients on and off, in evaluation, and know plain operations alone."""
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    @pytest.mark.parametrize('record', [traced, exported, symbolic])
+    def test_one_and_the_same_with_gradients_on_and_off(self, request, token_type, record, images):
+        if record is symbolic:
+            request.getfixturevalue('fx_traces_attention')
+        model = make(token_type=token_type)
+        with torch.no_grad():
+            off = record(model, images)
+        assert len(off) > 50 and record(model, images) == off
+        model.requires_grad_(False)
+        assert record(model, images) == off
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_plain_operations_alone(self, token_type, images):
+        program = torch.export.export(make(token_type=token_type), (images,)).run_decompositions({})
+        names = {n.target.name() for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+        assert len(names) > 15 and not [n for n in names if not n.startswith('aten::')]
+        # in place; not known to coremltools' or ExecuTorch's exporters
+        assert not [n for n in names if n.split('.')[0].endswith('_')]
+        assert not {n.split('.')[0] for n in names} & {'aten::addcmul', 'aten::baddbmm', 'aten::linalg_vector_norm'}
+        assert not [n for n in program.graph.nodes if 'memory_format' in n.kwargs and
+                    n.kwargs['memory_format'] is torch.channels_last]
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_every_option_is_traced_exported_and_scripted(self, options, token_type, images):
+        model = make(token_type=token_type, **options)
+        with torch.no_grad():
+            expected = model(images)
+            for graph in (torch.jit.trace(model, images), torch.jit.script(model),
+                          torch.export.export(model, (images,)).module()):
+                torch.testing.assert_close(graph(images), expected)
+            torch.testing.assert_close(torch.jit.trace(model, images)(images[:1]), expected[:1])
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_vmap_over_stacked_weights(self, token_type, images):
+        models = [make(token_type=token_type) for _ in range(2)]
+        models[1].load_state_dict({k: v * 1.1 for k, v in models[1].state_dict().items()})
+        params, buffers = torch.func.stack_module_state(models)
+        out = torch.func.vmap(
+            lambda *state: torch.func.functional_call(models[0], state, (images,)))(params, buffers)
+        torch.testing.assert_close(out, torch.stack([model(images) for model in models]))
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_hessian_with_unfused_attention(self, token_type):
+        set_fused_attn(False)
+        try:
+            model = make(token_type=token_type, img_size=16, depth=1, dtype=torch.float64)
+        finally:
+            set_fused_attn(True)
+        image, direction = torch.randn(2, 1, 3, 16, 16, dtype=torch.float64)
+
+        def along(t):
+            return model(image + t * direction).logsumexp(1).sum()
+
+        t, h = torch.zeros((), dtype=torch.float64), 1e-4
+        numeric = (along(h) - 2 * along(t) + along(-h)) / h ** 2
+        torch.testing.assert_close(torch.func.hessian(along)(t), numeric, rtol=1e-3, atol=1e-6)
+
+
+class TestOtherLibraries:
+    """Exactly what libraries call that are not installed here; by hand with the libraries: docs/tools.md."""
+
+    def test_anomalib(self, images):
+        model = timm.create_model('test_t2t_vit', pretrained=False, pretrained_cfg=None, dynamic_img_size=True).eval()
+        assert model.patch_embed.patch_size[0] == 16 and model.num_prefix_tokens == 1 and model.num_features == 64
+        maps = model.forward_intermediates(
+            images, indices=[1, 2], norm=True, return_prefix_tokens=False, output_fmt='NCHW', intermediates_only=True)
+        assert [m.shape for m in maps] == [(2, 64, 3, 3)] * 2
+
+    def test_open_clip(self, images):
+        trunk = timm.create_model('test_t2t_vit', num_classes=7, global_pool='map', patch_drop_rate=.25)
+        assert isinstance(trunk.patch_drop, PatchDropout) and isinstance(trunk.attn_pool, AttentionPoolLatent)
+        trunk.set_input_size(48)
+        assert trunk.train()(images).shape == (2, 7)
+
+    @pytest.mark.parametrize('kwargs', [dict(), dict(dynamic_img_size=True), dict(reg_tokens=2)])
+    def test_lightly_masks_tokens(self, kwargs, images):
+        vit = make(**kwargs)
+        weight = vit.patch_embed.proj.weight.data
+        before = vit(images)
+        nn.init.xavier_uniform_(weight.view(weight.shape[0], -1))
+        assert not torch.allclose(vit(images), before)  # the model's own weights
+        tokens = vit.patch_embed(images)
+        if vit.dynamic_img_size:
+            tokens = tokens.permute(0, 3, 1, 2).flatten(2).transpose(1, 2)
+        prefix = [t.expand(2, -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        tokens = torch.cat([*prefix, tokens], dim=1)
+        assert tokens.shape[1] == vit.patch_embed.num_patches + vit.num_prefix_tokens == vit.pos_embed.shape[1]
+        tokens = vit.norm(vit.blocks(vit.norm_pre(vit.pos_drop(tokens + vit.pos_embed))))
+        torch.testing.assert_close(tokens, vit.forward_features(images))
