@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .dropout import add_dropout, dropout, dropout_backward
 from .gate import is_recorded
-from .precision import autocast_off, cast, square_sum, widen
+from .precision import autocast_off, cast, square_sum, wide_dtype, widen
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -119,7 +119,7 @@ def _shares(
     t = torch.baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1)
     top = t.detach().amax(dim=1, keepdim=True)  # a constant: it cancels
     e = t.sub_(top).exp_()
-    total = e.sum(dim=1, keepdim=True, dtype=torch.promote_types(e.dtype, torch.float32))
+    total = e.sum(dim=1, keepdim=True, dtype=wide_dtype(e))
     log_sum = top + total.log()
     total = total.transpose(1, 2)
     z = ((e.transpose(1, 2) @ v) / total).to(v.dtype)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ['autocast_off', 'cast', 'product_dtype', 'square_sum', 'widen']
+__all__ = ['autocast_off', 'cast', 'product_dtype', 'square_sum', 'wide_dtype', 'widen']
 
 T = TypeVar('T')
 
@@ -33,9 +33,14 @@ def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return float32, or float64 if x is in that."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def widen(x: torch.Tensor) -> torch.Tensor:
     """Return x in float32, or in float64 if it is."""
-    return x if x.dtype == torch.float64 else cast(x, torch.float32)
+    return cast(x, wide_dtype(x))
 
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -43,5 +48,4 @@ def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     if x.device.type == 'cpu' or torch.is_grad_enabled() and x.requires_grad:
         return widen(x).square().sum(dim=dim, keepdim=True)
     # one pass where the square of a whole map would be written and read again; a CPU has no fast norm over channels
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype).square_()
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide_dtype(x)).square_()

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from .gate import is_compiled
-from .precision import autocast_off, cast, product_dtype, square_sum, widen
+from .precision import autocast_off, cast, product_dtype, square_sum, wide_dtype, widen
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
@@ -126,7 +126,7 @@ def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias,
 
 
 def _convolve(x, weight, bias, eager, kernel_size, stride, padding):
-    weight = weight.reshape(weight.shape[0], x.shape[1], kernel_size, kernel_size)
+    weight = weight.unflatten(1, (-1, kernel_size, kernel_size))
     if eager:  # so that the map that leaves is a view of its tokens (B, H' * W', D)
         weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
@@ -164,7 +164,7 @@ def _two_scale(
         dtype: Dtype of d and e.
         eager: Whether the operations run as they are called.
     """
-    x, C = widen(x), x.shape[1]
+    x, C = widen(x), weight.shape[1] // kernel_size ** 2
     a = _references(x, kernel_size, stride, padding)
     whole = a[:, :, :-1, :-1]
     e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - whole  # right, below, diagonal
@@ -175,7 +175,7 @@ def _two_scale(
     kernels = torch.cat([kernels[:1], kernels[1:] + F.pad(masks[1:], (0, 0, 0, 0, 0, 1))])  # the latter, 2 sum_j d
     sums = widen(F.conv2d(d, kernels.to(dtype), stride=stride, padding=padding)) / (C * kernel_size ** 2)
     squares = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, padding) / C
-    weight = _with_parts(weight.reshape(-1, C, kernel_size, kernel_size), stride, padding)
+    weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), stride, padding)
     return d, weight.flatten(1), sums[:, :1], squares + (e * sums[:, 1:]).sum(dim=1, keepdim=True)
 
 
@@ -259,8 +259,7 @@ def _patch_mean(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
 
 def _channel_moments(x: torch.Tensor) -> torch.Tensor:
     """Return mean and mean square over the channels of a map (B, C, H, W), in float32 or wider, (B, 2, H, W)."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.cat([x.mean(dim=1, keepdim=True, dtype=dtype), square_sum(x, 1) / x.shape[1]], dim=1)
+    return torch.cat([x.mean(dim=1, keepdim=True, dtype=wide_dtype(x)), square_sum(x, 1) / x.shape[1]], dim=1)
 
 
 class _ChannelMoments(torch.autograd.Function):
