@@ -136,7 +136,10 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
     try:
-        loaded = _plain(_Unpickler(file, os.fstat(file.fileno()).st_size).load(), {})
+        begin = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(begin)
+        loaded = _plain(_Unpickler(file, size).load(), {})
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
         raise UserError(
