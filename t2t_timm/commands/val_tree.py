@@ -38,8 +38,8 @@ _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')
 _NAME = re.compile(r'[^/\\:\x00-\x1f]+')  # a file name on every system
 _LABEL = re.compile(r'-?[0-9]{1,9}')
-# what reading a tar may end in, beside OSError
-_DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# what reading a tar may end in, beside OSError; ValueError for a header that should have a number
+_DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 class _Line(NamedTuple):

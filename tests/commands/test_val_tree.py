@@ -329,6 +329,16 @@ def test_mistakes_in_the_arguments(mistake, argv, words):
     assert words in mistake(*argv)
 
 
+@pytest.mark.parametrize('header', ['size', 'GNU.sparse.size'])
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_tar_with_a_word_where_a_number_belongs(mistake, header, index):
+    info = tarfile.TarInfo(NAMES[index])
+    info.pax_headers = {header: 'many', 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0'}
+    write_tar('bad.tar', [(name, data) if name != info.name else (info, data) for name, data in IMAGES.items()])
+    words = mistake('bad.tar', 'val.txt', 'val')
+    assert 'bad.tar is damaged or cut off' in words or 'bad.tar is no folder and no tar that can be read' in words
+
+
 def test_links_in_a_circle_are_followed_once(handed_out):
     for name in ('a', 'b', 'c'):
         os.symlink('.', f'flat/{name}')
