@@ -86,12 +86,12 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
     return Agreement(len(calibration.files), same, max_diff)
 
 
-def _performer_products(onnx_file: str) -> set[str]:
-    """Return the names of the Performers' matrix products: in int8 their exponentials lose what tells keys apart."""
+def _performer_nodes(onnx_file: str) -> set[str]:
+    """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart."""
     import onnx
     return {
         node.name for node in onnx.load(onnx_file).graph.node
-        if node.op_type == 'MatMul' and any('TokenPerformer' in p.value for p in node.metadata_props)}
+        if any('TokenPerformer' in p.value for p in node.metadata_props)}
 
 
 def quantize_onnx(onnx_file: str, target: str) -> None:
@@ -111,7 +111,7 @@ def quantize_onnx(onnx_file: str, target: str) -> None:
             prepared,
             target,
             op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=sorted(_performer_products(onnx_file)),
+            nodes_to_exclude=sorted(_performer_nodes(onnx_file)),
             per_channel=True,
         )
     finally:
@@ -121,13 +121,15 @@ def quantize_onnx(onnx_file: str, target: str) -> None:
 
 
 def quantize_openvino(ov_model, onnx_file: str, calibration: Calibration):
-    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for the Performers' products."""
+    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for the Performers."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         import nncf
         logging.getLogger('nncf').setLevel(logging.ERROR)
-        products = _performer_products(onnx_file)
-        names = [op.get_friendly_name() for op in ov_model.get_ordered_ops() if op.get_friendly_name() in products]
+        nodes = _performer_nodes(onnx_file)
+        names = [
+            op.get_friendly_name() for op in ov_model.get_ordered_ops()
+            if op.get_friendly_name() in nodes and op.get_type_name() != 'Constant']
         return nncf.quantize(
             ov_model,
             nncf.Dataset(calibration.subset(), lambda file: calibration.read(file).numpy()),

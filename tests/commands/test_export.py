@@ -251,7 +251,7 @@ class TestNothingIsWritten:
 
     def test_of_a_pair_that_differs(self, tmp_path, monkeypatch):
         def write(model, x, file):
-            for name in (file, file.replace('.xml', '.bin')):
+            for name in (file, Path(file).with_suffix('.bin')):
                 Path(name).write_text('new')
             return lambda x: model(x) + 1
         monkeypatch.setitem(export.FORMATS, 'openvino', (write, '.xml'))
@@ -262,9 +262,9 @@ class TestNothingIsWritten:
         assert [p.read_text() for p in tmp_path.iterdir()] == ['before', 'before']
 
     @pytest.mark.parametrize('arguments, message', [
-        (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, export, "),
-        (['test_t2t_vat'], "timm knows no model 'test_t2t_vat'"),
-        (['resnet18'], 'resnet18 is no T2T-ViT'),
+        (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, openvino, "),
+        (['test_t2t_vat'], "timm does not know the model 'test_t2t_vat'"),
+        (['resnet18'], 'resnet18 is not a T2T-ViT'),
         (['t2t_vit_dense'], 'No pretrained weights exist for t2t_vit_dense'),
         (['test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),
         (['test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a width'),

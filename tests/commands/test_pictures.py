@@ -127,7 +127,7 @@ def test_classes_are_the_models(photo):
     names = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
     expected = []
     for i in probabilities.topk(5).indices.tolist():
-        expected += [f'{i} - {names[i]}', f'{100 * probabilities[i]:.1f} %']
+        expected += [names[i], f'{100 * probabilities[i]:.1f} %']
     assert drawn == [expected]
 
 
