@@ -76,8 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('export', _export, 'Export a model; the file is kept only if its logits agree with the model.')
     sub.add_argument('model', metavar='MODEL', help='model name in timm, or local-dir:DIR for a converted folder')
-    sub.add_argument('--format', default='onnx', help='onnx, export, aoti or torchscript (default: %(default)s)')
-    sub.add_argument('--out', metavar='FILE', required=True, help='file to write')
+    sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
+    sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
+    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx and openvino); needs --calibration')
+    sub.add_argument('--calibration', metavar='FOLDER', help='folder with images that the int8 model is compared on')
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
     sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch size is always taken')
     sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
@@ -174,7 +176,7 @@ def _export(args: argparse.Namespace) -> None:
     from .commands.export import export_model
     from .commands.load import load_t2t_vit
     model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
-    print(export_model(model, args.out, args.format))
+    print(export_model(model, args.out, args.format, args.quantize, args.calibration))
 
 
 def _attention(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..errors import UserError
 from ..models import T2TViT
 from .load import load_t2t_vit
 
-__all__ = ['Classified', 'classify', 'find_images', 'render']
+__all__ = ['Classified', 'class_names', 'classify', 'find_images', 'image_reader', 'render']
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 
@@ -44,8 +45,8 @@ def find_images(names: list[str]) -> list[str]:
     return files
 
 
-def _class_names(model: T2TViT) -> list[str]:
-    # the names that came with the weights, else ImageNet's if their number says so
+def class_names(model: T2TViT) -> list[str]:
+    """Return the names that came with the weights, else ImageNet's if their number says so, else numbers."""
     names = model.pretrained_cfg.get('label_names')
     if names is not None:
         return [str(name) for name in names]
@@ -53,6 +54,25 @@ def _class_names(model: T2TViT) -> list[str]:
     if subset is not None:
         return list(ImageNetInfo(subset).label_descriptions())
     return [f'class {i}' for i in range(model.num_classes)]
+
+
+def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
+    """Return a function that reads an image file by the model's own preprocessing, at its img_size: (1, C, H, W).
+
+    The function raises a ValueError for a file that is no image.
+    """
+    config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *model.img_size)))
+    transform = create_transform(**config, is_training=False)
+    mode = 'L' if model.in_chans == 1 else 'RGB'
+
+    def read(file: str) -> torch.Tensor:
+        try:
+            with Image.open(file) as image:
+                return transform(image.convert(mode)).unsqueeze(0)
+        except _UNREADABLE as e:
+            raise ValueError(str(e) or type(e).__name__) from e
+
+    return read
 
 
 def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Classified:
@@ -79,19 +99,17 @@ def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Clas
     net = load_t2t_vit(model)
     if net.num_classes < 1:
         raise UserError(f'{model} has no classifier.')
-    labels = _class_names(net)
-    transform = create_transform(**resolve_model_data_config(net), is_training=False)
-    mode = 'L' if net.in_chans == 1 else 'RGB'
+    labels = class_names(net)
+    read = image_reader(net)
     results, unreadable = [], {}
     for file in tqdm(files, unit='image', delay=1, disable=None):
         try:
-            with Image.open(file) as image:
-                pixels = transform(image.convert(mode))
-        except _UNREADABLE as e:
-            unreadable[file] = str(e) or type(e).__name__
+            x = read(file)
+        except ValueError as e:
+            unreadable[file] = str(e)
             continue
         with torch.inference_mode():
-            probabilities = net(pixels.unsqueeze(0)).softmax(dim=1)[0]
+            probabilities = net(x).softmax(dim=1)[0]
         values, classes = probabilities.topk(min(topk, len(labels)))
         results.append(dict(image=file, classes=[
             dict(index=i, label=labels[i], probability=round(p, 6))

@@ -1,16 +1,18 @@
-"""Export to ONNX, torch.export, AOTInductor and TorchScript, each compared with the model before it is kept."""
+"""Export to ONNX, OpenVINO, torch.export, AOTInductor and TorchScript; the model is compared before a file is kept."""
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import UserError
-from ..files import new_file
 from ..models import T2TViT
+from .quantize import Agreement, Calibration, measure_agreement, quantize_onnx, quantize_openvino
 
 __all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
 
@@ -32,13 +34,23 @@ class Exported(NamedTuple):
     size: int
     max_diff: float
     shapes: list[tuple[int, ...]]
+    agreement: Agreement | None = None  # of an int8 model
 
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, shape)) for shape in self.shapes)
-        return f'{self.path}: {self.size / 1e6:.1f} MB; largest difference in a logit {self.max_diff:.1e} over {shapes}'
+        compared = f'largest difference in a logit {self.max_diff:.1e} over {shapes}'
+        if self.agreement is not None:
+            compared = f'{self.agreement} (before int8: {compared})'
+        return f'{self.path}: {self.size / 1e6:.1f} MB; {compared}'
 
 
-def export_model(model: T2TViT, path: str | Path, format: str = 'onnx') -> Exported:
+def export_model(
+        model: T2TViT,
+        path: str | Path,
+        format: str = 'onnx',
+        quantize: str | None = None,
+        calibration: str | Path | None = None,
+) -> Exported:
     """Export a model through the framework's own exporter, compare the result with the model, and write the file.
 
     The batch size stays free; so does the image size, from 32 pixels up, of a model made with dynamic_img_size=True
@@ -46,34 +58,84 @@ def export_model(model: T2TViT, path: str | Path, format: str = 'onnx') -> Expor
 
     Args:
         model: Model to export; it is exported in float32, for evaluation, on the CPU.
-        path: File to write; it appears, or is replaced, only if the comparison succeeds.
-        format: 'onnx', 'export' (torch.export), 'aoti' (an AOTInductor package for this kind of machine) or
+        path: File to write; it appears, or is replaced, only if the comparison succeeds. OpenVINO writes NAME.xml and
+            NAME.bin.
+        format: 'onnx', 'openvino', 'export' (torch.export), 'aoti' (an AOTInductor package for this kind of machine) or
             'torchscript'.
+        quantize: 'int8' (ONNX and OpenVINO) or None. The float32 model is compared first.
+        calibration: Folder with images for quantize, which the int8 model is compared on. OpenVINO's takes the ranges
+            of its activations from them, ONNX's takes them when it runs.
 
     Returns:
-        The file, its size in bytes, the largest difference in a logit, and the shapes of the images compared.
+        The file, its size in bytes (with NAME.bin), the largest difference in a logit of the float32 model, the shapes
+        of the images compared, and the agreement of the int8 model.
 
     Raises:
         UserError: An unknown format, a missing package or compiler, an exporter that is too old for this, no folder to
-            write to, or too large a difference.
+            write to, no images to calibrate with, or too large a difference.
     """
+    path = Path(path)
+    _check_arguments(path, format, quantize, calibration)
+    write, suffix = FORMATS[format]
+    model = model.float().eval()
+    images = _images(model)
+    data = None if calibration is None else Calibration(calibration, model)
+    with (
+        TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True) as tmp,
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        file = Path(tmp) / f'model{suffix}'
+        _logger.info(f'Exporting to {format} ...')
+        run = _write(write, model, images[0], str(file), format)
+        _logger.info('Comparing it with the model ...')
+        max_diff = _compare(model, run, images, format)
+        agreement = None
+        if data is not None:
+            _logger.info('Quantizing it to int8 ...')
+            del run
+            run = QUANTIZERS[format](str(file), data)
+            _logger.info('Comparing it with the model on the images ...')
+            agreement = measure_agreement(model, run, data)
+        del run  # Windows renames no file that is open, as what reads this one may have it
+        size = _keep(file, path)
+    return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
+
+
+def _check_arguments(path: Path, format: str, quantize: str | None, calibration: str | Path | None) -> None:
     if format not in FORMATS:
         raise UserError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
-    path = Path(path)
+    if quantize not in (None, 'int8'):
+        raise UserError(f'Unknown quantization {quantize!r}: use int8.')
+    if quantize and format not in QUANTIZERS:
+        raise UserError(f'--quantize int8 is for the formats {" and ".join(QUANTIZERS)}, not for {format}.')
+    if quantize and calibration is None:
+        raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
+    if calibration is not None and not quantize:
+        raise UserError('--calibration is for --quantize int8.')
     if not path.parent.is_dir():
         raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
     if path.is_dir():
         raise UserError(f'{path} is a folder: name a file to write.')
-    write, suffix = FORMATS[format]
-    model = model.float().eval()
-    images = _images(model)
-    _logger.info(f'Exporting to {format} ...')
-    with new_file(path, suffix) as file, torch.inference_mode(False), torch.no_grad():
-        run = _write(write, model, images[0], str(file), format)
-        _logger.info('Comparing it with the model ...')
-        max_diff = _compare(model, run, images, format)
-        del run  # Windows renames no file that is open, as what reads this one may have it
-    return Exported(path, path.stat().st_size, max_diff, [tuple(x.shape) for x in images])
+    if format == 'openvino':
+        if path.suffix != '.xml':
+            raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
+        weights = path.with_suffix('.bin')
+        if weights.is_dir() or weights.exists() and not path.exists():
+            raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
+        if quantize:
+            _check_packages(('nncf',), 'int8 for OpenVINO', 'openvino')
+
+
+def _keep(file: Path, path: Path) -> int:
+    """Move what was written to its place, the weights beside it first, and return its size in bytes."""
+    size = file.stat().st_size
+    weights = file.with_suffix('.bin')
+    if weights.exists():
+        size += weights.stat().st_size
+        os.replace(weights, path.with_suffix('.bin'))
+    os.replace(file, path)
+    return size
 
 
 def _write(write: Callable[..., Run], model: T2TViT, x: torch.Tensor, file: str, format: str) -> Run:
@@ -135,11 +197,7 @@ def _exported_program(model: T2TViT, x: torch.Tensor) -> torch.export.ExportedPr
     return torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(model), strict=False)
 
 
-def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
-    if missing:
-        raise UserError(f"The ONNX export needs {' and '.join(missing)}: pip install t2t-timm[onnx]")
-    import onnxruntime
+def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
     for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
         logging.getLogger(name).setLevel(logging.WARNING)
     program = torch.onnx.export(
@@ -154,8 +212,63 @@ def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     )
     assert program is not None  # as dynamo=True gives one
     program.save(file, external_data=False)
+
+
+def _check_packages(names: tuple[str, ...], what: str, extra: str) -> None:
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install t2t-timm[{extra}]")
+
+
+def _run_onnx(file: str) -> Run:
+    import onnxruntime
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(['logits'], {'x': x.numpy()})[0])
+
+
+def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
+    _check_packages(('onnx', 'onnxscript', 'onnxruntime'), 'The ONNX export', 'onnx')
+    _save_onnx(model, x, file)
+    return _run_onnx(file)
+
+
+def _quantize_onnx(file: str, calibration: Calibration) -> Run:
+    target = f'{file}.int8'
+    quantize_onnx(file, target)
+    os.replace(target, file)
+    return _run_onnx(file)
+
+
+def _convert_to_openvino(onnx_file: str):
+    import openvino
+    from openvino import opset11
+    ov_model = openvino.convert_model(onnx_file)
+    for op in ov_model.get_ordered_ops():
+        # the position table, of images of any size: OpenVINO's 'cubic' ignores antialias, Pillow's is torch's
+        if op.get_type_name() == 'Interpolate' and op.get_attributes()['mode'] == 'cubic':
+            resized = opset11.interpolate(
+                op.input_value(0), op.input_value(1), 'bicubic_pillow', 'sizes', cube_coeff=-0.5)
+            op.output(0).replace(resized.output(0))
+    ov_model.validate_nodes_and_infer_types()
+    return ov_model
+
+
+def _run_openvino(ov_model, file: str) -> Run:
+    import openvino
+    openvino.save_model(ov_model, file, compress_to_fp16=False)
+    compiled = openvino.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
+
+
+def _write_openvino(model: T2TViT, x: torch.Tensor, file: str) -> Run:
+    _check_packages(('openvino', 'onnx', 'onnxscript'), 'The OpenVINO export', 'openvino')
+    _save_onnx(model, x, f'{file}.onnx')
+    return _run_openvino(_convert_to_openvino(f'{file}.onnx'), file)
+
+
+def _quantize_openvino(file: str, calibration: Calibration) -> Run:
+    onnx_file = f'{file}.onnx'
+    return _run_openvino(quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration), file)
 
 
 def _write_export(model: T2TViT, x: torch.Tensor, file: str) -> Run:
@@ -184,7 +297,10 @@ def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
 
 FORMATS = {
     'onnx': (_write_onnx, '.onnx'),
+    'openvino': (_write_openvino, '.xml'),
     'export': (_write_export, '.pt2'),
     'aoti': (_write_aoti, '.pt2'),
     'torchscript': (_write_torchscript, '.pt'),
 }
+
+QUANTIZERS = {'onnx': _quantize_onnx, 'openvino': _quantize_openvino}

@@ -1,4 +1,5 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from ..errors import UserError
 from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
+from .classify import class_names
 
 __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
 
@@ -17,6 +19,7 @@ MAX_SIZE = 1024  # pixels; a block's attention is then 4,097 x 4,097
 COLUMNS = 7
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # of a token step, as fractions of height and width
 CHANNELS = 7
+CLASSES = 5
 
 
 class Attention(NamedTuple):
@@ -24,6 +27,7 @@ class Attention(NamedTuple):
     blocks: list[np.ndarray]  # of the class token over the grid, mean over the heads, (H', W') for each block
     rollout: np.ndarray  # the same followed through all blocks
     steps: list[list[tuple[tuple[int, int], np.ndarray, float]]]  # of each token step: queries, maps, what is kept
+    probabilities: np.ndarray  # of the classes, (num_classes,); empty without a classifier
 
 
 def read_image(file: str, model: T2TViT) -> Image.Image:
@@ -96,7 +100,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     for step in steps:
         hooks.append(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
     try:
-        model(_to_input(image, model))
+        logits = model(_to_input(image, model))
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,7 +118,8 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
         attention, kept = _step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
         maps_of_step = attention.reshape(-1, height, width).numpy()
         step_maps.append(list(zip(points, maps_of_step, kept.tolist(), strict=True)))
-    return Attention(maps[1:], maps[0], step_maps)
+    probabilities = logits[0].softmax(dim=0).cpu().numpy() if model.num_classes else np.zeros(0)
+    return Attention(maps[1:], maps[0], step_maps, probabilities)
 
 
 def _new_figure(width: float, height: float):
@@ -170,8 +175,24 @@ def _show_section(figure, image: Image.Image, title: str, maps: list, rows: int)
     _color_bar(figure, axes[0, min(len(maps), COLUMNS)], shown, '1 = uniform', extend='max')
 
 
+def _show_classes(figure, axes: np.ndarray, probabilities: np.ndarray, labels: list[str]) -> None:
+    """Draw the most probable classes as bars, with the label on the bar, over the cells of some panels."""
+    first = axes[0].get_subplotspec()
+    axis = figure.add_subplot(first.get_gridspec()[0, first.colspan.start:])
+    axis.set_title('most probable classes', fontsize=9)
+    axis.set_axis_off()
+    best = np.argsort(-probabilities, kind='stable')[:CLASSES]
+    for y, i in enumerate(best):
+        axis.barh(y, 1, height=0.8, color='0.95')
+        axis.barh(y, probabilities[i], height=0.8, color='#9ecae1')
+        axis.text(0.01, y, textwrap.shorten(labels[i], 44, placeholder=' ...'), fontsize=9, va='center')
+        axis.text(0.99, y, f'{100 * probabilities[i]:.1f} %', fontsize=9, va='center', ha='right')
+    axis.set_xlim(0, 1)
+    axis.set_ylim(CLASSES - 0.4, -0.6)
+
+
 def draw_attention(model: T2TViT, image: Image.Image, name: str):
-    """Draw the class token's attention in each block, its rollout, and the attention of the token steps.
+    """Draw the most probable classes, the class token's attention in each block, its rollout, and that of token steps.
 
     Args:
         model: Model to draw.
@@ -192,12 +213,15 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
     figure.suptitle(f'{name}, {image.height} x {image.width} pixels', fontsize=13)
     parts = figure.subfigures(len(heights), 1, height_ratios=[row * h + 0.5 for h in heights], squeeze=False)[:, 0]
 
-    parts[0].suptitle('Image, and attention rollout of the class token through all blocks', fontsize=11)
+    title = 'Image, attention rollout of the class token through all blocks, and what the model sees in it'
+    parts[0].suptitle(title, fontsize=11)
     axes = _panels(parts[0], 1, COLUMNS + 1)[0]
     _show_image(axes[0], image, 'image')
     rollout = attention.rollout * attention.rollout.size
     shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
     _color_bar(parts[0], axes[2], shown, '1 = uniform')
+    if attention.probabilities.size:
+        _show_classes(parts[0], axes[4:], attention.probabilities, class_names(model))
 
     maps: list[tuple[str, np.ndarray, tuple[int, int] | None]]
     maps = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]

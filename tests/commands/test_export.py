@@ -1,5 +1,7 @@
 """Exported models run outside of the module that made them, and a file appears only if it agrees with the model."""
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -7,7 +9,9 @@ import torch
 
 from t2t_timm.cli import main
 from t2t_timm.commands import export
+from t2t_timm.commands.classify import image_reader
 from t2t_timm.commands.export import OPSET, export_model
+from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
 TOKEN_TYPES = ('performer', 'transformer')
@@ -22,6 +26,26 @@ def make_model(**kwargs):
             if p.ndim > 1:
                 p.normal_(std=p.shape[-1] ** -0.5)
     return model
+
+
+@pytest.fixture
+def openvino():
+    for name in ('onnx', 'onnxscript', 'nncf'):
+        pytest.importorskip(name, reason='pip install t2t-timm[openvino]')
+    return pytest.importorskip('openvino', reason='pip install t2t-timm[openvino]')
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """A folder with 100 of the held-out digits, and their classes."""
+    whole = Path(extract_heldout(tmp_path_factory.mktemp('digits') / 'all'))
+    folder = whole.parent / 'some'
+    folder.mkdir()
+    targets = []
+    for i, file in enumerate(sorted(whole.glob('*/*'))[::10]):
+        shutil.copy(file, folder / f'{i:03}{file.suffix}')
+        targets.append(int(file.parent.name[0]))
+    return folder, targets
 
 
 @pytest.fixture
@@ -63,6 +87,51 @@ def test_onnx(onnxruntime, tmp_path, token_type, dynamic):
         logits, = session.run(['logits'], {'x': x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(logits), model(x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_openvino(openvino, tmp_path, token_type, dynamic):
+    model = make_model(token_type=token_type, dynamic_img_size=dynamic)
+    done = export_model(model, tmp_path / 'model.xml', 'openvino')
+    files = sorted(tmp_path.iterdir())
+    assert [p.name for p in files] == ['model.bin', 'model.xml'] and done.size == sum(map(os.path.getsize, files))
+    run = openvino.compile_model(str(tmp_path / 'model.xml'), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    for shape in [(1, 3, 56, 56), (3, 3, 56, 56)] + ([(1, 3, 97, 64), (2, 3, 64, 160)] if dynamic else []):
+        x = images(*shape)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_int8(request, tmp_path, digits, format):
+    """What the file gives, run apart from the exporter, is what was printed, and the digits are still classified."""
+    tool = request.getfixturevalue('onnxruntime' if format == 'onnx' else 'openvino')
+    folder, targets = digits
+    model = timm.create_model('test_t2t_vit', pretrained=True).eval()
+    file = tmp_path / ('model.onnx' if format == 'onnx' else 'model.xml')
+    done = export_model(model, file, format, 'int8', folder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == (
+        ['model.onnx'] if format == 'onnx' else ['model.bin', 'model.xml'])
+    read = image_reader(model)
+    x = torch.cat([read(str(p)) for p in sorted(folder.iterdir())])
+    if format == 'onnx':
+        session = tool.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        logits = [session.run(['logits'], {'x': part.numpy()})[0] for part in x.split(1)]
+    else:
+        run = tool.compile_model(str(file), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        logits = [run([part.numpy()])['logits'].copy() for part in x.split(1)]
+    logits = torch.cat([torch.from_numpy(part) for part in logits])
+    with torch.no_grad():
+        expected = model(x)
+    assert done.agreement.images == 100
+    assert done.agreement.same == (logits.argmax(1) == expected.argmax(1)).sum() >= 98
+    diff = (logits.softmax(1) - expected.softmax(1)).abs().max().item()
+    assert done.agreement.max_diff == pytest.approx(diff, abs=1e-3) and 1e-4 < diff < 0.3
+    assert (logits.argmax(1) == torch.tensor(targets)).sum() >= 96
+    assert f'same class as the float model for {done.agreement.same:.1f} % of 100 images' in str(done)
 
 
 @pytest.mark.parametrize('token_type', TOKEN_TYPES + ('convolution',))
@@ -145,9 +214,57 @@ class TestNothingIsWritten:
             main(command)
 
     @pytest.mark.parametrize('arguments, message', [
-        (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, export, "),
-        (['test_t2t_vat'], "timm knows no model 'test_t2t_vat'"),
-        (['resnet18'], 'resnet18 is no T2T-ViT'),
+        (['--quantize', 'int4', '--calibration', 'EMPTY'], "Unknown quantization 'int4': use int8."),
+        (['--quantize', 'int8'], '--quantize int8 needs --calibration FOLDER, a folder with images.'),
+        (['--calibration', 'EMPTY'], '--calibration is for --quantize int8.'),
+        (['--quantize', 'int8', '--calibration', 'EMPTY'], 'There are no images in '),
+        (['--quantize', 'int8', '--calibration', 'nowhere'], 'There is no folder nowhere with images'),
+        (['--quantize', 'int8', '--calibration', 'EMPTY', '--format', 'torchscript'],
+         '--quantize int8 is for the formats onnx and openvino, not for torchscript.'),
+        (['--format', 'openvino'], 'name a file .xml, not model.onnx'),
+    ])
+    def test_of_a_mistake_in_quantization(self, tmp_path, capsys, arguments, message):
+        empty, out = tmp_path / 'empty', tmp_path / 'out'
+        empty.mkdir()
+        out.mkdir()
+        arguments = [str(empty) if a == 'EMPTY' else a for a in arguments]
+        assert main(['export', 'test_t2t_vit', '--untrained', *arguments, '--out', str(out / 'model.onnx')]) == 1
+        err = capsys.readouterr().err
+        assert message in err and len(err.splitlines()) == 1
+        assert not list(out.iterdir())
+
+    def test_with_an_unreadable_image(self, onnxruntime, tmp_path, monkeypatch):
+        monkeypatch.setitem(export.FORMATS, 'onnx', (lambda model, x, file: Path(file).touch() or model, '.onnx'))
+        monkeypatch.setitem(export.QUANTIZERS, 'onnx', lambda file, data: lambda x: x)
+        out = tmp_path / 'out'
+        out.mkdir()
+        (tmp_path / 'broken.png').write_text('no image')
+        with pytest.raises(UserError, match='broken.png cannot be read as an image'):
+            export_model(make_model(), out / 'model.onnx', 'onnx', 'int8', tmp_path)
+        assert not list(out.iterdir())
+
+    def test_over_the_weights_of_something_else(self, tmp_path):
+        (tmp_path / 'model.bin').write_text('before')
+        with pytest.raises(UserError, match='exists and is not the weights of model.xml'):
+            export_model(make_model(), tmp_path / 'model.xml', 'openvino')
+        assert [p.read_text() for p in tmp_path.iterdir()] == ['before']
+
+    def test_of_a_pair_that_differs(self, tmp_path, monkeypatch):
+        def write(model, x, file):
+            for name in (file, Path(file).with_suffix('.bin')):
+                Path(name).write_text('new')
+            return lambda x: model(x) + 1
+        monkeypatch.setitem(export.FORMATS, 'openvino', (write, '.xml'))
+        for name in ('model.xml', 'model.bin'):
+            (tmp_path / name).write_text('before')
+        with pytest.raises(UserError, match='differs from the model'):
+            export_model(make_model(), tmp_path / 'model.xml', 'openvino')
+        assert [p.read_text() for p in tmp_path.iterdir()] == ['before', 'before']
+
+    @pytest.mark.parametrize('arguments, message', [
+        (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, openvino, "),
+        (['test_t2t_vat'], "timm does not know the model 'test_t2t_vat'"),
+        (['resnet18'], 'resnet18 is not a T2T-ViT'),
         (['t2t_vit_dense'], 'No pretrained weights exist for t2t_vit_dense'),
         (['test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),
         (['test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a width'),
@@ -163,8 +280,10 @@ class TestNothingIsWritten:
         assert main(['export', 'test_t2t_vit', '--untrained', '--out', str(out)]) == 1
         assert 'There is no folder' in capsys.readouterr().err
 
-    def test_without_the_extra(self, tmp_path, capsys, monkeypatch):
+    @pytest.mark.parametrize('format, suffix', [('onnx', '.onnx'), ('openvino', '.xml')])
+    def test_without_the_extra(self, tmp_path, capsys, monkeypatch, format, suffix):
         monkeypatch.setattr(export, 'find_spec', lambda name: None)
-        assert main(['export', 'test_t2t_vit', '--untrained', '--out', str(tmp_path / 'model.onnx')]) == 1
-        assert 'pip install t2t-timm[onnx]' in capsys.readouterr().err
+        out = tmp_path / f'model{suffix}'
+        assert main(['export', 'test_t2t_vit', '--untrained', '--format', format, '--out', str(out)]) == 1
+        assert f'pip install t2t-timm[{format}]' in capsys.readouterr().err
         assert not list(tmp_path.iterdir())

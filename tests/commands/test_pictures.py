@@ -106,6 +106,7 @@ def test_no_text_overlaps(photo, kwargs, draw):
     bars = [a for a in figure.findobj(Axes) if a.axison]
     for bar in bars:
         texts += [bar.yaxis.label] + [t for t in bar.get_yticklabels() if bar.bbox.y0 - 2 <= t.get_window_extent().y1]
+    texts += [t for a in figure.findobj(Axes) for t in a.texts]
     texts = [t for t in texts if t.get_text()]
     boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
     assert len(texts) > 10 and len(bars) >= 2
@@ -113,6 +114,28 @@ def test_no_text_overlaps(photo, kwargs, draw):
         assert a.x0 >= -1 and a.y0 >= -1 and a.x1 <= figure.bbox.x1 + 1 and a.y1 <= figure.bbox.y1 + 1, text
         for b, other in zip(boxes[:i], texts[:i], strict=True):
             assert not a.overlaps(b), f'{text.get_text()!r} lies over {other.get_text()!r}'
+
+
+def test_classes_are_the_models(photo):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    model = timm.create_model('test_t2t_vit', pretrained=True).eval()
+    image = read_image(photo, model)
+    with torch.no_grad():
+        probabilities = model(pictures._to_input(image, model))[0].softmax(dim=0)
+    figure = draw_attention(model, image, 'a model')
+    drawn = [[t.get_text() for t in a.texts] for a in figure.subfigs[0].axes if a.texts]
+    names = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
+    expected = []
+    for i in probabilities.topk(5).indices.tolist():
+        expected += [names[i], f'{100 * probabilities[i]:.1f} %']
+    assert drawn == [expected]
+
+
+def test_no_classes_without_a_classifier(photo):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    model = make_model(num_classes=0)
+    figure = draw_attention(model, read_image(photo, model), 'a model')
+    assert not [a for a in figure.subfigs[0].axes if a.texts]
 
 
 @pytest.mark.parametrize('name', ['t2t_vit_dense', 't2t_vit_16_ghost', 't2t_vit_14_se'])
