@@ -146,8 +146,8 @@ class TestNothingIsWritten:
 
     @pytest.mark.parametrize('arguments, message', [
         (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, export, "),
-        (['test_t2t_vat'], "timm knows no model 'test_t2t_vat'"),
-        (['resnet18'], 'resnet18 is no T2T-ViT'),
+        (['test_t2t_vat'], "timm does not know the model 'test_t2t_vat'"),
+        (['resnet18'], 'resnet18 is not a T2T-ViT'),
         (['t2t_vit_dense'], 'No pretrained weights exist for t2t_vit_dense'),
         (['test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),
         (['test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a width'),
