@@ -82,12 +82,12 @@ def publish(publisher, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def killed(hosts, stage, start_publisher, tmp_path_factory):
+def killed(hosts, stage, publish, start_publisher, tmp_path_factory):
     """Publish all tags, killed three times: as it downloads, as it uploads, as it reads back; then go on, and again."""
     folder = tmp_path_factory.mktemp('killed')
     manifest = Path(shutil.copy(MANIFEST, folder / 'manifest.yaml'))
-    env = dict(HF_HOME=str(folder / 'hf'), TORCH_HOME=str(folder / 'torch'))
-    publish = ['publish', '--namespace', 'all', '--manifest', str(manifest)]
+    env = dict(TORCH_HOME=str(folder / 'torch'))
+    command = ['publish', '--namespace', 'all', '--manifest', str(manifest)]
     resolve = f'/all/{NAMES[10]}/resolve/main/model.safetensors'
     lines = []
     for server, path, fault in (
@@ -96,14 +96,14 @@ def killed(hosts, stage, start_publisher, tmp_path_factory):
             (hosts.hub, resolve, Fault(stall=0, methods=('HEAD',))),
     ):
         server.faults[path] = [fault]
-        victim = start_publisher(stage(publish), **env)
+        victim = start_publisher(stage(command), **env)
         assert server.stalled.acquire(timeout=100), victim.poll()
         victim.kill()
         victim.wait()
         lines.append(manifest.read_text().count('hub: {'))
         left = {p.name for p in (folder / 'torch' / 'hub' / 'checkpoints' / 't2t-timm-publish').iterdir()}
         assert len(left) == 1  # what the next run removes
-    on, again = finish(start_publisher(stage(publish), stage(publish), **env))
+    on, again = publish(stage(command, env=env), stage(command))
     return dict(
         folder=folder, manifest=manifest, lines=lines, on=on['commands'][0], again=again['commands'][0],
         requests=list(hosts.release.requests))
@@ -250,7 +250,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
     log_in = r'log in with `hf auth login`, or set HF_TOKEN, as someone who may write there\.\n'
     assert re.fullmatch(f't2t-timm publish: Publishing to one needs a Hub token: {log_in}', none['err'])
     assert re.fullmatch(rf't2t-timm publish: .* the one set is not accepted; {log_in}', bad['err'])
-    assert re.search(r'one/t2t_vit_7.in1k could not be pushed\. .*403.*hf auth login', refused['log'][-1])
+    assert re.search(r'one/t2t_vit_7.in1k could not be uploaded\. .*403.*hf auth login', refused['log'][-1])
     assert re.search(r'Downloading http://\S+ failed\. OSError.*File too large', full['log'][-1])
     assert 'File too large' in converting['log'][-1] or 'code: 27' in converting['log'][-1]
     for command in (none, bad, refused, full, converting):
@@ -320,7 +320,7 @@ def test_no_output_holds_the_token(failures, killed):
 @pytest.mark.parametrize('args, words', [
     (['t2t_vit_14'], 'No tag with a release is called t2t_vit_14; there are t2t_vit_7.in1k, '),
     (['test_t2t_vit.mnist'], 'No tag with a release is called test_t2t_vit.mnist'),
-    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is no name of a Hub repo"),
+    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is not the name of a Hub repo"),
     (['--manifest', 'nowhere.yaml'], 'There is no manifest '),
     (['--from', 'nowhere'], 'There is no folder nowhere'),
     ([], 'the one set holds characters that no token has; log in with'),
