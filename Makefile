@@ -11,8 +11,9 @@ SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.
 demo: $(VENV)/package
 	cd $(VENV) && $(BIN)/python -m t2t_timm.commands.demo
 
+# two files at a time, as their fixtures are shared; ARGS='-n 0' runs one, all fast tests first
 test: $(VENV)/tests
-	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. . $(ARGS)
+	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. -n 2 --dist loadfile $(ARGS)
 
 # long: 2,000 mutated checkpoints, 2,000 label lists and tars; ARGS='--seed 2000' takes others, --help says more
 fuzz: $(VENV)/tests

@@ -11,12 +11,14 @@ import torch
 DATA = Path(__file__).parent / 'data'
 pytest_plugins = ['loopback']
 
-torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
+# two cores in all: of the one process, or one for each of two workers; started processes read it too
+os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes
 
 
 def pytest_collection_modifyitems(items):
-    """Run the fast tests first."""
+    """Run the fast tests of all files first; of several workers, each runs the fast ones of a file first."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is not None)
 
 

@@ -1,9 +1,9 @@
 """The client's side of the tests, a process of its own: read a plan from stdin, load weights, write what came of it.
 
-A plan is {'result': file, 'stages': [...]}. A stage sets `env`, takes releases from the host `release`, lets the
-manifest know `known` (name: facts), makes every architecture `small`, forbids files of more than `file_limit` bytes,
-waits at a `barrier` for a second process, posts `post` (address, value), runs `commands` of t2t-timm, and creates the
-models of its `cases`, each in a thread of its own.
+Each line is a plan, {'result': file, 'stages': [...]}; the process ends with its stdin. A stage sets `env`, takes
+releases from the host `release`, lets the manifest know `known` (name: facts), makes every architecture `small`,
+forbids files of more than `file_limit` bytes, waits at a `barrier` for a second process, posts `post` (address, value),
+runs `commands` of t2t-timm, and creates the models of its `cases`, each in a thread of its own.
 """
 import contextlib
 import hashlib
@@ -106,6 +106,33 @@ def wait_for_the_other(barrier: str) -> None:
         time.sleep(0.01)
 
 
+def carry_out(stage: dict, released: dict) -> dict:
+    """Carry out a stage and return what came of its commands and cases."""
+    os.environ.update(stage.get('env', {}))
+    if 'release' in stage:
+        for entry in released.values():
+            entry['url'] = f'{stage["release"]}/{entry["file"]}'
+    for name, known in stage.get('known', {}).items():
+        patch_manifest(name, known)
+    if stage.get('small'):
+        make_small({name.split('.')[0] for name in released})
+    cases = stage.get('cases', [])
+    for case in cases:
+        if 'known' in case:
+            patch_manifest(case['model'], case['known'])
+    if 'barrier' in stage:
+        wait_for_the_other(stage['barrier'])
+    if 'post' in stage:
+        url, value = stage['post']
+        urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
+    with file_limit(stage.get('file_limit')):
+        commands = [run_command(argv) for argv in stage.get('commands', ())]
+    with ThreadPoolExecutor(16) as threads:
+        loaded = list(threads.map(load, cases))
+    return dict(
+        commands=commands, cases={case['case']: result for case, result in zip(cases, loaded, strict=True)})
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logger = logging.getLogger('t2t_timm')
@@ -114,35 +141,11 @@ def main() -> None:
     released = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
     for entry in released.values():
         entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none
-    plan = json.load(sys.stdin)
-    results = []
-    for stage in plan['stages']:
-        os.environ.update(stage.get('env', {}))
-        if 'release' in stage:
-            for entry in released.values():
-                entry['url'] = f'{stage["release"]}/{entry["file"]}'
-        for name, known in stage.get('known', {}).items():
-            patch_manifest(name, known)
-        if stage.get('small'):
-            make_small({name.split('.')[0] for name in released})
-        for case in stage.get('cases', ()):
-            if 'known' in case:
-                patch_manifest(case['model'], case['known'])
-        if 'barrier' in stage:
-            wait_for_the_other(stage['barrier'])
-        if 'post' in stage:
-            url, value = stage['post']
-            urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
-        cases = stage.get('cases', [])
-        with file_limit(stage.get('file_limit')):
-            commands = [run_command(argv) for argv in stage.get('commands', ())]
-        with ThreadPoolExecutor(16) as threads:
-            loaded = list(threads.map(load, cases))
-        results.append(dict(
-            commands=commands,
-            cases={case['case']: result for case, result in zip(cases, loaded, strict=True)},
-        ))
-    Path(plan['result']).write_text(json.dumps(results))
+    for line in sys.stdin:
+        plan = json.loads(line)
+        results = [carry_out(stage, released) for stage in plan['stages']]
+        Path(plan['result']).write_text(json.dumps(results))
+        print('done', flush=True)
 
 
 if __name__ == '__main__':

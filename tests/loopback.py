@@ -59,6 +59,14 @@ class Hosts:
         self.hub, self.storage, self.release = hub, hub.storage, release
 
 
+def ask(process: subprocess.Popen, *stages: Dict[str, Any]) -> list:
+    """Have a client that was started with `keep` carry out stages and return their results."""
+    process.stdin.write(json.dumps(dict(result=str(process.result), stages=stages)) + '\n')
+    process.stdin.flush()
+    assert process.stdout.readline() == 'done\n', process.communicate()[1]
+    return json.loads(process.result.read_text())
+
+
 def finish(process: subprocess.Popen) -> list:
     """Wait for a client and return the results of its stages."""
     out, err = process.communicate(timeout=120)
@@ -76,11 +84,14 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(scope='module')
 def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a process that carries out a plan (see hub_client.py); `finish(process)` waits and returns its results."""
+    """Start a process that carries out a plan (see hub_client.py); `finish(process)` waits and returns its results.
+
+    With `keep` it waits for plans: `ask(process, *stages)`.
+    """
     folder = tmp_path_factory.mktemp('clients')
     started = []
 
-    def start(*stages: Dict[str, Any], **env: str) -> subprocess.Popen:
+    def start(*stages: Dict[str, Any], keep: bool = False, **env: str) -> subprocess.Popen:
         clean = {
             k: v for k, v in os.environ.items()
             if not k.upper().startswith(('HF_', 'HUGGING', 'T2T_', 'TORCH_HOME', 'TIMM_'))
@@ -102,9 +113,10 @@ def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., subpr
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean)
         process.result = result
         started.append(process)
-        process.stdin.write(json.dumps(dict(result=str(result), stages=stages)))
-        process.stdin.close()
-        process.stdin = None
+        if not keep:
+            process.stdin.write(json.dumps(dict(result=str(result), stages=stages)))
+            process.stdin.close()
+            process.stdin = None
         return process
 
     yield start

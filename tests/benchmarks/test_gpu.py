@@ -34,12 +34,15 @@ def cases(gpu):
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that starts the command in a folder of its own."""
+    """A function that starts the command in a folder of its own; Ctrl-C reaches it even where pytest ignores it."""
     def run(*args):
         return subprocess.Popen(
             [sys.executable, BENCHMARKS / 'gpu.py', *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE)
-    return run
+    # a shell lets its background jobs ignore SIGINT, and whatever they start inherits that
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield run
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.slow

@@ -318,11 +318,11 @@ def test_tar_that_is_cut_off(mistake, mode, part):
     (['flat', 'none', 'val'], 'none is not there: name a list of lines "NAME.JPEG LABEL"'),
     (['val.txt', 'flat', 'val'], 'flat is no file: name a list of lines'),
     (['val.txt', 'val.txt', 'val'], 'val.txt is neither a folder nor a readable tar'),
-    (['flat', 'ILSVRC2012_img_val.tar', 'val'], 'ILSVRC2012_img_val.tar is no text'),
+    (['flat', 'ILSVRC2012_img_val.tar', 'val'], 'ILSVRC2012_img_val.tar is not a text file'),
     (['flat', 'val.txt', 'val.txt'], 'val.txt is not a folder: name a new one'),
     (['flat', 'val.txt', 'flat/val'], 'flat/val lies in flat'),
     (['flat', 'val.txt', 'flat'], 'flat lies in flat'),
-    (['ILSVRC2012_img_val.tar', 'val.txt', '.'], '. has the current folder in it'),
+    (['ILSVRC2012_img_val.tar', 'val.txt', '.'], '. contains the current folder'),
     (['ILSVRC2012_img_val.tar', 'val.txt', 'flat'], 'flat has something else in it: take that out, or name a new'),
 ])
 def test_mistakes_in_the_arguments(mistake, argv, words):

@@ -173,7 +173,7 @@ def test_label_names(tmp_path, photos):
     ('photos', 4, 'photos names 3 classes, .* has 4'),
     ('photos/2 dogs', 3, 'should hold a folder of images for each class'),
     ('photos/empty', 3, 'should hold a folder of images for each class'),
-    ('nowhere', 3, 'no folder and no file .*nowhere'),
+    ('nowhere', 3, 'no folder or file .*nowhere'),
     ('a\n\nb', 3, 'a class on every line, each once'),
     ('a\nb\na', 3, 'a class on every line, each once'),
     ('', 3, 'names 0 classes, .* has 3'),
@@ -296,7 +296,7 @@ def test_no_file(tmp_path):
     (b'<html>not found</html>', 'no checkpoint of a known format'),
     (b'PK\x03\x04 and no zip', 'no readable PyTorch checkpoint'),
     (pickle.dumps([1, 2]), 'holds a list, not a dict'),
-    (pickle.dumps({'a': 1}), 'holds no T2T-ViT'),
+    (pickle.dumps({'a': 1}), 'is not a T2T-ViT'),
 ])
 def test_no_checkpoint(tmp_path, content, words):
     (tmp_path / 'a.pth').write_bytes(content)

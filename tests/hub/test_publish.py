@@ -12,7 +12,7 @@ import torch
 import yaml
 from hub_server import Fault, Repo
 from huggingface_hub.utils import WeakFileLock
-from loopback import SMALL, Weights, finish
+from loopback import SMALL, Weights, ask, finish
 from safetensors.torch import load
 
 from t2t_timm.cli import main
@@ -59,20 +59,35 @@ def stage(hosts, weights, facts):
 @pytest.fixture(scope='module')
 def start_publisher(hosts, start_client, tmp_path_factory):
     """Start a client that is logged in, with caches of its own."""
-    def start(*stages, **env):
+    def start(*stages, keep=False, **env):
         folder = tmp_path_factory.mktemp('publisher')
-        return start_client(*stages, **dict(
+        return start_client(*stages, keep=keep, **dict(
             dict(HF_TOKEN=TOKEN, HF_HOME=str(folder / 'hf'), TORCH_HOME=str(folder / 'torch')), **env))
     return start
 
 
 @pytest.fixture(scope='module')
-def killed(hosts, stage, start_publisher, tmp_path_factory):
+def publisher(start_publisher):
+    """A client that goes on running, for what needs no process of its own."""
+    return start_publisher(keep=True)
+
+
+@pytest.fixture(scope='module')
+def publish(publisher, tmp_path_factory):
+    """A function that has the client carry out stages, the first with an empty torch cache, and returns the results."""
+    def publish(first, *stages):
+        env = dict(TORCH_HOME=str(tmp_path_factory.mktemp('torch')), HF_TOKEN=TOKEN)
+        return ask(publisher, dict(first, env=dict(env, **first['env'])), *stages)
+    return publish
+
+
+@pytest.fixture(scope='module')
+def killed(hosts, stage, publish, start_publisher, tmp_path_factory):
     """Publish all tags, killed three times: as it downloads, as it uploads, as it reads back; then go on, and again."""
     folder = tmp_path_factory.mktemp('killed')
     manifest = Path(shutil.copy(MANIFEST, folder / 'manifest.yaml'))
-    env = dict(HF_HOME=str(folder / 'hf'), TORCH_HOME=str(folder / 'torch'))
-    publish = ['publish', '--namespace', 'all', '--manifest', str(manifest)]
+    env = dict(TORCH_HOME=str(folder / 'torch'))
+    command = ['publish', '--namespace', 'all', '--manifest', str(manifest)]
     resolve = f'/all/{NAMES[10]}/resolve/main/model.safetensors'
     lines = []
     for server, path, fault in (
@@ -81,14 +96,14 @@ def killed(hosts, stage, start_publisher, tmp_path_factory):
             (hosts.hub, resolve, Fault(stall=0, methods=('HEAD',))),
     ):
         server.faults[path] = [fault]
-        victim = start_publisher(stage(publish), **env)
+        victim = start_publisher(stage(command), **env)
         assert server.stalled.acquire(timeout=100), victim.poll()
         victim.kill()
         victim.wait()
         lines.append(manifest.read_text().count('hub: {'))
         left = {p.name for p in (folder / 'torch' / 'hub' / 'checkpoints' / 't2t-timm-publish').iterdir()}
         assert len(left) == 1  # what the next run removes
-    on, again = finish(start_publisher(stage(publish), stage(publish), **env))
+    on, again = publish(stage(command, env=env), stage(command))
     return dict(
         folder=folder, manifest=manifest, lines=lines, on=on['commands'][0], again=again['commands'][0],
         requests=list(hosts.release.requests))
@@ -139,7 +154,7 @@ def test_what_is_there_and_equal_is_skipped(killed):
 
 
 @pytest.mark.slow
-def test_what_is_stale_is_published_again(hosts, killed, stage, start_publisher, tmp_path):
+def test_what_is_stale_is_published_again(hosts, killed, stage, publish, tmp_path):
     repo = hosts.hub.repos[f'all/{NAMES[0]}']
     card = repo.files['README.md']
     repo.files['README.md'] = b'of an older version'
@@ -147,8 +162,7 @@ def test_what_is_stale_is_published_again(hosts, killed, stage, start_publisher,
     known = yaml.safe_load(text)['weights'][NAMES[2]]['hub']['sha256']
     manifest = tmp_path / 'manifest.yaml'
     manifest.write_text(text.replace(known, '0' * 64))
-    result, = finish(start_publisher(
-        stage(['publish', *NAMES[:3], '--namespace', 'all', '--manifest', str(manifest)])))
+    result, = publish(stage(['publish', *NAMES[:3], '--namespace', 'all', '--manifest', str(manifest)]))
     command, = result['commands']
     assert command['code'] == 0 and command['log'][-1] == '3 tags: 2 published, 1 already there.', command['err']
     assert repo.files['README.md'] == card
@@ -158,7 +172,7 @@ def test_what_is_stale_is_published_again(hosts, killed, stage, start_publisher,
 
 
 @pytest.fixture(scope='module')
-def failures(hosts, killed, facts, stage, start_publisher, tmp_path_factory):
+def failures(hosts, killed, facts, stage, publish, tmp_path_factory):
     """Six tags, of which one is good; then what one client after another runs into."""
     folder = tmp_path_factory.mktemp('failures')
     names = NAMES[:6]
@@ -171,9 +185,9 @@ def failures(hosts, killed, facts, stage, start_publisher, tmp_path_factory):
     torch.save(dict(state_dict=published.Evil(f'touch {folder}/executed')), folder / 'exploit.pth')
     hosts.release.files[f'/{FILE[exploit]}'] = (folder / 'exploit.pth').read_bytes()
     del hosts.release.files[f'/{FILE[gone]}']
-    result, = finish(start_publisher(stage(
+    result, = publish(stage(
         ['publish', *names, '--namespace', 'faulty'],
-        known=dict(facts, **{wrong_hash: dict(sha256='0' * 64), exploit: {}}))))
+        known=dict(facts, **{wrong_hash: dict(sha256='0' * 64), exploit: {}})))
     hosts.release.files.update(files)
     return dict(
         command=result['commands'][0], names=names, flipped=sha256(flipped), executed=(folder / 'executed').exists())
@@ -214,7 +228,7 @@ def test_the_patch_has_what_was_published_and_applies(failures, hosts, tmp_path)
 
 
 @pytest.mark.slow
-def test_refusals_and_a_full_disk(hosts, killed, weights, stage, start_publisher, tmp_path):
+def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_path):
     name = NAMES[0]
     source = tmp_path / 'files'
     source.mkdir()
@@ -222,21 +236,21 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, start_publisher
     seen = len(hosts.release.requests)
     hosts.hub.faults['/api/whoami-v2'] = [Fault(status=401, methods=('GET',))]
     hosts.hub.faults['/api/repos/create'] = [Fault(status=403, methods=('POST',))]
-    publish = ['publish', name, '--namespace']
+    to = ['publish', name, '--namespace']
     manifest = shutil.copy(MANIFEST, tmp_path / 'manifest.yaml')
-    none, bad, refused, full, converting, healed, dry = [stage['commands'][0] for stage in finish(start_publisher(
-        stage([*publish, 'one'], env=dict(HF_TOKEN='')),
-        stage([*publish, 'one'], env=dict(HF_TOKEN=TOKEN)),
-        stage([*publish, 'one', '--from', str(source)]),
-        stage([*publish, 'one'], file_limit=100_000),
-        stage([*publish, 'one', '--from', str(source)], file_limit=100_000),
-        stage([*publish, 'one', '--from', str(source), '--manifest', str(manifest)]),
-        stage([*publish, 'two', '--from', str(source), '--dry-run'], env=dict(HF_TOKEN='')),
-    ))]
+    none, bad, refused, full, converting, healed, dry = [stage['commands'][0] for stage in publish(
+        stage([*to, 'one'], env=dict(HF_TOKEN='')),
+        stage([*to, 'one'], env=dict(HF_TOKEN=TOKEN)),
+        stage([*to, 'one', '--from', str(source)]),
+        stage([*to, 'one'], file_limit=100_000),
+        stage([*to, 'one', '--from', str(source)], file_limit=100_000),
+        stage([*to, 'one', '--from', str(source), '--manifest', str(manifest)]),
+        stage([*to, 'two', '--from', str(source), '--dry-run'], env=dict(HF_TOKEN='')),
+    )]
     log_in = r'log in with `hf auth login`, or set HF_TOKEN, as someone who may write there\.\n'
     assert re.fullmatch(f't2t-timm publish: Publishing to one needs a Hub token: {log_in}', none['err'])
     assert re.fullmatch(rf't2t-timm publish: .* the one set is not accepted; {log_in}', bad['err'])
-    assert re.search(r'one/t2t_vit_7.in1k could not be pushed\. .*403.*hf auth login', refused['log'][-1])
+    assert re.search(r'one/t2t_vit_7.in1k could not be uploaded\. .*403.*hf auth login', refused['log'][-1])
     assert re.search(r'Downloading http://\S+ failed\. OSError.*File too large', full['log'][-1])
     assert 'File too large' in converting['log'][-1] or 'code: 27' in converting['log'][-1]
     for command in (none, bad, refused, full, converting):
@@ -251,7 +265,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, start_publisher
 
 
 @pytest.mark.slow
-def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, start_publisher):
+def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, publish):
     hub = {name: entry['hub'] for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
            if name in NAMES}
     known = {name: dict(hub=lines) for name, lines in hub.items()}
@@ -264,13 +278,12 @@ def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, start_pu
     hosts.hub.faults[f'/other/{NAMES[5]}/resolve/main/model.safetensors'] = [
         Fault(status=500, methods=('HEAD',), times=9)]
     seen = len(hosts.hub.requests)
-    good, bad, loaded = finish(start_publisher(
-        stage(['models', '--check'], known=known, env=dict(T2T_TIMM_HUB_NAMESPACE='all')),
+    good, bad, loaded = publish(
+        stage(['models', '--check'], known=known, env=dict(T2T_TIMM_HUB_NAMESPACE='all', HF_TOKEN='')),
         stage(['models', '--check'], known=known_less, env=dict(T2T_TIMM_HUB_NAMESPACE='other')),
         stage(
             cases=[dict(case=name, model=name, known=known[name]) for name in NAMES[::5]],
-            env=dict(T2T_TIMM_HUB_NAMESPACE='all', T2T_TIMM_HUB_ONLY='1')),
-        HF_TOKEN=''))
+            env=dict(T2T_TIMM_HUB_NAMESPACE='all', T2T_TIMM_HUB_ONLY='1')))
     (good,), (bad,) = good['commands'], bad['commands']
     assert good['code'] == 0, good['out']
     assert [line.split() for line in good['out'].splitlines()[:-1]] == [[n, 'equal', f'all/{n}'] for n in NAMES]
@@ -307,7 +320,7 @@ def test_no_output_holds_the_token(failures, killed):
 @pytest.mark.parametrize('args, words', [
     (['t2t_vit_14'], 'No tag with a release is called t2t_vit_14; there are t2t_vit_7.in1k, '),
     (['test_t2t_vit.mnist'], 'No tag with a release is called test_t2t_vit.mnist'),
-    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is no name of a Hub repo"),
+    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is not the name of a Hub repo"),
     (['--manifest', 'nowhere.yaml'], 'There is no manifest '),
     (['--from', 'nowhere'], 'There is no folder nowhere'),
     ([], 'the one set holds characters that no token has; log in with'),

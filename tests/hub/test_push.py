@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(folder, no_network, capsys, name):
 
 @pytest.mark.parametrize('config, message', [
     ('not json', 'is not valid JSON'),
-    ('[]', 'is no timm config'),
+    ('[]', 'is not a timm config'),
     ('{"architecture": "t2t_vit_7"}', 'names no architecture and tag'),
 ])
 def test_a_config_that_names_no_repo(folder, no_network, config, message):
@@ -71,7 +71,7 @@ def test_a_config_that_names_no_repo(folder, no_network, config, message):
 
 @pytest.mark.parametrize('repo', ['a/b/c', 'some one/model', '../model'])
 def test_a_name_that_is_no_repo(folder, no_network, repo):
-    with pytest.raises(UserError, match='is no name of a Hub repo'):
+    with pytest.raises(UserError, match='is not the name of a Hub repo'):
         push(folder, repo)
 
 
@@ -111,5 +111,6 @@ def test_push_push_again_and_pull_back(folder, hosts, start_client):
     refused, = refused['commands']
     assert refused['code'] == 1
     assert re.fullmatch(
-        r't2t-timm push: someone/refused could not be pushed\. .*401.*hf auth login.*', refused['err'].splitlines()[-1])
+        r't2t-timm push: someone/refused could not be uploaded\. .*401.*hf auth login.*',
+        refused['err'].splitlines()[-1])
     assert 'someone/refused' not in hosts.hub.repos

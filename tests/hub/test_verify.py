@@ -49,8 +49,8 @@ def test_verify_says_why_it_does_not_load(tmp_path, tiny_file):
 
 
 @pytest.mark.parametrize('config, words', [
-    ('nonsense', 'no config.json that timm makes a model of'),
-    ('[]', 'no config.json that timm makes a model of'),
+    ('nonsense', 'no config.json from which timm can make a model'),
+    ('[]', 'no config.json from which timm can make a model'),
     ('{"architecture": "nope"}', 'of an architecture that timm does not know, nope'),
     ('{"architecture": "test_t2t_vit", "model_args": {"bad": 1}, "pretrained_cfg": {}}', "argument 'bad'"),
     ('{"architecture": "t2t_vit_7", "pretrained_cfg": {}}', 'looks like test_t2t_vit, not like t2t_vit_7'),

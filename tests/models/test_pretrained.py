@@ -127,7 +127,7 @@ def test_a_checkpoint_of_the_wrong_shape_names_what_it_looks_like(asked, given):
 
 
 def test_a_checkpoint_of_something_else_says_so():
-    with pytest.raises(ValueError, match='holds no T2T-ViT: .* it begins with conv1.weight'):
+    with pytest.raises(ValueError, match='is not a T2T-ViT: .* its names begin with conv1.weight'):
         timm.create_model('t2t_vit_7', pretrained=True, **SMALL, pretrained_cfg_overlay=dict(
             state_dict={'conv1.weight': torch.zeros(1)}))
 

@@ -66,10 +66,10 @@ RELEASE = dict(
         error=(
             'IntegrityError', r'the sha256_prefix of \S+ should be [0-9a-f]{8} but is [0-9a-f]{8}\. .*deleted')),
     release_short=Case('t2t_vit_24.in1k', hub=False, fault=dict(short=100_000, times=ALWAYS), healed=True, error=(
-        'IntegrityError', r'is no whole PyTorch file .* deleted')),
+        'IntegrityError', r'is not a complete PyTorch file .* deleted')),
     release_gateway=Case(
         't2t_vit_24.tl_in1k', hub=False, fault=dict(body=b'<html>Please log in</html>', times=ALWAYS), healed=True,
-        error=('IntegrityError', r"is no whole PyTorch file \(it begins with b'<htm'\).* deleted")),
+        error=('IntegrityError', r"is not a complete PyTorch file \(it begins with b'<htm'\).* deleted")),
     release_exploit=Case('t2t_vit_14_384.in1k', hub=False, error=(
         'RuntimeError', r'weights_only=True blocked loading')),
     release_404=Case(
