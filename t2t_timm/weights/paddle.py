@@ -130,13 +130,15 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     """Read what paddle.save or pickle.dump wrote of a dict of arrays: names to numpy arrays, nested dicts kept.
 
     Args:
-        file: Open binary file.
+        file: Binary file that can seek, read from its beginning.
 
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
     try:
-        loaded = _plain(_Unpickler(file, os.fstat(file.fileno()).st_size).load(), {})
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        loaded = _plain(_Unpickler(file, size).load(), {})
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
         raise UserError(
