@@ -111,5 +111,6 @@ def test_push_push_again_and_pull_back(folder, hosts, start_client):
     refused, = refused['commands']
     assert refused['code'] == 1
     assert re.fullmatch(
-        r't2t-timm push: someone/refused could not be uploaded\. .*401.*hf auth login.*', refused['err'].splitlines()[-1])
+        r't2t-timm push: someone/refused could not be uploaded\. .*401.*hf auth login.*',
+        refused['err'].splitlines()[-1])
     assert 'someone/refused' not in hosts.hub.repos
