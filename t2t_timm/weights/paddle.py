@@ -130,7 +130,7 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     """Read what paddle.save or pickle.dump wrote of a dict of arrays: names to numpy arrays, nested dicts kept.
 
     Args:
-        file: Open binary file.
+        file: Binary file that can seek, read from its beginning.
 
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.

@@ -293,10 +293,10 @@ def test_no_file(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     (b'', 'is empty'),
-    (b'<html>not found</html>', 'no checkpoint of a known format'),
-    (b'PK\x03\x04 and no zip', 'no readable PyTorch checkpoint'),
+    (b'<html>not found</html>', 'not a checkpoint of a known format'),
+    (b'PK\x03\x04 and no zip', 'not a readable PyTorch checkpoint'),
     (pickle.dumps([1, 2]), 'holds a list, not a dict'),
-    (pickle.dumps({'a': 1}), 'is not a T2T-ViT'),
+    (pickle.dumps({'a': 1}), 'holds no T2T-ViT'),
 ])
 def test_no_checkpoint(tmp_path, content, words):
     (tmp_path / 'a.pth').write_bytes(content)
@@ -322,7 +322,7 @@ def test_cut_short(tmp_path, write, part):
     write(published.tiny(), file)
     whole = file.read_bytes()
     file.write_bytes(whole[:int(len(whole) * part)])
-    fails(file, 'test_t2t_vit', 'cut short|damaged|no Paddle parameter file')
+    fails(file, 'test_t2t_vit', 'cut short|damaged|not a Paddle parameter file')
 
 
 @pytest.mark.parametrize('write', [torch.save, write_legacy, lambda x, path: path.write_bytes(pickle.dumps(x))])
@@ -352,7 +352,7 @@ def test_full_directory_is_refused(tiny_file):
     with pytest.raises(UserError, match='not empty'):
         convert(tiny_file, 'test_t2t_vit', out)
     assert os.listdir(out) == ['mine']
-    with pytest.raises(UserError, match='no directory'):
+    with pytest.raises(UserError, match='is not a directory'):
         convert(tiny_file, 'test_t2t_vit', tiny_file)
     with pytest.raises(UserError, match='There is no directory'):
         convert(tiny_file, 'test_t2t_vit', out / 'a' / 'b')

@@ -45,7 +45,7 @@ def test_verify_says_why_it_does_not_load(tmp_path, tiny_file):
         verdict = verify(str(tmp_path / 'other.pth'), second, model='test_t2t_vit')
         assert not verdict.good
         assert any('loads strictly: no. ' in line and 'missing norm.bias' in line for line in verdict.lines)
-    assert 'name the one that it should be with --model' in verify(str(tmp_path / 'other.pth')).lines[-1]
+    assert 'name the expected one with --model' in verify(str(tmp_path / 'other.pth')).lines[-1]
 
 
 @pytest.mark.parametrize('config, words', [
@@ -67,7 +67,7 @@ def test_verify_refuses(tmp_path, tiny_file):
     torch.save(published.tiny(num_classes=3), tmp_path / 'other.pth')
     with pytest.raises(UserError, match='cannot be compared'):
         verify(str(tiny_file), str(tmp_path / 'other.pth'))
-    with pytest.raises(UserError, match='no directory, no file and no tag'):
+    with pytest.raises(UserError, match='neither a directory, nor a file, nor a tag'):
         verify('nothing')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no model.safetensors'):

@@ -122,5 +122,5 @@ def test_what_is_built_by_hand(tmp_path):
         b'cnumpy\ndtype.__class__\n.',
     ]
     for attack in attacks:
-        with pytest.raises(UserError, match='no Paddle parameter file'):
+        with pytest.raises(UserError, match='not a Paddle parameter file'):
             load_paddle(io.BytesIO(b'\x80\x02' + attack))
