@@ -90,7 +90,8 @@ def is_plain(x: torch.Tensor, *modules: nn.Module, idle: tuple[nn.Module, ...] =
         *modules: What should be a Linear or a LayerNorm.
         idle: What should be a GELU, a Dropout or an Identity, or a Sequential of any of all these.
     """
-    return all(map(_is_weighted, modules)) and all(map(_is_idle, idle)) and is_unobserved(x, *modules, *idle)
+    # fx first: it records that a weight is looked at
+    return is_unobserved(x, *modules, *idle) and all(map(_is_weighted, modules)) and all(map(_is_idle, idle))
 
 
 def _is_weighted(module: nn.Module) -> bool:
