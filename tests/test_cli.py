@@ -135,7 +135,7 @@ def test_convert_and_verify(tmp_path, capsys):
     assert 'largest difference of the logits: 0' in capsys.readouterr().out
     assert main(['verify', out, 'test_t2t_vit.mnist']) == 1
     assert 'more than 0.0001' in capsys.readouterr().out
-    assert 'no directory, no file and no tag' in mistake(capsys, 'verify', 'nothing')
+    assert 'is neither a directory, nor a file, nor a tag' in mistake(capsys, 'verify', 'nothing')
 
 
 def test_verify_tag(capsys):

@@ -130,4 +130,7 @@ def _rate(dropout: nn.Dropout) -> float:
 @torch.fx.wrap
 def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
     """Return a for k, q, v, tokens (B, N, dim), in the dtype of kqv whatever autocast says."""
-    return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)
+    if torch.jit.is_scripting():  # a graph of fx that is scripted
+        return ops.performer_attention(kqv, w, eps).to(kqv.dtype)
+    else:
+        return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)

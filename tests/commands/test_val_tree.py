@@ -336,7 +336,7 @@ def test_a_tar_with_a_word_where_a_number_belongs(mistake, header, index):
     info.pax_headers = {header: 'many', 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0'}
     write_tar('bad.tar', [(name, data) if name != info.name else (info, data) for name, data in IMAGES.items()])
     words = mistake('bad.tar', 'val.txt', 'val')
-    assert 'bad.tar is damaged or cut off' in words or 'bad.tar is no folder and no tar that can be read' in words
+    assert 'bad.tar is damaged or cut off' in words or 'bad.tar is neither a folder nor a readable tar' in words
 
 
 def test_links_in_a_circle_are_followed_once(handed_out):

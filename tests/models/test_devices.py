@@ -41,8 +41,13 @@ def expected_shapes(create, in_chans):
 @pytest.fixture
 def device(model):  # which cannot be made of fake tensors
     """The name of a device of fake tensors that refuses float64."""
-    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64('cuda'):
-        yield 'cuda'
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.empty(1).to('cuda')
+        except RuntimeError as e:
+            pytest.skip(f'torch {torch.__version__} makes fake CUDA tensors with a driver alone: {e}'.split(chr(10))[0])
+        with NoFloat64('cuda'):
+            yield 'cuda'
 
 
 @pytest.mark.parametrize('autocast', [False, True])
