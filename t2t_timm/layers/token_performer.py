@@ -90,31 +90,30 @@ class TokenPerformer(nn.Module):
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
 
-        return tokens_to_map(self._layer(self._kqv(x)), height, width)
+        out = self._layer(self._kqv(x)) if torch.jit.is_scripting() else self._fused_layer(x)
+        return tokens_to_map(out, height, width)
 
     def _kqv(self, x: torch.Tensor) -> torch.Tensor:
-        """Return k, q, v = kqv(norm1(u)), (B, N, 3 * dim)."""
-        split = self.kernel_size, self.stride, self.padding
-        if not torch.jit.is_scripting():
-            if ops.is_plain(x, self.norm1, self.kqv):
-                norm, kqv = self.norm1, self.kqv
-                return ops.soft_split_norm_linear(
-                    x, norm.weight, norm.bias, norm.eps, kqv.weight, kqv.bias, *split)
-        return self.kqv(self.norm1(soft_split(x, *split)))
+        """Return k, q, v, (B, N, 3 * dim)."""
+        return self.kqv(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
 
     def _layer(self, kqv: torch.Tensor) -> torch.Tensor:
-        """Return out of k, q, v, (B, N, dim)."""
-        if torch.jit.is_scripting():
-            a = ops.performer_attention(kqv, self.w, self.eps)
-        elif ops.is_plain(kqv, self.proj, self.norm2, idle=(self.dp, self.mlp)):
-            return self._fused_layer(kqv)
-        else:
-            a = performer_attention(kqv, self.w, self.eps)
+        """Return out, (B, N, dim)."""
+        a = performer_attention(kqv, self.w, self.eps)
         y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
         return y + self.mlp(self.norm2(y))
 
     @torch.jit.unused
-    def _fused_layer(self, kqv: torch.Tensor) -> torch.Tensor:
+    def _fused_layer(self, x: torch.Tensor) -> torch.Tensor:
+        """Return out, by fused operations where they may stand for the modules."""
+        if ops.is_plain(x, self.norm1, self.kqv):
+            kqv = ops.soft_split_norm_linear(
+                x, self.norm1.weight, self.norm1.bias, self.norm1.eps, self.kqv.weight, self.kqv.bias,
+                self.kernel_size, self.stride, self.padding)
+        else:
+            kqv = self._kqv(x)
+        if not ops.is_plain(kqv, self.proj, self.norm2, idle=(self.dp, self.mlp)):
+            return self._layer(kqv)
         modules: list[Any] = list(self.mlp)
         fc1, _, fc2, drop = modules
         y = ops.performer_skip(kqv, self.w, self.eps, self.proj.weight, self.proj.bias, _rate(self.dp))

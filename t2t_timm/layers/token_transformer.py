@@ -87,24 +87,30 @@ class TokenTransformer(nn.Module):
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
 
-        return tokens_to_map(self._mlp(self._attend(x)), height, width)
+        out = self._mlp(self._attend(x)) if torch.jit.is_scripting() else self._fused_layer(x)
+        return tokens_to_map(out, height, width)
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Return y = attn(norm1(u)), (B, N, dim)."""
-        split = self.kernel_size, self.stride, self.padding
-        if not torch.jit.is_scripting():
-            if ops.is_plain(x, self.norm1, self.attn.qkv) and ops.is_unobserved(x, self.attn):
-                norm, qkv = self.norm1, self.attn.qkv
-                return self.attn.attend(ops.soft_split_norm_linear(
-                    x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, *split))
-        return self.attn(self.norm1(soft_split(x, *split)))
+        """Return y, (B, N, dim)."""
+        return self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
 
     def _mlp(self, y: torch.Tensor) -> torch.Tensor:
-        """Return y + mlp(norm2(y)), (B, N, dim)."""
-        if not torch.jit.is_scripting():
-            norm, mlp = self.norm2, self.mlp
-            if type(mlp) is Mlp and mlp.is_plain(y) and ops.is_plain(y, norm, mlp.fc1) and ops.is_unobserved(y, mlp):
-                return ops.mlp_skip(
-                    y, norm.weight, norm.bias, norm.eps,
-                    mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+        """Return out, (B, N, dim)."""
         return y + self.mlp(self.norm2(y))
+
+    @torch.jit.unused
+    def _fused_layer(self, x: torch.Tensor) -> torch.Tensor:
+        """Return out, by fused operations where they may stand for the modules."""
+        norm, qkv, mlp = self.norm1, self.attn.qkv, self.mlp
+        if ops.is_plain(x, norm, qkv) and ops.is_unobserved(x, self.attn):
+            y = self.attn.attend(ops.soft_split_norm_linear(
+                x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias,
+                self.kernel_size, self.stride, self.padding))
+        else:
+            y = self._attend(x)
+        norm = self.norm2
+        if not (type(mlp) is Mlp and mlp.is_plain(y) and ops.is_plain(y, norm, mlp.fc1) and ops.is_unobserved(y, mlp)):
+            return self._mlp(y)
+        return ops.mlp_skip(
+            y, norm.weight, norm.bias, norm.eps,
+            mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)

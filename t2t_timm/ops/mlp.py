@@ -1,4 +1,6 @@
-"""GELU and linear map of an MLP, which on a CPU keep less for their gradient."""
+"""The MLP of a layer, which on a CPU keeps less for its gradient: what is cheap to make again is made again."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +12,16 @@ from .precision import autocast_off, cast, product_dtype
 __all__ = ['gelu_linear', 'keeps_less', 'mlp_skip']
 
 
-def keeps_less() -> bool:
-    """Return True if `gelu_linear` may keep less for a gradient than the modules that it stands for."""
-    return torch.is_grad_enabled() and not is_compiled()
+def keeps_less(x: torch.Tensor) -> bool:
+    """Return True if what a linear map reads, GELU(x) or norm(x), is made again in the gradient.
+
+    It costs a CPU a hundredth of the block; a GPU, which is short of bandwidth, keeps it.
+    """
+    return torch.is_grad_enabled() and x.requires_grad and x.device.type == 'cpu' and not is_compiled()
 
 
 def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return `linear(gelu(x))`; on a CPU its gradient keeps x and makes gelu(x) again.
-
-    The activation is the widest tensor of a block, as wide as x. To make it again costs a CPU a hundredth of the block;
-    a GPU, which is short of bandwidth, keeps it.
+    """Return `linear(gelu(x))`; where `keeps_less` its gradient keeps x alone, the widest tensor of a block.
 
     Args:
         x: Hidden tokens of shape (B, N, hidden).
@@ -29,7 +31,7 @@ def gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     Returns:
         Tokens of shape (B, N, D).
     """
-    if not keeps_less() or not x.requires_grad or x.device.type != 'cpu':
+    if not keeps_less(x):
         return F.linear(F.gelu(x), weight, bias)
     dtype = product_dtype(x)
     return _gelu_linear(cast(x, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
@@ -50,10 +52,14 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad_y, tokens = grad @ weight, grad.flatten(0, -2)
-        grad_weight = tokens.t() @ F.gelu(x).flatten(0, -2) if ctx.needs_input_grad[1] else None
-        grad_bias = tokens.sum(dim=0) if ctx.needs_input_grad[2] else None
-        return torch.ops.aten.gelu_backward(grad_y, x), grad_weight, grad_bias
+        grad_x = torch.ops.aten.gelu_backward(grad @ weight, x)
+        return grad_x, *_linear_gradients(grad, F.gelu(x), *ctx.needs_input_grad[1:])
+
+
+def _linear_gradients(grad: torch.Tensor, x: torch.Tensor, of_weight: bool, of_bias: bool) -> tuple[Any, Any]:
+    """Return the gradients of weight and bias of `linear(x)`, each if it is asked for."""
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    return grad.t() @ x if of_weight else None, grad.sum(dim=0) if of_bias else None
 
 
 @autocast_off
@@ -83,5 +89,27 @@ def mlp_skip(
     """
     norm_weight, norm_bias, weight1, weight2 = (cast(t, x.dtype) for t in (norm_weight, norm_bias, weight1, weight2))
     bias1, bias2 = (None if t is None else cast(t, x.dtype) for t in (bias1, bias2))
-    y = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
-    return add_dropout(x, gelu_linear(F.linear(y, weight1, bias1), weight2, bias2), drop)
+    if keeps_less(x):
+        y = _NormLinear.apply(x, norm_weight, norm_bias, eps, weight1, bias1)
+    else:
+        y = F.linear(F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps), weight1, bias1)
+    return add_dropout(x, gelu_linear(y, weight2, bias2), drop)
+
+
+class _NormLinear(torch.autograd.Function):
+    """`linear(layer_norm(x))`, which keeps x and the statistics of its tokens, not what the linear map reads."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias):
+        y, mean, rstd = torch.native_layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
+        ctx.eps = eps
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight)
+        return F.linear(y, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        of_norm = torch.ops.aten.native_layer_norm_backward(
+            grad @ weight, x, norm_weight.shape, mean, rstd, norm_weight, norm_bias, ctx.needs_input_grad[:3])
+        y = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, ctx.eps)
+        return *of_norm, None, *_linear_gradients(grad, y, *ctx.needs_input_grad[4:])

@@ -75,6 +75,38 @@ def test_mlp_skip(dtype, tolerance):
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
+@pytest.fixture
+def skip_inputs():
+    """Arguments of mlp_skip without its eps, in float64."""
+    torch.manual_seed(0)
+    shapes = (2, 5, 4), (4,), (4,), (6, 4), (6,), (4, 6), (4,)
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+
+
+def test_mlp_skip_is_differentiated_twice(skip_inputs):
+    def run(*args):
+        return mlp_skip(*args[:3], 1e-5, *args[3:])
+    assert torch.autograd.gradcheck(run, skip_inputs)
+    assert torch.autograd.gradgradcheck(run, skip_inputs)
+
+
+def test_mlp_skip_with_frozen_parameters(skip_inputs):
+    x, *parameters = (t.detach() for t in skip_inputs)
+    x.requires_grad_()
+    out = mlp_skip(x, *parameters[:2], 1e-5, *parameters[2:])
+    grad, = torch.autograd.grad(out.sum(), x)
+    everything, = torch.autograd.grad(mlp_skip(*skip_inputs[:3], 1e-5, *skip_inputs[3:]).sum(), skip_inputs[0])
+    assert torch.equal(grad, everything)
+
+
+def test_mlp_skip_keeps_its_input_once_and_the_hidden_tokens(skip_inputs):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mlp_skip(*skip_inputs[:3], 1e-5, *skip_inputs[3:])
+    tokens = [t for t in kept if t.shape[:2] == (2, 5) and t.shape[2] > 1]  # without mean and rstd
+    assert [t.shape[2] for t in tokens] == [4, 6] and torch.equal(tokens[0], skip_inputs[0])
+
+
 def test_mlp_skip_drops_out_what_it_adds():
     torch.manual_seed(0)
     x, norm, weight, bias = torch.randn(4, 500, 8), torch.ones(8), torch.zeros(8, 8), torch.full((8,), 3.)
