@@ -56,7 +56,7 @@ def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
     return x.to(model.pos_embed.device)
 
 
-def _step_attention(
+def step_attention(
         step: TokenPerformer | TokenTransformer,
         x: torch.Tensor,
         queries: torch.Tensor,
@@ -115,7 +115,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     for step, x in zip(steps, inputs, strict=True):
         height, width = (soft_split_size(s, step.kernel_size, step.stride, step.padding) for s in x.shape[-2:])
         points = [(int(height * y), int(width * x)) for y, x in QUERIES]
-        attention, kept = _step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
+        attention, kept = step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
         maps_of_step = attention.reshape(-1, height, width).numpy()
         step_maps.append(list(zip(points, maps_of_step, kept.tolist(), strict=True)))
     probabilities = logits[0].softmax(dim=0).cpu().numpy() if model.num_classes else np.zeros(0)

@@ -10,6 +10,7 @@ from rounding import NoFloat64
 from timm.utils import reparameterize_model
 from torch._subclasses import FakeTensorMode
 
+from t2t_timm.commands.pictures import step_attention
 from t2t_timm.weights.fit import adapt_stem
 
 KINDS = {
@@ -80,6 +81,14 @@ def test_stem_adapts_to_other_channels(expected_shapes, model, device, in_chans)
     assert {v.device.type for v in adapted.values()} == {device}
     assert {v.dtype for v in adapted.values()} == {torch.float32}
     assert {k: v.shape for k, v in adapted.items()} == expected_shapes
+
+
+@pytest.mark.parametrize('create', ['performer', 'transformer'], indirect=True)
+def test_the_attention_that_pictures_show(model, device):
+    step = model.to(device).tokens_to_token.attention1
+    attention, kept = step_attention(step, torch.empty(1, 3, 56, 56, device=device), torch.tensor([3, 100]))
+    assert attention.device.type == kept.device.type == 'cpu'
+    assert attention.shape == (2, 14 * 14) and kept.shape == (2,)
 
 
 @pytest.mark.parametrize('create', ['performer'], indirect=True)
