@@ -95,7 +95,10 @@ def is_plain(x: torch.Tensor, *modules: nn.Module, idle: tuple[nn.Module, ...] =
 
 
 def _is_weighted(module: nn.Module) -> bool:
-    if type(module) is not nn.Linear and type(module) is not nn.LayerNorm:
+    if type(module) is nn.LayerNorm:
+        if (module.weight is None) != (module.bias is None):  # the operations read both or none
+            return False
+    elif type(module) is not nn.Linear:
         return False
     return torch.compiler.is_compiling() or not is_traceable_wrapper_subclass(module.weight)
 

@@ -65,8 +65,8 @@ def _linear_gradients(grad: torch.Tensor, x: torch.Tensor, of_weight: bool, of_b
 @autocast_off
 def mlp_skip(
         x: torch.Tensor,
-        norm_weight: torch.Tensor,
-        norm_bias: torch.Tensor,
+        norm_weight: torch.Tensor | None,
+        norm_bias: torch.Tensor | None,
         eps: float,
         weight1: torch.Tensor,
         bias1: torch.Tensor | None,
@@ -78,8 +78,8 @@ def mlp_skip(
 
     Args:
         x: Tokens of shape (B, N, D).
-        norm_weight: Gain of the LayerNorm, (D,).
-        norm_bias: Its bias, (D,).
+        norm_weight: Gain of the LayerNorm, (D,), or None.
+        norm_bias: Its bias, (D,), or None as the gain is.
         eps: Its eps.
         weight1: Weight of the first linear map, (hidden, D).
         bias1: Its bias, (hidden,), or None.
@@ -87,12 +87,13 @@ def mlp_skip(
         bias2: Its bias, (D,), or None.
         drop: Dropout rate, in training.
     """
-    norm_weight, norm_bias, weight1, weight2 = (cast(t, x.dtype) for t in (norm_weight, norm_bias, weight1, weight2))
-    bias1, bias2 = (None if t is None else cast(t, x.dtype) for t in (bias1, bias2))
+    weight1, weight2 = cast(weight1, x.dtype), cast(weight2, x.dtype)
+    norm_weight, norm_bias, bias1, bias2 = (
+        None if t is None else cast(t, x.dtype) for t in (norm_weight, norm_bias, bias1, bias2))
     if keeps_less(x):
         y = _NormLinear.apply(x, norm_weight, norm_bias, eps, weight1, bias1)
     else:
-        y = F.linear(F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps), weight1, bias1)
+        y = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight1, bias1)
     return add_dropout(x, gelu_linear(y, weight2, bias2), drop)
 
 
@@ -101,7 +102,7 @@ class _NormLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias):
-        y, mean, rstd = torch.native_layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         ctx.eps = eps
         ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight)
         return F.linear(y, weight, bias)
@@ -110,6 +111,6 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         of_norm = torch.ops.aten.native_layer_norm_backward(
-            grad @ weight, x, norm_weight.shape, mean, rstd, norm_weight, norm_bias, ctx.needs_input_grad[:3])
-        y = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, ctx.eps)
+            grad @ weight, x, x.shape[-1:], mean, rstd, norm_weight, norm_bias, ctx.needs_input_grad[:3])
+        y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
         return *of_norm, None, *_linear_gradients(grad, y, *ctx.needs_input_grad[4:])

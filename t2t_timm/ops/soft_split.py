@@ -57,25 +57,26 @@ def soft_split_linear(
 
 
 def fold_norm_linear(
-        norm_weight: torch.Tensor,
-        norm_bias: torch.Tensor,
+        norm_weight: torch.Tensor | None,
+        norm_bias: torch.Tensor | None,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold a LayerNorm's affine part and its centring into the linear map that follows it.
 
     Args:
-        norm_weight: LayerNorm gain g, (n,).
-        norm_bias: LayerNorm bias b, (n,).
+        norm_weight: LayerNorm gain g, (n,), or None for ones.
+        norm_bias: LayerNorm bias b, (n,), or None for zeros; only with a gain.
         weight: Weight W of the linear map, (D, n).
         bias: Its bias c, (D,), or None.
 
     Returns:
         Folded weight F, (D, n), its rows summing to zero, and folded bias W b + c, (D,).
     """
-    folded = weight * norm_weight
-    folded_bias = torch.mv(weight, norm_bias)
-    return folded - folded.mean(dim=1, keepdim=True), folded_bias if bias is None else folded_bias + bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if norm_weight is not None and norm_bias is not None:
+        weight, bias = weight * norm_weight, bias + torch.mv(weight, norm_bias)
+    return weight - weight.mean(dim=1, keepdim=True), bias
 
 
 def soft_split_norm_linear(
@@ -93,8 +94,8 @@ def soft_split_norm_linear(
 
     Args:
         x: Map of shape (B, C, H, W).
-        norm_weight: LayerNorm gain, (C * kernel_size ** 2,), or None if it is folded into the weight already.
-        norm_bias: LayerNorm bias, as long, or None.
+        norm_weight: LayerNorm gain, (C * kernel_size ** 2,), or None for ones.
+        norm_bias: LayerNorm bias, as long, or None with the gain.
         eps: The LayerNorm's eps.
         weight: Weight of the linear map, (D, C * kernel_size ** 2).
         bias: Its bias, (D,), or None.
@@ -112,9 +113,7 @@ def soft_split_norm_linear(
 @autocast_off
 def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias, *split):
     eager = not is_compiled()
-    if norm_weight is not None:
-        weight, bias = fold_norm_linear(
-            widen(norm_weight), widen(norm_bias), widen(weight), None if bias is None else widen(bias))
+    weight, bias = fold_norm_linear(*(None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias)))
     if _has_two_scales(*split):
         x, weight, mean, mean_square = _two_scale(x, weight, dtype, eager, *split)
     else:

@@ -61,7 +61,8 @@ _READ_PAST = [
 
 def _check_torch(file: BinaryIO) -> None:
     # torch unpacks what it finds, whatever its size, and trusts the pickle's copies
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if file.read(2) != b'PK':
         file.seek(0)
         dry_run(file, size, _LEGACY_PICKLES)

@@ -81,3 +81,33 @@ def test_reparameterized_model_gives_the_same_logits(token_type):
                 torch.testing.assert_close(step(x), fast, rtol=1e-9, atol=1e-9)
         logits = folded.bfloat16()(x.bfloat16())
         assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize('affine, bias', [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_norms_and_linear_maps_without_gain_or_bias(token_type, affine, bias):
+    torch.manual_seed(0)
+    model = small_model(token_type, img_size=(21, 34), dtype=torch.float64).eval()
+
+    def replace(parent, name):
+        module = getattr(parent, name)
+        dd = {'device': 'cpu', 'dtype': torch.float64}
+        if isinstance(module, torch.nn.LayerNorm):
+            setattr(parent, name, torch.nn.LayerNorm(
+                module.normalized_shape, elementwise_affine=affine, bias=bias, **dd))
+        else:
+            setattr(parent, name, torch.nn.Linear(module.in_features, module.out_features, bias=False, **dd))
+
+    step = model.tokens_to_token.attention1
+    replace(step, 'norm1')
+    replace(step, 'norm2')
+    replace(*((step, 'kqv') if token_type == 'performer' else (step.mlp, 'fc1')))
+    x = torch.randn(2, 3, 21, 34, dtype=torch.float64)
+    probe = torch.randn(2, 7, dtype=torch.float64)
+
+    def run(on):
+        with set_fused(on):
+            out = model(x)
+            return [out, *torch.autograd.grad((out * probe).sum(), [*model.parameters()])]
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-9, atol=1e-9)
