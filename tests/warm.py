@@ -1,4 +1,4 @@
-"""Processes that begin with torch and torchvision imported: a fifth of the time that a new interpreter needs for timm."""
+"""Processes that begin with torch and torchvision imported, which is most of what `import timm` costs."""
 import importlib
 import multiprocessing
 import os
