@@ -38,7 +38,7 @@ class Worker:
             if self.connection.poll(SECONDS):
                 return self.connection.recv()
             why = f'longer than {SECONDS} s'
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
             why = f'killed the process, exit code {self.process.exitcode}'
         self.close()
@@ -51,7 +51,7 @@ class Worker:
         theirs.close()  # so that the end of the process is noticed
         try:
             assert self.connection.poll(120) and self.connection.recv() == 'ready'
-        except (AssertionError, EOFError) as e:
+        except (AssertionError, EOFError, ConnectionError) as e:
             self.close()
             raise RuntimeError('The worker did not start.') from e
 
