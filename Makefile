@@ -13,7 +13,7 @@ demo: $(VENV)/package
 
 # two files at a time, as their fixtures are shared; ARGS='-n 0' runs one, all fast tests first
 test: $(VENV)/tests
-	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. -n 2 --dist loadfile $(ARGS)
+	cd tests && $(BIN)/pytest -c ../setup.cfg --rootdir .. -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # long: 2,000 mutated checkpoints, 2,000 label lists and tars; ARGS='--seed 2000' takes others, --help says more
 fuzz: $(VENV)/tests

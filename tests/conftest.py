@@ -18,8 +18,13 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real H
 
 
 def pytest_collection_modifyitems(items):
-    """Run the fast tests of all files first; of several workers, each runs the fast ones of a file first."""
-    items.sort(key=lambda item: item.get_closest_marker('slow') is not None)
+    """Run the fast tests of all files first; of several workers, each runs the fast ones of a file first.
+
+    Those take the files that have slow tests first, and the others at the end, so that none ends long before the rest.
+    """
+    slow = {item: item.get_closest_marker('slow') is not None for item in items}
+    long = {item.path for item in items if slow[item]} if 'PYTEST_XDIST_WORKER' in os.environ else {}
+    items.sort(key=lambda item: (bool(long) and item.path not in long, slow[item]))
 
 
 @pytest.fixture(scope='session')

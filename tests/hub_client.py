@@ -1,9 +1,9 @@
-"""The client's side of the tests, a process of its own: read a plan from stdin, load weights, write what came of it.
+"""The client's side of the tests, a process of its own: receive a plan, load weights, send what came of it.
 
-Each line is a plan, {'result': file, 'stages': [...]}; the process ends with its stdin. A stage sets `env`, takes
-releases from the host `release`, lets the manifest know `known` (name: facts), makes every architecture `small`,
-forbids files of more than `file_limit` bytes, waits at a `barrier` for a second process, posts `post` (address, value),
-runs `commands` of t2t-timm, and creates the models of its `cases`, each in a thread of its own.
+A plan is a list of stages, and None ends the process. A stage sets `env`, takes releases from the host `release`, lets
+the manifest know `known` (name: facts), makes every architecture `small`, forbids files of more than `file_limit`
+bytes, waits at a `barrier` for a second process, posts `post` (address, value), runs `commands` of t2t-timm, and
+creates the models of its `cases`, each in a thread of its own.
 """
 import contextlib
 import hashlib
@@ -11,12 +11,12 @@ import io
 import json
 import logging
 import os
-import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import timm
@@ -133,7 +133,7 @@ def carry_out(stage: dict, released: dict) -> dict:
         commands=commands, cases={case['case']: result for case, result in zip(cases, loaded, strict=True)})
 
 
-def main() -> None:
+def main(connection: Connection) -> None:
     torch.set_num_threads(1)
     logger = logging.getLogger('t2t_timm')
     logger.setLevel(logging.INFO)
@@ -141,12 +141,5 @@ def main() -> None:
     released = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
     for entry in released.values():
         entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none
-    for line in sys.stdin:
-        plan = json.loads(line)
-        results = [carry_out(stage, released) for stage in plan['stages']]
-        Path(plan['result']).write_text(json.dumps(results))
-        print('done', flush=True)
-
-
-if __name__ == '__main__':
-    main()
+    for stages in iter(connection.recv, None):
+        connection.send([carry_out(stage, released) for stage in stages])

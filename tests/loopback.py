@@ -1,18 +1,16 @@
 """What the loopback tests share, a pytest plugin: weights to serve, the hosts, processes that load from them."""
 import argparse
 import io
-import json
 import os
-import subprocess
-import sys
 from functools import cached_property
-from pathlib import Path
+from multiprocessing import Process
 from typing import Any, Callable, Dict, Iterator
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+import warm
 from hub_client import SMALL, digest
 from hub_server import FileServer, HubServer
 
@@ -59,19 +57,19 @@ class Hosts:
         self.hub, self.storage, self.release = hub, hub.storage, release
 
 
-def ask(process: subprocess.Popen, *stages: Dict[str, Any]) -> list:
+def ask(process: Process, *stages: Dict[str, Any]) -> list:
     """Have a client that was started with `keep` carry out stages and return their results."""
-    process.stdin.write(json.dumps(dict(result=str(process.result), stages=stages)) + '\n')
-    process.stdin.flush()
-    assert process.stdout.readline() == 'done\n', process.communicate()[1]
-    return json.loads(process.result.read_text())
+    process.connection.send(stages)
+    return process.connection.recv()
 
 
-def finish(process: subprocess.Popen) -> list:
+def finish(process: Process) -> list:
     """Wait for a client and return the results of its stages."""
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return json.loads(process.result.read_text())
+    assert process.connection.poll(120)
+    results = process.connection.recv()
+    process.join()
+    assert process.exitcode == 0
+    return results
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +81,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope='module')
-def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
+def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., Process]]:
     """Start a process that carries out a plan (see hub_client.py); `finish(process)` waits and returns its results.
 
     With `keep` it waits for plans: `ask(process, *stages)`.
@@ -91,7 +89,7 @@ def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., subpr
     folder = tmp_path_factory.mktemp('clients')
     started = []
 
-    def start(*stages: Dict[str, Any], keep: bool = False, **env: str) -> subprocess.Popen:
+    def start(*stages: Dict[str, Any], keep: bool = False, **env: str) -> Process:
         clean = {
             k: v for k, v in os.environ.items()
             if not k.upper().startswith(('HF_', 'HUGGING', 'T2T_', 'TORCH_HOME', 'TIMM_'))
@@ -107,19 +105,17 @@ def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., subpr
             OMP_NUM_THREADS='1',
         )
         clean.update(env)
-        result = folder / f'result{len(started)}.json'
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name('hub_client.py'))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean)
-        process.result = result
+        ours, theirs = warm.CONTEXT.Pipe()
+        process = warm.start('hub_client', clean, theirs)
+        theirs.close()  # so that the client's end is noticed
+        process.connection = ours
         started.append(process)
         if not keep:
-            process.stdin.write(json.dumps(dict(result=str(result), stages=stages)))
-            process.stdin.close()
-            process.stdin = None
+            ours.send(stages)
+            ours.send(None)
         return process
 
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.join()

@@ -1,30 +1,74 @@
 """Registration without an import: the start-up hook, its switch, and what happens when it cannot work.
 
-Each case is a process of its own, with the package installed (wheel or editable) as a user has it.
+Each case is a process of its own, with the package installed (wheel or editable) as a user has it. Those of `forked`
+come from one process in which the hook waits for timm and torch has been imported, most of what timm's import costs.
 """
 import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 
 COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
 NUM_MODELS = '17'
+ORDERS = (
+    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT')
+FORKED = {
+    **{order: f'{order}\n{COUNT}' for order in ORDERS},
+    'modules': "import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))",
+    'broken': '''if True:
+        import importlib.metadata
+        import sys
+        sys.modules['t2t_timm.layers'] = None  # as if a symbol of a newer timm were missing
+        version = importlib.metadata.version
+        importlib.metadata.version = lambda name: '0.9.16' if name == 'timm' else version(name)
+        import timm
+        import timm.models
+        print(len(timm.list_models()) > 1000, len(timm.list_models('t2t*')))''',
+}
+FORK = '''
+    import os, subprocess, sys
+    import torch, torchvision
+    for i, code in enumerate(sys.argv[1:]):
+        with open(f'{i}.out', 'w') as out, open(f'{i}.err', 'w') as err:
+            if not hasattr(os, 'fork'):
+                subprocess.run([sys.executable, '-c', code], stdout=out, stderr=err)
+            elif os.fork() == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                exec(code, {})
+                sys.exit()
+            else:
+                os.wait()
+'''
+
+
+def run_python(folder, code, *args, options=('-c',), autoload=None):
+    """Run Python code in a fresh process and return its output; T2T_TIMM_AUTOLOAD as given."""
+    unset = ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH', 'PYTHONWARNINGS')  # a warning is looked for
+    env = {k: v for k, v in os.environ.items() if k not in unset}
+    if autoload is not None:
+        env['T2T_TIMM_AUTOLOAD'] = autoload
+    return subprocess.run(
+        [sys.executable, *options, textwrap.dedent(code), *args], env=env, cwd=folder, check=True, text=True,
+        capture_output=True)
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that runs Python code in a fresh process and returns its output; T2T_TIMM_AUTOLOAD as given."""
-    def run(code, autoload=None, args=('-c',), check=True):
-        unset = ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH', 'PYTHONWARNINGS')  # a warning is looked for
-        env = {k: v for k, v in os.environ.items() if k not in unset}
-        if autoload is not None:
-            env['T2T_TIMM_AUTOLOAD'] = autoload
-        return subprocess.run(
-            [sys.executable, *args, textwrap.dedent(code)], env=env, cwd=tmp_path, check=check, text=True,
-            capture_output=True)
-    return run
+    """run_python in a folder of its own."""
+    return partial(run_python, tmp_path)
+
+
+@pytest.fixture(scope='module')
+def forked(tmp_path_factory):
+    """(stdout, stderr) of FORKED, by name."""
+    folder = tmp_path_factory.mktemp('forked')
+    run_python(folder, FORK, *FORKED.values())
+    return {
+        name: [(folder / f'{i}.{end}').read_text() for end in ('out', 'err')] for i, name in enumerate(FORKED)}
 
 
 def test_a_script_that_imports_only_timm(run):
@@ -36,12 +80,10 @@ def test_switched_off_and_still_importable(run):
     assert out == ['0', NUM_MODELS]
 
 
-@pytest.mark.parametrize('order', [
-    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT',
-])
-def test_any_order_of_imports_without_a_warning(run, order):
-    out = run(f'{order}\n{COUNT}')
-    assert out.stdout.split() == [NUM_MODELS] and 'Overwriting' not in out.stderr and 'Warning' not in out.stderr
+@pytest.mark.parametrize('order', ORDERS)
+def test_any_order_of_imports_without_a_warning(forked, order):
+    out, err = forked[order]
+    assert out.split() == [NUM_MODELS] and 'Overwriting' not in err and 'Warning' not in err
 
 
 def test_start_up_imports_nothing_heavy(run):
@@ -54,9 +96,8 @@ def test_start_up_imports_nothing_heavy(run):
     assert hook == 'True' and not set(heavy.split()) & {'torch', 'timm', 't2t_timm', 'yaml'}
 
 
-def test_timm_gets_only_what_models_need(run):
-    out = run("import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))")
-    rooms = {name.split('.')[1] for name in out.stdout.split()}
+def test_timm_gets_only_what_models_need(forked):
+    rooms = {name.split('.')[1] for name in forked['modules'][0].split()}
     assert {'models', 'weights', 'layers'} <= rooms and not rooms & {'hub', 'commands', 'cli', 'recipes', 'digits'}
 
 
@@ -73,7 +114,7 @@ def test_spawned_processes(run, tmp_path):
             with multiprocessing.get_context('spawn').Pool(1) as pool:
                 print(pool.map(count, [0]))
     '''))
-    assert run(str(script), args=()).stdout.split() == ['[16]']
+    assert run(str(script), options=()).stdout.split() == ['[16]']
 
 
 def test_module_runner(run, tmp_path):
@@ -89,20 +130,11 @@ def test_module_runner(run, tmp_path):
     assert missing.returncode != 0 and 'no script at no.py' in missing.stderr and 'Traceback' not in missing.stderr
 
 
-def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(run):
-    out = run('''
-        import importlib.metadata
-        import sys
-        sys.modules['t2t_timm.layers'] = None  # as if a symbol of a newer timm were missing
-        version = importlib.metadata.version
-        importlib.metadata.version = lambda name: '0.9.16' if name == 'timm' else version(name)
-        import timm
-        import timm.models
-        print(len(timm.list_models()) > 1000, len(timm.list_models('t2t*')))
-    ''')
-    assert out.stdout.split() == ['True', '0']
-    assert out.stderr.count('t2t-timm could not register its models with timm') == 1
-    assert 'It needs timm>=' in out.stderr and 'timm 0.9.16 is installed' in out.stderr
+def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(forked):
+    out, err = forked['broken']
+    assert out.split() == ['True', '0']
+    assert err.count('t2t-timm could not register its models with timm') == 1
+    assert 'It needs timm>=' in err and 'timm 0.9.16 is installed' in err
 
 
 def test_a_model_that_timm_has_itself_is_left_alone(run):

@@ -21,7 +21,9 @@ NOT_IN_SDIST = ('.ci/', '.github/', '.gitignore', '.pre-commit-config.yaml')
 def dists(tmp_path_factory):
     """(wheel, sdist), made by python -m build."""
     out = tmp_path_factory.mktemp('dist')
-    subprocess.run([sys.executable, '-m', 'build', '--outdir', str(out), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(  # with the setuptools of the test environment: nothing is downloaded
+        [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(out), str(ROOT)], check=True,
+        capture_output=True)
     return next(out.glob('*.whl')), next(out.glob('*.tar.gz'))
 
 
@@ -63,10 +65,12 @@ def test_embedded_weights_stay_small(dists):
 
 def test_wheel_in_an_empty_environment(dists, tmp_path):
     # torch and timm are the test environment's, behind the new one's own packages: they are too large to fetch twice
-    venv.create(tmp_path / 'venv', with_pip=True)
+    venv.create(tmp_path / 'venv')
     python = tmp_path / 'venv' / 'bin' / 'python'
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--no-deps', dists[0]], check=True, env=env)
+    subprocess.run(
+        [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps', '--no-index', dists[0]],
+        check=True, env=env)
     site = Path(subprocess.run(
         [python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], check=True, text=True,
         capture_output=True, env=env).stdout.strip())

