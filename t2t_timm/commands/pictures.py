@@ -126,7 +126,7 @@ def _new_figure(width: float, height: float):
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise UserError('Pictures need matplotlib: pip install t2t-timm[plot]') from e
+        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
     return Figure(figsize=(width, height), dpi=100, layout='constrained')
 
 
