@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('digits', _digits, 'Write the 1,000 held-out images of test_t2t_vit, one folder per digit.')
     sub.add_argument('out_dir', metavar='DIR', help='folder to write to; it must be empty or new')
 
-    sub = command('val-tree', _val_tree, "Sort ImageNet's validation images into one folder per class for timm's validate.py.")
+    sub = command('val-tree', _val_tree, "Sort ImageNet's validation images by class, for timm's validate.py.")
     sub.add_argument('images', metavar='IMAGES|TAR', help='folder or tar file with the images')
     sub.add_argument('labels', metavar='LABELS', help='text file, one line NAME.JPEG LABEL per image, labels 0 to 999')
     sub.add_argument('out', metavar='OUT', help='folder to create')
@@ -38,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
 
     sub = command('publish', _publish, "Convert the publishers' weights and upload each tag to a Hub repo of its own.")
-    sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: every tag that a publisher has released)')
+    sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
     sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
-    sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files; nothing is downloaded then")
+    sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files, to download none")
     sub.add_argument(
         '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
     sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
@@ -48,13 +48,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('convert', _convert, 'Convert a checkpoint of any known format to a folder that timm can load.')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, such as t2t_vit_14, and tag, if it is a published file')
+    sub.add_argument(
+        '--model', metavar='ARCH[.TAG]', required=True,
+        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
         help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
 
-    sub = command('verify', _verify, "Describe a checkpoint, check that it loads, and compare its logits with another's.")
+    sub = command('verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.")
     sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
     sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
     sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
@@ -70,29 +72,29 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command('classify', _classify, 'Classify image files and print the most probable classes.')
     sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or patterns such as "*.jpg"')
-    sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR or hf-hub:REPO (default: %(default)s)')
-    sub.add_argument('--topk', type=int, default=5, metavar='K', help='number of classes to print per image (default: %(default)s)')
+    sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
+    sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
     sub.add_argument('--json', action='store_true', help='print the result as JSON')
 
     sub = command('export', _export, 'Export a model; the file is kept only if its logits agree with the model.')
     sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
     sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
     sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
-    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx and openvino only); needs --calibration')
-    sub.add_argument('--calibration', metavar='FOLDER', help='folder with images on which the int8 model is compared with the float model')
-    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width in pixels, or one number for both')
-    sub.add_argument('--dynamic', action='store_true', help='let the exported model take images of any size; it takes any batch size in either case')
+    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx, openvino); needs --calibration')
+    sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
+    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+    sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
     sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
     for name, run, help in (
-            ('attention', _attention, 'Draw where the class token looks, block by block, and the attention of both token layers.'),
+            ('attention', _attention, 'Draw where the class token and both token layers look.'),
             ('features', _features, 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
     ):
         sub = command(name, run, help)
         sub.add_argument('image', metavar='IMAGE', help='image file')
         sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
-        sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width in pixels, or one number for both')
+        sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
         sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
     sub.add_argument(
         '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')

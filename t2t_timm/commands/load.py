@@ -48,6 +48,7 @@ def _check_name(name: str, untrained: bool) -> None:
     architecture, _, tag = name.partition('.')
     tagged = [known for known in load_manifest()['weights'] if known.startswith(f'{architecture}.')]
     if tag and name not in tagged:
-        raise UserError(f'{architecture} has no tag {tag!r}: {"use " + ", ".join(tagged) if tagged else "it has none"}.')
+        use = f'use {", ".join(tagged)}' if tagged else 'it has none'
+        raise UserError(f'{architecture} has no tag {tag!r}: {use}.')
     if not tagged and not untrained:
         raise UserError(f'{architecture} has no pretrained weights: `t2t-timm models` lists the models that have.')

@@ -65,8 +65,10 @@ def convert(
     file, out = Path(file), Path(out)
     architecture, tag = resolve_name(model)
     _check_out(out)
+    if file.is_dir():
+        raise UserError(f'{file} is a folder: name a checkpoint file.')
     if not file.is_file():
-        raise UserError(f'{file} is a folder: name a checkpoint file.' if file.is_dir() else f'There is no file {file}.')
+        raise UserError(f'There is no file {file}.')
     if labels is not None and tag:
         raise UserError(
             f'--labels names the classes of weights of your own, which have no tag: use --model {architecture}.')
@@ -83,7 +85,8 @@ def convert(
         state_dict = check_fit(checkpoint, net, file)
         if names is not None:
             if len(names) != net.num_classes:
-                raise UserError(f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
+                raise UserError(
+                    f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
             net.pretrained_cfg['label_names'] = names
         bar.update(size)
         _logger.info('; '.join([f'{file.name}: {checkpoint.format}'] + checkpoint.notes))

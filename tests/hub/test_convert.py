@@ -289,6 +289,8 @@ def test_unknown_model(tiny_file, model, words):
 
 def test_no_file(tmp_path):
     fails(tmp_path / 'none.pth', 'test_t2t_vit', 'There is no file')
+    (tmp_path / 'folder').mkdir()
+    fails(tmp_path / 'folder', 'test_t2t_vit', 'folder is a folder: name a checkpoint file')
 
 
 @pytest.mark.parametrize('content, words', [
