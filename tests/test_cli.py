@@ -13,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 from timm.models import get_pretrained_cfg
+from timm.models._hub import save_for_hf
 
 from t2t_timm.cli import _parser, main
 from t2t_timm.commands.classify import find_images
@@ -128,6 +129,24 @@ def test_classify_by_a_model_of_other_channels(images, tmp_path, capsys):
     capsys.readouterr()
     err = mistake(capsys, 'classify', str(images), '--model', f'local-dir:{tmp_path / "dir"}')
     assert err == 't2t-timm classify: Image files are read with 1 or 3 channels, but the model reads 4.\n'
+
+
+@pytest.mark.parametrize('file, content, words', [
+    ('config.json', b'{', 'Expecting property name'),
+    ('config.json', b'{"architecture": "t2t_vit_7", "num_classes": 3}', 'does not fit|looks like test_t2t_vit'),
+    ('model.safetensors', b'xx', 'Error while deserializing header'),
+    ('model.safetensors', None, 'No suitable checkpoints'),
+    ('config.json', None, 'Config file not found'),
+])
+def test_classify_by_a_damaged_folder(images, tmp_path, capsys, file, content, words):
+    model, folder = timm.create_model('test_t2t_vit', pretrained=True), tmp_path / 'dir'
+    save_for_hf(model, folder, safe_serialization=True)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    err = mistake(capsys, 'classify', str(images), '--model', f'local-dir:{folder}').splitlines()[-1]
+    start, end = f't2t-timm classify: local-dir:{folder} cannot be loaded: ', f'; `t2t-timm verify {folder}` says more.'
+    assert err.startswith(start) and err.endswith(end) and re.search(words, err), err
 
 
 def test_find_images(tmp_path):

@@ -29,8 +29,12 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
         model = timm.create_model(name, pretrained=not untrained, **kwargs)
     except UserError:
         raise
-    except (RuntimeError, FileNotFoundError, TypeError) as e:
-        raise UserError(f'{name}: {e}') from e
+    except Exception as e:  # nearly anything, for a folder or repo whose files are damaged or do not belong together
+        if ':' not in name and not isinstance(e, (RuntimeError, OSError, TypeError, ValueError)):
+            raise
+        advice = f'; `t2t-timm verify {name[10:]}` says more' if name.startswith('local-dir:') else ''
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        raise UserError(f'{name} cannot be loaded: {reason.rstrip(".")}{advice}.') from e
     if not isinstance(model, T2TViT):
         raise UserError(f'{name} is a {type(model).__name__}, not a T2T-ViT.')
     return model.eval()
