@@ -75,7 +75,7 @@ def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
             with Image.open(file) as image:
                 return transform(image.convert(mode)).unsqueeze(0)
         except _UNREADABLE as e:
-            raise ValueError(str(e) or type(e).__name__) from e
+            raise ValueError(getattr(e, 'strerror', None) or str(e) or type(e).__name__) from e
 
     return read
 
