@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--models ...] [--img-size 224 384 ...] [--batch-size 16] [--grad-checkpointing]
 
 Prints the peak of the resident set above what the process held before the first step (weights made, input made), in
-MiB, and the median time of three steps, in ms an image. A forward pass runs under inference_mode in eval mode; a
+MiB, and the median time of three steps, in ms per image. A forward pass runs under inference_mode in eval mode; a
 training step is forward, backward and zero_grad, no optimizer. Linux only.
 """
 import argparse
@@ -59,7 +59,7 @@ def make_step(args: argparse.Namespace, name: str, img_size: int, kind: str) -> 
 
 
 def measure(args: argparse.Namespace, name: str, img_size: int, kind: str) -> Tuple[float, float]:
-    """Return the peak of one case in MiB over the idle process, and its time in ms an image."""
+    """Return the peak of one case in MiB over the idle process, and its time in ms per image."""
     step = make_step(args, name, img_size, kind)
     idle = resident_mib()
     peak = PeakMemory()

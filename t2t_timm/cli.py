@@ -20,77 +20,79 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command('recipe', _recipe, 'Print the path of a training recipe for train.py --config.')
-    sub.add_argument('name', nargs='?', help='name of the recipe; without it, list all recipes')
+    sub = command('recipe', _recipe, "Print the path of a training recipe for timm's train.py --config.")
+    sub.add_argument('name', metavar='NAME', nargs='?', help='name of the recipe; without it, list all recipes')
 
     sub = command('digits', _digits, 'Write the 1,000 held-out images of test_t2t_vit, one folder per digit.')
-    sub.add_argument('out_dir', help='folder to write to; it must be empty or new')
+    sub.add_argument('out_dir', metavar='DIR', help='folder to write to; it must be empty or new')
 
-    sub = command('val-tree', _val_tree, "Sort ImageNet's validation images into one folder per class for validate.py.")
+    sub = command('val-tree', _val_tree, "Sort ImageNet's validation images by class, for timm's validate.py.")
     sub.add_argument('images', metavar='IMAGES|TAR', help='folder or tar file with the images')
     sub.add_argument('labels', metavar='LABELS', help='text file, one line NAME.JPEG LABEL per image, labels 0 to 999')
     sub.add_argument('out', metavar='OUT', help='folder to create')
 
     sub = command('push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.')
     sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
-    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: the one of the architecture and tag)')
+    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: t2t-timm/ARCH.TAG, from config.json)')
     sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
 
     sub = command('publish', _publish, "Convert the publishers' weights and upload each tag to a Hub repo of its own.")
-    sub.add_argument('tags', metavar='TAG', nargs='*', help='architecture.tag (default: every tag with a release)')
+    sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
     sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
-    sub.add_argument('--from', dest='source', metavar='DIR', help='folder with the files; nothing is downloaded then')
+    sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files, to download none")
     sub.add_argument(
         '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
     sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
 
-    sub = command('convert', _convert, 'Convert a checkpoint of any published format to a folder that timm can load.')
+    sub = command('convert', _convert, 'Convert a checkpoint of any known format to a folder that timm can load.')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='its architecture, and its tag if it has one')
+    sub.add_argument(
+        '--model', metavar='ARCH[.TAG]', required=True,
+        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
         help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
 
-    sub = command('verify', _verify, "Describe a checkpoint, check that it loads, compare its logits with another's.")
+    sub = command('verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.")
     sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
     sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the shapes in the file fit more than one')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
 
     sub = command('cards', _cards, 'Write the model card of every tag.')
     sub.add_argument('--out', metavar='DIR', default='model_cards', help='folder to write to (default: %(default)s)')
-    sub.add_argument('--check', action='store_true', help='write nothing; fail if a card is out of date')
+    sub.add_argument('--check', action='store_true', help='write nothing; exit code 1 if a card is out of date')
 
-    sub = command('models', _models, 'List all pretrained tags and where their weights would be loaded from.')
+    sub = command('models', _models, 'List all pretrained models, what they cost, and where their weights come from.')
     sub.add_argument(
         '--check', action='store_true',
-        help='ask the Hub which tags are there and equal to the manifest; exit code 1 unless all are')
+        help='ask the Hub which weights are there and as this version expects them; exit code 1 unless all are')
 
-    sub = command('classify', _classify, 'Classify images.')
-    sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or glob patterns')
-    sub.add_argument('--model', default='t2t_vit_14', help='model name as timm takes it (default: %(default)s)')
+    sub = command('classify', _classify, 'Classify image files and print the most probable classes.')
+    sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or patterns such as "*.jpg"')
+    sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
     sub.add_argument('--json', action='store_true', help='print the result as JSON')
 
     sub = command('export', _export, 'Export a model; the file is kept only if its logits agree with the model.')
-    sub.add_argument('model', metavar='MODEL', help='model name in timm, or local-dir:DIR for a converted folder')
+    sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
     sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
     sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
-    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx and openvino); needs --calibration')
-    sub.add_argument('--calibration', metavar='FOLDER', help='folder with images that the int8 model is compared on')
+    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx, openvino); needs --calibration')
+    sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
-    sub.add_argument('--dynamic', action='store_true', help='take images of any size; any batch size is always taken')
+    sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
     sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
     for name, run, help in (
-            ('attention', _attention, 'Draw the attention of the class token, its rollout and both token layers.'),
-            ('features', _features, 'Draw feature maps of the tokens-to-token stages and of the blocks.'),
+            ('attention', _attention, 'Draw where the class token and both token layers look.'),
+            ('features', _features, 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
     ):
         sub = command(name, run, help)
         sub.add_argument('image', metavar='IMAGE', help='image file')
-        sub.add_argument('--model', default='t2t_vit_14', help='model name in timm (default: %(default)s)')
+        sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
         sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
@@ -207,6 +209,12 @@ def _steps_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _reason(e: Exception) -> str:
+    if isinstance(e, OSError) and e.strerror and isinstance(e.filename, str):
+        return f'{e.filename}: {e.strerror}.'  # without the number, which says nothing to a user
+    return str(e)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
     for stream in (sys.stdout, sys.stderr):
@@ -217,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         with _steps_on_stderr():
             return args.run(args) or 0
     except (UserError, ValueError, OSError) as e:
-        print(f't2t-timm {args.command}: {e}', file=sys.stderr)
+        print(f't2t-timm {args.command}: {_reason(e)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f't2t-timm {args.command}: interrupted', file=sys.stderr)

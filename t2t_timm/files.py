@@ -7,7 +7,7 @@ from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
-__all__ = ['is_part', 'new_file', 'new_folder']
+__all__ = ['folder_beside', 'is_part', 'new_file', 'new_folder']
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
 
@@ -29,8 +29,25 @@ def new_file(path: Path, suffix: str = '') -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as e:
+        if e.filename != str(part):
+            raise
+        raise OSError(e.errno, e.strerror, str(path)) from e
     finally:
         part.unlink(missing_ok=True)
+
+
+def folder_beside(path: Path) -> TemporaryDirectory:
+    """Make a temporary folder beside `path`.
+
+    Raises:
+        OSError: It cannot be made; the error names `path`, as the temporary name would tell the user nothing.
+    """
+    try:
+        return TemporaryDirectory(
+            prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 @contextmanager
@@ -43,7 +60,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: There is no folder to make it in, or it exists and is not empty.
     """
-    with TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent) as tmp:
+    with folder_beside(path) as tmp:
         folder = Path(tmp) / 'folder'  # not the temporary one itself, which nobody else may read
         folder.mkdir()
         yield folder

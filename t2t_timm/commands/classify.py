@@ -60,7 +60,12 @@ def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
     """Return a function that reads an image file by the model's own preprocessing, at its img_size: (1, C, H, W).
 
     The function raises a ValueError for a file that is no image.
+
+    Raises:
+        UserError: The model reads neither 1 nor 3 channels.
     """
+    if model.in_chans not in (1, 3):
+        raise UserError(f'Image files are read with 1 or 3 channels, but the model reads {model.in_chans}.')
     config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *model.img_size)))
     transform = create_transform(**config, is_training=False)
     mode = 'L' if model.in_chans == 1 else 'RGB'
@@ -70,7 +75,7 @@ def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
             with Image.open(file) as image:
                 return transform(image.convert(mode)).unsqueeze(0)
         except _UNREADABLE as e:
-            raise ValueError(str(e) or type(e).__name__) from e
+            raise ValueError(getattr(e, 'strerror', None) or str(e) or type(e).__name__) from e
 
     return read
 
@@ -87,7 +92,7 @@ def classify(names: list[str], model: str = 't2t_vit_14', topk: int = 5) -> Clas
         Of each image its name and its classes (index, label, probability), and the files that could not be read.
 
     Raises:
-        UserError: No images, no such model or weights, or topk below 1.
+        UserError: No images, no such model or weights, a model that reads neither 1 nor 3 channels, or topk below 1.
     """
     if topk < 1:
         raise UserError(f'--topk should be 1 or more, not {topk}.')

@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import UserError
+from ..files import folder_beside
 from ..models import T2TViT
 from .quantize import Agreement, Calibration, measure_agreement, quantize_onnx, quantize_openvino
 
@@ -81,12 +81,12 @@ def export_model(
     images = _images(model)
     data = None if calibration is None else Calibration(calibration, model)
     with (
-        TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True) as tmp,
+        folder_beside(path) as tmp,
         torch.inference_mode(False),
         torch.no_grad(),
     ):
         file = Path(tmp) / f'model{suffix}'
-        _logger.info(f'Exporting to {format} ...')
+        _logger.info(f'Exporting, format {format} ...')
         run = _write(write, model, images[0], str(file), format)
         _logger.info('Comparing it with the model ...')
         max_diff = _compare(model, run, images, format)
@@ -124,7 +124,7 @@ def _check_arguments(path: Path, format: str, quantize: str | None, calibration:
         if weights.is_dir() or weights.exists() and not path.exists():
             raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
         if quantize:
-            _check_packages(('nncf',), 'int8 for OpenVINO', 'openvino')
+            _check_packages(('nncf',), 'int8 for OpenVINO')
 
 
 def _keep(file: Path, path: Path) -> int:
@@ -214,10 +214,10 @@ def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
     program.save(file, external_data=False)
 
 
-def _check_packages(names: tuple[str, ...], what: str, extra: str) -> None:
-    missing = [name for name in names if find_spec(name) is None]
+def _check_packages(names: tuple[str, ...], what: str) -> None:
+    missing = ' '.join(name for name in names if find_spec(name) is None)
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}: pip install t2t-timm[{extra}]")
+        raise UserError(f'{what} needs more packages: pip install {missing}')
 
 
 def _run_onnx(file: str) -> Run:
@@ -227,7 +227,7 @@ def _run_onnx(file: str) -> Run:
 
 
 def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    _check_packages(('onnx', 'onnxscript', 'onnxruntime'), 'The ONNX export', 'onnx')
+    _check_packages(('onnx', 'onnxscript', 'onnxruntime'), 'The ONNX export')
     _save_onnx(model, x, file)
     return _run_onnx(file)
 
@@ -261,7 +261,7 @@ def _run_openvino(ov_model, file: str) -> Run:
 
 
 def _write_openvino(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    _check_packages(('openvino', 'onnx', 'onnxscript'), 'The OpenVINO export', 'openvino')
+    _check_packages(('openvino', 'onnx', 'onnxscript'), 'The OpenVINO export')
     _save_onnx(model, x, f'{file}.onnx')
     return _run_openvino(_convert_to_openvino(f'{file}.onnx'), file)
 

@@ -1,4 +1,5 @@
 """The model that a command is given."""
+import os
 from typing import Any
 
 import timm
@@ -6,6 +7,7 @@ from timm.models import is_model, model_entrypoint
 
 from ..errors import UserError
 from ..models import T2TViT
+from ..weights.manifest import load_manifest
 
 __all__ = ['load_t2t_vit']
 
@@ -21,14 +23,36 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
     Raises:
         UserError: No such model, no weights for it, or no T2T-ViT.
     """
-    if ':' not in name and not is_model(name):
-        raise UserError(f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.')
-    if ':' not in name and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
-        raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
+    if ':' not in name:
+        _check_name(name, untrained)
     try:
         model = timm.create_model(name, pretrained=not untrained, **kwargs)
-    except (RuntimeError, FileNotFoundError, TypeError) as e:
-        raise UserError(f'{name}: {e}') from e
+    except UserError:
+        raise
+    except Exception as e:  # nearly anything, for a folder or repo whose files are damaged or do not belong together
+        if ':' not in name and not isinstance(e, (RuntimeError, OSError, TypeError, ValueError)):
+            raise
+        advice = f'; `t2t-timm verify {name[10:]}` says more' if name.startswith('local-dir:') else ''
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        raise UserError(f'{name} cannot be loaded: {reason.rstrip(".")}{advice}.') from e
     if not isinstance(model, T2TViT):
         raise UserError(f'{name} is a {type(model).__name__}, not a T2T-ViT.')
     return model.eval()
+
+
+def _check_name(name: str, untrained: bool) -> None:
+    if os.path.exists(name):
+        raise UserError(
+            f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
+            '`t2t-timm convert`, and convert a checkpoint file first.')
+    if not is_model(name):
+        raise UserError(f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.')
+    if not model_entrypoint(name).__module__.startswith('t2t_timm.'):
+        raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
+    architecture, _, tag = name.partition('.')
+    tagged = [known for known in load_manifest()['weights'] if known.startswith(f'{architecture}.')]
+    if tag and name not in tagged:
+        use = f'use {", ".join(tagged)}' if tagged else 'it has none'
+        raise UserError(f'{architecture} has no tag {tag!r}: {use}.')
+    if not tagged and not untrained:
+        raise UserError(f'{architecture} has no pretrained weights: `t2t-timm models` lists the models that have.')

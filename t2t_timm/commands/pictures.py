@@ -45,7 +45,7 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f'{file} cannot be read as an image: {e}') from e
+        raise UserError(f'{file} cannot be read as an image: {getattr(e, "strerror", None) or e}') from e
     return ImageOps.fit(image, model.img_size[::-1], Image.Resampling.BICUBIC)
 
 
@@ -126,7 +126,7 @@ def _new_figure(width: float, height: float):
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise UserError('Pictures need matplotlib: pip install t2t-timm[plot]') from e
+        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
     return Figure(figsize=(width, height), dpi=100, layout='constrained')
 
 

@@ -32,7 +32,7 @@ DEVKIT_LIST = 'ILSVRC2012_validation_ground_truth.txt'
 FIRST = 'ilsvrc2012_val_00000001.jpeg'  # 65 in the order of the synsets, 490 in the devkit's, which counts from 1
 FROM_1 = (
     ' The labels seem to be counted from 1; timm counts from 0: if they are in the order of the synsets, subtract 1 '
-    "from each; if they are in the devkit's, which is another one, they are no use here.")
+    "from each; if they are in the devkit's, which is another one, they cannot be used here.")
 
 _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')

@@ -176,7 +176,7 @@ def _usage(name: str, cost: Complexity) -> str:
     sizes = list(zip(_map_sizes(height), _map_sizes(width), strict=True))
     maps = ', '.join(f'(1, {c}, {h}, {w})' for c, (h, w) in zip((64, 64, cost.num_features), sizes, strict=True))
     return f'''\
-`pip install t2t-timm` is all that timm needs to know the model.
+Once t2t-timm is installed, timm knows the model.
 
 ### Classification
 
@@ -301,9 +301,11 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     """
     folder = Path(folder)
     if check:
+        if not folder.is_dir():
+            raise UserError(f'There is no folder {folder}: name the folder of the cards with --out.')
         stale = stale_cards(folder)
         if stale:
-            raise UserError(f'Stale in {folder}: {", ".join(stale)}. Run `t2t-timm cards --out {folder}`.')
+            raise UserError(f'Out of date in {folder}: {", ".join(stale)}. Run `t2t-timm cards --out {folder}`.')
         _logger.info(f'{folder}: every card is up to date.')
         return
     cards = _cards()

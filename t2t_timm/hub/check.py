@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..version import __version__
 from ..weights.download import FAILURES, reason
 from ..weights.manifest import hub_repo, load_manifest
+from .push import check_repo
 from .verify import Verdict
 
 _logger = logging.getLogger(__name__)
@@ -49,9 +50,10 @@ def check_hub() -> Verdict:
     Good if every tag's weights are there and equal to what the manifest knows of them.
 
     Raises:
-        UserError: The Hub cannot be reached.
+        UserError: The Hub cannot be reached, or no Hub user or organization can have the name of the namespace.
     """
     tags = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
+    check_repo(hub_repo(next(iter(tags))))
     _logger.info(f'Asking {constants.ENDPOINT} for {len(tags)} repos.')
     found = {name: _compare(hub_repo(name), entry.get('hub') or {}) for name, entry in tags.items()}
     width = max(map(len, tags))
@@ -70,7 +72,7 @@ def _compare(repo: str, known: dict[str, Any]) -> tuple[str, str]:
         error = unreachable(e)
         if error is not None:
             raise error from e
-        return 'unasked', f'{repo}: {reason(e)}'
+        return 'error', f'{repo}: {reason(e)}'
     if file is None:
         return 'missing', f'there is no {repo}/{HF_SAFE_WEIGHTS_NAME}, or it is private'
     if 'sha256' not in known:

@@ -35,7 +35,13 @@ _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
 
 
-def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | None = None) -> Path:
+def convert(
+        file: str | Path,
+        model: str,
+        out: str | Path,
+        labels: str | Path | None = None,
+        checked: bool = False,
+) -> Path:
     """Convert a checkpoint of any published format into a directory that timm loads as local-dir:DIR.
 
     The directory holds model.safetensors (float32), config.json and README.md, the model card. It appears whole or not
@@ -46,7 +52,8 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
         model: Architecture, or architecture.tag if the file holds the weights of that tag.
         out: Directory to make; may exist if it is empty.
         labels: Names of the classes of weights of one's own: the folder of class folders that they were trained on, or
-            a text file of one name a line.
+            a text file with one name per line.
+        checked: The file has been compared with the manifest already.
 
     Returns:
         The directory.
@@ -58,6 +65,8 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
     file, out = Path(file), Path(out)
     architecture, tag = resolve_name(model)
     _check_out(out)
+    if file.is_dir():
+        raise UserError(f'{file} is a folder: name a checkpoint file.')
     if not file.is_file():
         raise UserError(f'There is no file {file}.')
     if labels is not None and tag:
@@ -65,7 +74,7 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
             f'--labels names the classes of weights of your own, which have no tag: use --model {architecture}.')
     names = None if labels is None else _label_names(Path(labels))
     entry = load_manifest()['weights'].get(model)
-    if entry is not None and file.name == entry['file']:
+    if not checked and entry is not None and file.name == entry['file']:
         check_file(file, entry, model)
     size = file.stat().st_size
     with tqdm(
@@ -76,17 +85,18 @@ def convert(file: str | Path, model: str, out: str | Path, labels: str | Path | 
         state_dict = check_fit(checkpoint, net, file)
         if names is not None:
             if len(names) != net.num_classes:
-                raise UserError(f'{labels} names {len(names)} classes, {file} has {net.num_classes}.')
+                raise UserError(
+                    f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
             net.pretrained_cfg['label_names'] = names
         bar.update(size)
-        _logger.info('; '.join([f'{file}: {checkpoint.format}'] + checkpoint.notes))
+        _logger.info('; '.join([f'{file.name}: {checkpoint.format}'] + checkpoint.notes))
         with new_folder(out) as folder:
             tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
             safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
             describe(folder, net, {} if tag else checkpoint.train_args)
         bar.update(size)
     weights = out / HF_SAFE_WEIGHTS_NAME
-    _logger.info(f'{weights}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
+    _logger.info(f'{weights.name}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
     return out
 
 
@@ -104,9 +114,9 @@ def _label_names(labels: Path) -> list[str]:
     try:
         names = [line.strip() for line in labels.read_text(encoding='utf-8-sig').splitlines()]
     except UnicodeDecodeError as e:
-        raise UserError(f'{labels} is no text in UTF-8: it should name a class on every line.') from e
+        raise UserError(f'{labels} is not a text file in UTF-8: it should have one class name per line.') from e
     if not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
-        raise UserError(f'{labels} should name a class on every line, each once, in printable characters.')
+        raise UserError(f'{labels} should have one class name per line, each once, in printable characters.')
     return names
 
 
@@ -130,11 +140,11 @@ def resolve_name(model: str) -> tuple[str, str]:
 
 def _check_out(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f'{out} exists and is not empty: name a new directory, or empty it.')
+        raise UserError(f'{out} exists and is not empty: name a new folder, or empty it.')
     if os.path.lexists(out) and not out.is_dir():
-        raise UserError(f'{out} exists and is not a directory: name a new one.')
+        raise UserError(f'{out} exists and is not a folder: name a new one.')
     if not out.absolute().parent.is_dir():
-        raise UserError(f'There is no directory {out.absolute().parent} to make {out.name} in.')
+        raise UserError(f'There is no folder {out.absolute().parent} to make {out.name} in.')
 
 
 def _usual_cfg(architecture: str) -> PretrainedCfg:

@@ -105,7 +105,7 @@ def _publish_each(known: dict[str, dict[str, Any]], file: Path, write: bool, opt
             except _FAILURES as e:
                 outcome = 'failed'
                 failed[name] = str(e).removeprefix(f'{name}: ') if isinstance(e, UserError) else reason(e)
-                _logger.warning(f'{name}: failed. {failed[name]}')
+                _logger.warning(f'Failed: {failed[name]}')
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             outcomes[outcome] += 1
@@ -164,15 +164,15 @@ def _publish_tag(
     # what was done, and the lines for the manifest if it was published
     repo = hub_repo(name, options.namespace)
     if not options.dry_run and _is_there(name, repo, known, folder):
-        _logger.info(f'{name}: {repo} is there already and equal.')
+        _logger.info(f'{repo} is there already and equal.')
         return 'already there', None
     file = release_file(name) if options.source is None else _given_file(name, options.source)
-    converted = convert(file, name, folder / 'converted')
+    converted = convert(file, name, folder / 'converted', checked=options.source is None)
     verdict = verify(str(file), str(converted), name)
     if not verdict.good:
         why = next((line.strip() for line in verdict.lines if 'loads strictly: no' in line), verdict.lines[-1])
         raise UserError(f'{file} and what it was converted to do not agree: {why}')
-    _logger.info(f'{name}: both load strictly; {verdict.lines[-1]}')
+    _logger.info(f'Both load strictly; {verdict.lines[-1]}.')
     weights = converted / HF_SAFE_WEIGHTS_NAME
     lines = {'sha256': file_hash(weights), 'size': weights.stat().st_size}
     if known and known != lines:
@@ -218,7 +218,7 @@ def _read_back(name: str, repo: str, converted: Path, folder: Path) -> None:
             raise UserError(
                 f'{repo} was uploaded, but {file} came back with the sha256 {found} instead of {sent}. '
                 'Publish it again; if that does not help, delete the repo first.')
-    _logger.info(f'{name}: {repo} was read back and is equal.')
+    _logger.info(f'{repo} was read back and is equal.')
 
 
 def _read(file: Path) -> str:

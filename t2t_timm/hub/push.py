@@ -40,15 +40,14 @@ def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: 
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f'{folder} has no {", ".join(missing)}; '
-            f'to push it needs {", ".join(FILES)}, as `t2t-timm convert` writes them.')
+            f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
     repo = repo or default_repo(folder)
     check_repo(repo)
-    for name in FILES:
-        _logger.info(f'{repo}/{name}: {(folder / name).stat().st_size} bytes.')
+    files = ', '.join(f'{name} ({(folder / name).stat().st_size} bytes)' for name in FILES)
     if dry_run:
-        _logger.info('Dry run: nothing was uploaded.')
+        _logger.info(f'Not uploaded, as this is a dry run: {files} to {repo}.')
     else:
+        _logger.info(f'Uploading {files} to {repo}.')
         try:
             _upload(folder, repo, private)
         except FAILURES as e:

@@ -80,7 +80,7 @@ def _file_of(what: str) -> Path:
         return path
     if what in load_manifest()['weights']:
         return pretrained_file(what)
-    raise UserError(f'{what} is neither a directory, nor a file, nor a tag; `t2t-timm models` lists the tags.')
+    raise UserError(f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.')
 
 
 def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:

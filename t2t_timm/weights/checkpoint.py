@@ -139,7 +139,7 @@ def _are_numbers(value: Any, count: int) -> bool:
 def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
     for name, value in state_dict.items():
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
-            raise UserError(f'{path} holds {name!r}, which is no plain tensor of floating-point numbers.')
+            raise UserError(f'{path} holds {name!r}, which is not a plain tensor of floating-point numbers.')
     said = sum(v.numel() * v.element_size() for v in state_dict.values())
     if said > path.stat().st_size:  # a tensor can be one number, repeated by its strides
         raise UserError(f'{path} is damaged: its tensors should have {said} bytes, more than the file.')

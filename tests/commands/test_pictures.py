@@ -186,7 +186,7 @@ def test_mistakes(photo, tmp_path, capsys, arguments, message):
 def test_without_matplotlib(photo, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
     model = make_model()
-    with pytest.raises(UserError, match=r'pip install t2t-timm\[plot\]'):
+    with pytest.raises(UserError, match='pip install matplotlib'):
         draw_features(model, read_image(photo, model), 'a model')
 
 

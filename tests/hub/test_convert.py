@@ -170,13 +170,13 @@ def test_label_names(tmp_path, photos):
 
 
 @pytest.mark.parametrize('labels, classes, words', [
-    ('photos', 4, 'photos names 3 classes, .* has 4'),
+    ('photos', 4, 'photos should name the 4 classes of .*, but it names 3'),
     ('photos/2 dogs', 3, 'should hold a folder of images for each class'),
     ('photos/empty', 3, 'should hold a folder of images for each class'),
     ('nowhere', 3, 'no folder or file .*nowhere'),
-    ('a\n\nb', 3, 'a class on every line, each once'),
-    ('a\nb\na', 3, 'a class on every line, each once'),
-    ('', 3, 'names 0 classes, .* has 3'),
+    ('a\n\nb', 3, 'one class name per line, each once'),
+    ('a\nb\na', 3, 'one class name per line, each once'),
+    ('', 3, 'should name the 3 classes of .*, but it names 0'),
 ])
 def test_label_names_that_do_not_fit(tmp_path, photos, labels, classes, words):
     file = tmp_path / 'own.pth'
@@ -191,7 +191,7 @@ def test_label_names_that_do_not_fit(tmp_path, photos, labels, classes, words):
 
 
 @pytest.mark.parametrize('content, words', [
-    ('a\nb\nc'.encode('utf-16'), 'no text in UTF-8'),
+    ('a\nb\nc'.encode('utf-16'), 'is not a text file in UTF-8'),
     (b'a\nb\n\x1b[31mc', 'in printable characters'),
 ])
 def test_label_names_that_are_no_text(tmp_path, content, words):
@@ -289,6 +289,8 @@ def test_unknown_model(tiny_file, model, words):
 
 def test_no_file(tmp_path):
     fails(tmp_path / 'none.pth', 'test_t2t_vit', 'There is no file')
+    (tmp_path / 'folder').mkdir()
+    fails(tmp_path / 'folder', 'test_t2t_vit', 'folder is a folder: name a checkpoint file')
 
 
 @pytest.mark.parametrize('content, words', [
@@ -352,9 +354,9 @@ def test_full_directory_is_refused(tiny_file):
     with pytest.raises(UserError, match='not empty'):
         convert(tiny_file, 'test_t2t_vit', out)
     assert os.listdir(out) == ['mine']
-    with pytest.raises(UserError, match='is not a directory'):
+    with pytest.raises(UserError, match='is not a folder'):
         convert(tiny_file, 'test_t2t_vit', tiny_file)
-    with pytest.raises(UserError, match='There is no directory'):
+    with pytest.raises(UserError, match='There is no folder'):
         convert(tiny_file, 'test_t2t_vit', out / 'a' / 'b')
 
 

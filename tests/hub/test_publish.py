@@ -291,8 +291,8 @@ def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, publish)
     assert bad['code'] == 1
     states = [line.split()[:2] for line in bad['out'].splitlines()[:-1]]
     assert states == [[name, state] for name, state in zip(
-        NAMES, ['stale', 'unknown', 'equal', 'gated', 'missing', 'unasked'] + ['missing'] * 12, strict=True)]
-    assert bad['out'].splitlines()[-1] == '18 tags: 1 stale, 1 unknown, 1 equal, 1 gated, 13 missing, 1 unasked'
+        NAMES, ['stale', 'unknown', 'equal', 'gated', 'missing', 'error'] + ['missing'] * 12, strict=True)]
+    assert bad['out'].splitlines()[-1] == '18 tags: 1 stale, 1 unknown, 1 equal, 1 gated, 13 missing, 1 error'
     assert [path.split('/')[1] for method, path, _, _ in hosts.hub.requests[seen:][:36] if method == 'HEAD'] == (
         ['all'] * 18 + ['other'] * 18)
     for name, case in loaded['cases'].items():

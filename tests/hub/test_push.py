@@ -47,15 +47,15 @@ def test_dry_run_shows_what_would_go_and_keeps_off_the_network(folder, no_networ
     data = (folder / 'model.safetensors').read_bytes()
     assert yaml.safe_load(capsys.readouterr().out) == {
         'hub': {'sha256': hashlib.sha256(data).hexdigest(), 'size': len(data)}}
-    for name in FILES:
-        assert f'someone/model/{name}: {(folder / name).stat().st_size} bytes.' in caplog.messages
+    files = ', '.join(f'{name} ({(folder / name).stat().st_size} bytes)' for name in FILES)
+    assert caplog.messages == [f'Not uploaded, as this is a dry run: {files} to someone/model.']
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_a_missing_file_is_named(folder, no_network, capsys, name):
     (folder / name).unlink()
     assert main(['push', str(folder)]) == 1
-    assert re.search(rf'has no {name}; to push it needs', capsys.readouterr().err)
+    assert re.search(rf'has no {name}: name a folder that `t2t-timm convert` wrote', capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('config, message', [

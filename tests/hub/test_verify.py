@@ -67,7 +67,7 @@ def test_verify_refuses(tmp_path, tiny_file):
     torch.save(published.tiny(num_classes=3), tmp_path / 'other.pth')
     with pytest.raises(UserError, match='cannot be compared'):
         verify(str(tiny_file), str(tmp_path / 'other.pth'))
-    with pytest.raises(UserError, match='neither a directory, nor a file, nor a tag'):
+    with pytest.raises(UserError, match='neither a folder, nor a file, nor a tag'):
         verify('nothing')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no model.safetensors'):

@@ -49,7 +49,7 @@ def test_the_classes_have_their_names(transferred):
 
 def test_what_is_on_the_hub(transferred, hub):
     page, (*_, pushed, _) = transferred
-    assert 'Dry run: nothing was uploaded.' in pushed and 'someone/photos is now at commit' in pushed
+    assert 'Not uploaded, as this is a dry run: ' in pushed and 'someone/photos is now at commit' in pushed
     files = hub.repos['someone/photos'].files
     folder = page.folder / 'my-model'
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {

@@ -62,11 +62,11 @@ def test_a_compressed_part(tmp_path):
 
 
 @pytest.mark.parametrize('make, words', [
-    (lambda value: value.to_sparse(), 'no plain tensor'),
-    (lambda value: torch.quantize_per_tensor(value, .1, 0, torch.qint8), 'no plain tensor'),
-    (lambda value: value.to('meta'), 'no plain tensor'),
-    (lambda value: value.to(torch.complex64), 'no plain tensor'),
-    (lambda value: torch.nested.nested_tensor([value]), 'no plain tensor'),
+    (lambda value: value.to_sparse(), 'not a plain tensor'),
+    (lambda value: torch.quantize_per_tensor(value, .1, 0, torch.qint8), 'not a plain tensor'),
+    (lambda value: value.to('meta'), 'not a plain tensor'),
+    (lambda value: value.to(torch.complex64), 'not a plain tensor'),
+    (lambda value: torch.nested.nested_tensor([value]), 'not a plain tensor'),
     (lambda value: torch.zeros(1).expand(2**30, 64), 'is damaged: its tensors should have'),
 ])
 def test_tensors_that_are_no_weights(tmp_path, make, words):
