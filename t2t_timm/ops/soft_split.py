@@ -245,7 +245,7 @@ def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, t
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)  # ExecuTorch's split fixes the batch size
+    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)  # exported, split would fix the batch
     return mean, mean_square
 
 
