@@ -86,12 +86,20 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
     return Agreement(len(calibration.files), same, max_diff)
 
 
-def _performer_nodes(onnx_file: str) -> set[str]:
-    """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart."""
+def _performer_nodes(onnx_file: str) -> list[str]:
+    """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
+
+    Raises:
+        UserError: The file does not say which module a node is of, as that of torch's exporter does.
+    """
     import onnx
-    return {
-        node.name for node in onnx.load(onnx_file).graph.node
-        if any('TokenPerformer' in p.value for p in node.metadata_props)}
+    modules = {
+        node.name: ' '.join(p.value for p in node.metadata_props) for node in onnx.load(onnx_file).graph.node}
+    if not any('tokens_to_token' in names for names in modules.values()):
+        raise UserError(
+            'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
+            'float32: export the model with a newer torch.')
+    return sorted(name for name, names in modules.items() if 'TokenPerformer' in names)
 
 
 def quantize_onnx(onnx_file: str, target: str) -> None:
@@ -111,7 +119,7 @@ def quantize_onnx(onnx_file: str, target: str) -> None:
             prepared,
             target,
             op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=sorted(_performer_nodes(onnx_file)),
+            nodes_to_exclude=_performer_nodes(onnx_file),
             per_channel=True,
         )
     finally:
@@ -126,7 +134,7 @@ def quantize_openvino(ov_model, onnx_file: str, calibration: Calibration):
         warnings.simplefilter('ignore')
         import nncf
         logging.getLogger('nncf').setLevel(logging.ERROR)
-        nodes = _performer_nodes(onnx_file)
+        nodes = set(_performer_nodes(onnx_file))
         names = [
             op.get_friendly_name() for op in ov_model.get_ordered_ops()
             if op.get_friendly_name() in nodes and op.get_type_name() != 'Constant']

@@ -31,7 +31,7 @@ class TokenAttention(nn.Module):
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """Map projected tokens (B, N, 3 * dim) to (B, N, dim)."""
-        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
+        q, k, v = qkv.unsqueeze(1).unflatten(-1, (3, -1)).unbind(-2)  # exported, chunk would fix the batch size
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:

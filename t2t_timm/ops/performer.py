@@ -50,7 +50,7 @@ def performer_attention(
     """
     if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
-    k, q, v = kqv.chunk(3, dim=-1)
+    k, q, v = kqv.unflatten(-1, (3, -1)).unbind(-2)  # exported, chunk would fix the batch size
     k, q = _features(k, w), _features(q, w)
     kv = k.transpose(1, 2) @ v
     if weight is not None:

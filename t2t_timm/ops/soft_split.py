@@ -170,11 +170,11 @@ def _two_scale(
     d = _image_of_differences(x, a, e, dtype, eager, stride, padding)
 
     masks = _part_masks(weight, C, kernel_size, stride)
-    kernels = _with_parts(masks, stride, padding)  # of sum (u - r), and of sum_j d + n_j e_j
+    kernels = _with_parts(masks, kernel_size, stride, padding)  # of sum (u - r), and of sum_j d + n_j e_j
     kernels = torch.cat([kernels[:1], kernels[1:] + F.pad(masks[1:], (0, 0, 0, 0, 0, 1))])  # the latter, 2 sum_j d
     sums = widen(F.conv2d(d, kernels.to(dtype), stride=stride, padding=padding)) / (C * kernel_size ** 2)
     squares = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, padding) / C
-    weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), stride, padding)
+    weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), kernel_size, stride, padding)
     return d, weight.flatten(1), sums[:, :1], squares + (e * sums[:, 1:]).sum(dim=1, keepdim=True)
 
 
@@ -186,8 +186,9 @@ def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
     first = stride - padding
     a = x[:, :, first::stride, first::stride].mean(dim=1, keepdim=True)
     for dim in (2, 3):  # whether the patches' part of the last cell ends in the image, 1 or 0: a size may be symbolic
-        ends_inside = (x.shape[dim] + padding - kernel_size) // stride + 2 - a.shape[dim]
-        a = torch.cat([a.narrow(dim, 0, a.shape[dim] - 1), a.narrow(dim, -1, 1) * ends_inside], dim=dim)
+        last = a.shape[dim] - 1
+        ends_inside = (x.shape[dim] + padding - kernel_size) // stride + 1 - last
+        a = torch.cat([a.narrow(dim, 0, last), a.narrow(dim, last, 1) * ends_inside], dim=dim)
     return F.pad(a, (1, 0, 1, 0))
 
 
@@ -229,13 +230,13 @@ def _part_masks(like: torch.Tensor, channels: int, kernel_size: int, stride: int
     return (rows[:, :, None] * columns[:, None]).unsqueeze(1).expand(-1, channels, -1, -1)
 
 
-def _with_parts(kernels: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+def _with_parts(kernels: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
     """Return kernels (D, C, k, k) with a channel more, which has their sums over the three parts where e stands."""
     total = kernels.sum(dim=1)
     right, below = total[:, :stride, stride:].sum(dim=(1, 2)), total[:, stride:, :stride].sum(dim=(1, 2))
     diagonal = total[:, stride:, stride:].sum(dim=(1, 2))
     parts = torch.stack([right, below, diagonal, torch.zeros_like(right)], dim=1).view(-1, 1, 2, 2)
-    after = kernels.shape[-1] - padding - 2
+    after = kernel_size - padding - 2
     return torch.cat([kernels, F.pad(parts, (padding, after, padding, after))], dim=1)
 
 
@@ -243,7 +244,7 @@ def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, t
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-    mean, mean_square = _patch_mean(moments, *split).split(1, dim=1)
+    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)  # exported, split would fix the batch
     return mean, mean_square
 
 

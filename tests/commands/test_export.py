@@ -11,6 +11,7 @@ from t2t_timm.cli import main
 from t2t_timm.commands import export
 from t2t_timm.commands.classify import image_reader
 from t2t_timm.commands.export import OPSET, export_model
+from t2t_timm.commands.quantize import quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
@@ -102,6 +103,29 @@ def test_openvino(openvino, tmp_path, token_type, dynamic):
         x = images(*shape)
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
+
+
+def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, tmp_path):
+    import onnx
+    export_model(make_model(), tmp_path / 'model.onnx')
+    model = onnx.load(tmp_path / 'model.onnx')
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.save(model, tmp_path / 'model.onnx')
+    with pytest.raises(UserError, match='does not say which module its nodes are of'):
+        quantize_onnx(str(tmp_path / 'model.onnx'), str(tmp_path / 'int8.onnx'))
+    assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_openvino_reads_a_trace(openvino, token_type):
+    model = make_model(token_type=token_type)
+    run = openvino.compile_model(
+        openvino.convert_model(model, example_input=images(2, 3, 56, 56)), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    x = images(3, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(run([x.numpy()])[0]), model(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

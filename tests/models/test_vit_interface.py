@@ -246,6 +246,14 @@ class TestGraphs:
             torch.testing.assert_close(torch.jit.trace(model, images)(images[:1]), expected[:1])
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_the_batch_stays_free_in_core_operations(self, token_type, images):
+        """ExecuTorch lowers to them; the decompositions of split and chunk fix the batch size."""
+        shapes = {0: torch.export.Dim('batch', max=8)},
+        program = torch.export.export(make(token_type=token_type), (images,), dynamic_shapes=shapes)
+        logits, = program.run_decompositions().graph.output_node().args[0]
+        assert isinstance(logits.meta['val'].shape[0], torch.SymInt)
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_vmap_over_stacked_weights(self, token_type, images):
         models = [make(token_type=token_type) for _ in range(2)]
         models[1].load_state_dict({k: v * 1.1 for k, v in models[1].state_dict().items()})
