@@ -9,7 +9,6 @@ import torch
 import torch.nn as nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _global
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = ['is_compiled', 'is_plain', 'is_recorded', 'is_unobserved', 'set_fused']
 
@@ -100,7 +99,7 @@ def _is_weighted(module: nn.Module) -> bool:
             return False
     elif type(module) is not nn.Linear:
         return False
-    return torch.compiler.is_compiling() or not is_traceable_wrapper_subclass(module.weight)
+    return not hasattr(type(module.weight), '__tensor_flatten__')  # as quantized weights have
 
 
 def _is_idle(module: nn.Module) -> bool:

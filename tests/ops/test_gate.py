@@ -147,11 +147,18 @@ class WrapperTensor(torch.Tensor):
         return cls(func(args[0].inner))
 
 
-def test_weights_that_wrap_others_are_not_plain():
+@pytest.mark.parametrize('compiled', [False, True])
+def test_weights_that_wrap_others_are_not_plain(compiled):
     linear = nn.Linear(2, 2)
     linear.weight = nn.Parameter(WrapperTensor(torch.randn(2, 2)), requires_grad=False)
-    assert not ops.is_plain(X, linear)
-    assert not ops.is_plain(X, idle=(nn.Sequential(linear),))
+
+    def ask(x, *modules, **kwargs):
+        return x + ops.is_plain(x, *modules, **kwargs)
+    if compiled:
+        ask = torch.compile(ask, backend='eager', fullgraph=True)
+    assert ask(X, nn.Linear(2, 2)) == 1
+    assert ask(X, linear) == 0
+    assert ask(X, idle=(nn.Sequential(linear),)) == 0
 
 
 @pytest.mark.parametrize('idle, plain', [
