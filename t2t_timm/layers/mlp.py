@@ -14,7 +14,7 @@ class Mlp(TimmMlp):
         """Map tokens (B, N, C) to (B, N, C)."""
         x = self.fc1(x)
         if not torch.jit.is_scripting():
-            if ops.keeps_less(x) and self.is_plain(x):
+            if self.is_plain(x) and ops.keeps_less(x):  # fx first: its x has no values to ask for
                 return self.drop2(ops.gelu_linear(x, self.fc2.weight, self.fc2.bias))
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(x)))))
 
