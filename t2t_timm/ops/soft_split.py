@@ -184,12 +184,9 @@ def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
     0 for cells with padding where patches read them: such a patch varies between the padding, 0, and its pixels.
     """
     first = stride - padding
-    a = x[:, :, first::stride, first::stride].mean(dim=1, keepdim=True)
-    for dim in (2, 3):  # whether the patches' part of the last cell ends in the image, 1 or 0: a size may be symbolic
-        last = a.shape[dim] - 1
-        ends_inside = (x.shape[dim] + padding - kernel_size) // stride + 1 - last
-        a = torch.cat([a.narrow(dim, 0, last), a.narrow(dim, last, 1) * ends_inside], dim=dim)
-    return F.pad(a, (1, 0, 1, 0))
+    a = x[:, :, first:-padding:stride, first:-padding:stride].mean(dim=1, keepdim=True)  # where the part ends inside
+    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
+    return F.pad(a, (1, width - a.shape[3], 1, height - a.shape[2]))
 
 
 def _image_of_differences(
@@ -204,13 +201,14 @@ def _image_of_differences(
     """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
     B, C, H, W = x.shape
     rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    a = a.index_select(2, (rows + padding) // stride).index_select(3, (columns + padding) // stride)
+    # int: what coremltools divides or clamps is not
+    a = a.index_select(2, ((rows + padding) // stride).int()).index_select(3, ((columns + padding) // stride).int())
     height, width = e.shape[2:]
     if not eager or x.requires_grad:
         zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
         e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
         # a row and a column behind the last cell are 0, as its last are
-        rows, columns = rows.clamp(max=stride * height - 1), columns.clamp(max=stride * width - 1)
+        rows, columns = rows.clamp(max=stride * height - 1).int(), columns.clamp(max=stride * width - 1).int()
         e = e.index_select(2, rows).index_select(3, columns)
         return torch.cat([x - a, e], dim=1).to(dtype)
     layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
