@@ -121,7 +121,8 @@ def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias,
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
     y = _convolve(x, weight, None, eager, *split)
-    return _scale_and_shift(y, rstd, bias.view(-1, 1, 1), eager).flatten(2).transpose(1, 2)
+    tokens = _scale_and_shift(y, rstd, bias.view(-1, 1, 1), eager).flatten(2).transpose(1, 2)
+    return tokens if eager else tokens.contiguous()  # as they are in eager mode: attention reads whole tokens
 
 
 def _convolve(x, weight, bias, eager, kernel_size, stride, padding):

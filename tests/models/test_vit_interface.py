@@ -253,7 +253,8 @@ class TestGraphs:
         """ExecuTorch lowers to them; the decompositions of split and chunk fix the batch size."""
         shapes = {0: torch.export.Dim('batch', max=8)},
         program = torch.export.export(make(token_type=token_type), (images,), dynamic_shapes=shapes)
-        logits, = program.run_decompositions().graph.output_node().args[0]
+        *_, output = program.run_decompositions().graph.nodes
+        logits, = output.args[0]
         assert isinstance(logits.meta['val'].shape[0], torch.SymInt)
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
