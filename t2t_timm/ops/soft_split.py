@@ -122,7 +122,8 @@ def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias,
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
     y = _convolve(x, weight, None, eager, *split)
     tokens = _scale_and_shift(y, rstd, bias.view(-1, 1, 1), eager).flatten(2).transpose(1, 2)
-    return tokens if eager else tokens.contiguous()  # as they are in eager mode: attention reads whole tokens
+    # whole in memory, as they are in eager mode, for attention; a graph may think that they are and drop contiguous()
+    return tokens if eager else tokens.clone(memory_format=torch.contiguous_format)
 
 
 def _convolve(x, weight, bias, eager, kernel_size, stride, padding):
