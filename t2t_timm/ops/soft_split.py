@@ -203,15 +203,13 @@ def _image_of_differences(
     """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
     B, C, H, W = x.shape
     rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    # int: what coremltools divides or clamps is not
-    a = a.index_select(2, ((rows + padding) // stride).int()).index_select(3, ((columns + padding) // stride).int())
+    a = _select(a, (rows + padding) // stride, (columns + padding) // stride)
     height, width = e.shape[2:]
     if not eager or x.requires_grad:
         zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
         e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
         # a row and a column behind the last cell are 0, as its last are
-        rows, columns = rows.clamp(max=stride * height - 1).int(), columns.clamp(max=stride * width - 1).int()
-        e = e.index_select(2, rows).index_select(3, columns)
+        e = _select(e, rows.clamp(max=stride * height - 1), columns.clamp(max=stride * width - 1))
         return torch.cat([x - a, e], dim=1).to(dtype)
     layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
     d = torch.empty(B, C + 1, H, W, dtype=dtype, device=x.device, memory_format=layout)
@@ -220,6 +218,11 @@ def _image_of_differences(
     for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
         d[:, C, row:stride * height:stride, column:stride * width:stride] = e[:, i]
     return d
+
+
+def _select(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    # cast, as coremltools takes what was divided or clamped for floating point, and back, as old vmap needs long
+    return x.index_select(2, rows.int().long()).index_select(3, columns.int().long())
 
 
 def _part_masks(like: torch.Tensor, channels: int, kernel_size: int, stride: int) -> torch.Tensor:
