@@ -99,9 +99,10 @@ def _add_product(
         drop: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return v + dropout(r s + bias), and what the dropout's gradient needs."""
+    s = s + bias  # the shares of a token are 1 in all
     if drop == 0.:
-        return (v + bias).baddbmm_(r, s), None
-    y, mask = dropout(torch.baddbmm(bias, r, s), drop)
+        return torch.baddbmm(v, r, s), None
+    y, mask = dropout(r @ s, drop)
     return y.add_(v), mask
 
 

@@ -76,7 +76,9 @@ def fold_norm_linear(
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     if norm_weight is not None and norm_bias is not None:
         weight, bias = weight * norm_weight, bias + torch.mv(weight, norm_bias)
-    return weight - weight.mean(dim=1, keepdim=True), bias
+    for _ in range(2):  # what rounding leaves of a mean is taken away by another
+        weight = weight - weight.mean(dim=1, keepdim=True)
+    return weight, bias
 
 
 def soft_split_norm_linear(
@@ -116,6 +118,7 @@ def _soft_split_norm_linear(x, dtype, norm_weight, norm_bias, eps, weight, bias,
     weight, bias = fold_norm_linear(*(None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias)))
     if _has_two_scales(*split):
         x, weight, mean, mean_square = _two_scale(x, weight, dtype, eager, *split)
+        split = *split[:2], 0
     else:
         mean, mean_square = _moments(x, eager, *split)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
@@ -157,7 +160,7 @@ def _two_scale(
         stride: int,
         padding: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return d with e as its last channel, F with the columns F 1_j, and mean and mean square of u - r.
+    """Return d and e in whole cells, F with the columns F 1_j, and mean and mean square of u - r.
 
     Args:
         x: Image of shape (B, C, H, W).
@@ -167,17 +170,17 @@ def _two_scale(
     """
     x, C = widen(x), weight.shape[1] // kernel_size ** 2
     a = _references(x, kernel_size, stride, padding)
-    whole = a[:, :, :-1, :-1]
-    e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - whole  # right, below, diagonal
-    d = _image_of_differences(x, a, e, dtype, eager, stride, padding)
+    e = torch.cat([a[:, :, :-1, 1:], a[:, :, 1:, :-1], a[:, :, 1:, 1:]], dim=1) - a[:, :, :-1, :-1]
+    d = _cells_of_differences(x, a, e, dtype, eager, stride, padding)
 
-    masks = _part_masks(weight, C, kernel_size, stride)
-    kernels = _with_parts(masks, kernel_size, stride, padding)  # of sum (u - r), and of sum_j d + n_j e_j
-    kernels = torch.cat([kernels[:1], kernels[1:] + F.pad(masks[1:], (0, 0, 0, 0, 0, 1))])  # the latter, 2 sum_j d
-    sums = widen(F.conv2d(d, kernels.to(dtype), stride=stride, padding=padding)) / (C * kernel_size ** 2)
-    squares = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, padding) / C
-    weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), kernel_size, stride, padding)
-    return d, weight.flatten(1), sums[:, :1], squares + (e * sums[:, 1:]).sum(dim=1, keepdim=True)
+    whole, parts = _part_sums(d[:, :C].sum(dim=1, dtype=x.dtype), kernel_size, stride)
+    side, corner = C * stride * (kernel_size - stride), C * (kernel_size - stride) ** 2
+    n_e = torch.cat([side * e[:, :2], corner * e[:, 2:]], dim=1)  # n_j e_j
+    mean = (whole + (parts + n_e).sum(dim=1, keepdim=True)) / weight.shape[1]
+    square = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, 0) / C
+    mean_square = square + (e * (2 * parts + n_e)).sum(dim=1, keepdim=True) / weight.shape[1]
+    weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), stride)
+    return d, weight.flatten(1), mean, mean_square
 
 
 def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
@@ -191,7 +194,7 @@ def _references(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
     return F.pad(a, (1, width - a.shape[3], 1, height - a.shape[2]))
 
 
-def _image_of_differences(
+def _cells_of_differences(
         x: torch.Tensor,
         a: torch.Tensor,
         e: torch.Tensor,
@@ -200,47 +203,56 @@ def _image_of_differences(
         stride: int,
         padding: int,
 ) -> torch.Tensor:
-    """Return d, and e in three pixels of each cell of a further channel, (B, C + 1, H, W)."""
+    """Return d, padded to whole cells, and e in three pixels of each cell of a further channel.
+
+    Of shape (B, C + 1, stride * (H' + 1), stride * (W' + 1)).
+    """
     B, C, H, W = x.shape
     rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    a = _select(a, (rows + padding) // stride, (columns + padding) // stride)
-    height, width = e.shape[2:]
+    # cast, as coremltools takes what was divided for floating point, and back, as old vmap needs long
+    rows, columns = (((t + padding) // stride).int().long() for t in (rows, columns))
+    height, width = stride * a.shape[2], stride * a.shape[3]
+    a = a.index_select(2, rows).index_select(3, columns)
     if not eager or x.requires_grad:
-        zeros = e.new_zeros(B, stride - 2, height, width), e.new_zeros(B, stride ** 2 - stride - 1, height, width)
-        e = F.pixel_shuffle(torch.cat([e[:, :2], zeros[0], e[:, 2:], zeros[1]], dim=1), stride)
-        # a row and a column behind the last cell are 0, as its last are
-        e = _select(e, rows.clamp(max=stride * height - 1), columns.clamp(max=stride * width - 1))
-        return torch.cat([x - a, e], dim=1).to(dtype)
+        d = F.pad(x - a, (padding, width - padding - W, padding, height - padding - H))
+        e = F.pad(e, (0, 1, 0, 1))
+        zeros = torch.zeros_like(e[:, :1])
+        e = torch.cat([e[:, :2], *[zeros] * (stride - 2), e[:, 2:], *[zeros] * (stride ** 2 - stride - 1)], dim=1)
+        return torch.cat([d, F.pixel_shuffle(e, stride)], dim=1).to(dtype)
     layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
-    d = torch.empty(B, C + 1, H, W, dtype=dtype, device=x.device, memory_format=layout)
-    torch.sub(x, a, out=d[:, :C])
-    d[:, C].zero_()
+    d = torch.empty(B, C + 1, height, width, dtype=dtype, device=x.device, memory_format=layout).zero_()
+    torch.sub(x, a, out=d[:, :C, padding:padding + H, padding:padding + W])
     for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
-        d[:, C, row:stride * height:stride, column:stride * width:stride] = e[:, i]
+        d[:, C, row:height - stride:stride, column:width - stride:stride] = e[:, i]
     return d
 
 
-def _select(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    # cast, as coremltools takes what was divided or clamped for floating point, and back, as old vmap needs long
-    return x.index_select(2, rows.int().long()).index_select(3, columns.int().long())
+def _part_sums(x: torch.Tensor, kernel_size: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of x, (B, stride * (H' + 1), stride * (W' + 1)), over the parts of each patch.
+
+    Not as a convolution, which adds all values one by one and, under TF32, rounds them.
+
+    Returns:
+        The whole cell's, (B, 1, H', W'), and those of its neighbours right, below and diagonal, (B, 3, H', W').
+    """
+    part = kernel_size - stride
+    rows = [x[:, i::stride] for i in range(stride)]  # not by unflatten, which exported would fix the size
+    upper = sum(rows[1:part], rows[0])
+    columns = [[y[:, :, i::stride] for i in range(stride)] for y in (sum(rows[part:], upper), upper)]
+    right, diagonal = (sum(y[1:part], y[0]) for y in columns)
+    whole, below = sum(columns[0][part:], right), sum(columns[1][part:], diagonal)
+    parts = torch.stack([right[:, :-1, 1:], below[:, 1:, :-1], diagonal[:, 1:, 1:]], dim=1)
+    return whole[:, None, :-1, :-1], parts
 
 
-def _part_masks(like: torch.Tensor, channels: int, kernel_size: int, stride: int) -> torch.Tensor:
-    """Return the masks of a patch and of its parts right, below and diagonal, (4, channels, k, k)."""
-    after = (torch.arange(kernel_size, device=like.device) >= stride).to(like.dtype)
-    one, whole = torch.ones_like(after), 1 - after
-    rows, columns = torch.stack([one, whole, after, after]), torch.stack([one, after, whole, after])
-    return (rows[:, :, None] * columns[:, None]).unsqueeze(1).expand(-1, channels, -1, -1)
-
-
-def _with_parts(kernels: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+def _with_parts(kernels: torch.Tensor, stride: int) -> torch.Tensor:
     """Return kernels (D, C, k, k) with a channel more, which has their sums over the three parts where e stands."""
     total = kernels.sum(dim=1)
     right, below = total[:, :stride, stride:].sum(dim=(1, 2)), total[:, stride:, :stride].sum(dim=(1, 2))
     diagonal = total[:, stride:, stride:].sum(dim=(1, 2))
     parts = torch.stack([right, below, diagonal, torch.zeros_like(right)], dim=1).view(-1, 1, 2, 2)
-    after = kernel_size - padding - 2
-    return torch.cat([kernels, F.pad(parts, (padding, after, padding, after))], dim=1)
+    after = kernels.shape[-1] - 2
+    return torch.cat([kernels, F.pad(parts, (0, after, 0, after))], dim=1)
 
 
 def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, torch.Tensor]:

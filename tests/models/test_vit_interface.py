@@ -236,7 +236,7 @@ class TestGraphs:
                     n.kwargs['memory_format'] is torch.channels_last]
         # coremltools takes what was divided or clamped for floating point
         indices = [str(n.args[2].target) for n in program.graph.nodes if 'index_select' in str(n.target)]
-        assert len(indices) == (0 if token_type == 'convolution' else 4) and set(indices) <= {'aten._to_copy.default'}
+        assert len(indices) == (0 if token_type == 'convolution' else 2) and set(indices) <= {'aten._to_copy.default'}
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_every_option_is_traced_exported_and_scripted(self, options, token_type, images):
