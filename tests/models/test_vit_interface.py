@@ -195,7 +195,8 @@ def test_dense_norms_the_intermediates_that_fit(images):
 
 
 def traced(model, x):
-    return [(n.kind(), len(list(n.inputs()))) for n in torch.jit.trace(model, x).inlined_graph.nodes()]
+    graph = torch.jit.trace(model, x, check_trace=False).inlined_graph  # the test compares graphs itself
+    return [(n.kind(), len(list(n.inputs()))) for n in graph.nodes()]
 
 
 def exported(model, x):
@@ -243,16 +244,16 @@ class TestGraphs:
         model = make(token_type=token_type, depth=2, **options)
         with torch.no_grad():
             expected = model(images)
-            for graph in (torch.jit.trace(model, images), torch.jit.script(model),
-                          torch.export.export(model, (images,)).module()):
+            traced = torch.jit.trace(model, images, check_trace=False)  # its output is compared here
+            for graph in (traced, torch.jit.script(model), torch.export.export(model, (images,)).module()):
                 torch.testing.assert_close(graph(images), expected)
-            torch.testing.assert_close(torch.jit.trace(model, images)(images[:1]), expected[:1])
+            torch.testing.assert_close(traced(images[:1]), expected[:1])
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_the_batch_stays_free_in_core_operations(self, token_type, images):
         """ExecuTorch lowers to them; the decompositions of split and chunk fix the batch size."""
         shapes = {0: torch.export.Dim('batch', max=8)},
-        program = torch.export.export(make(token_type=token_type), (images,), dynamic_shapes=shapes)
+        program = torch.export.export(make(token_type=token_type, depth=2), (images,), dynamic_shapes=shapes)
         *_, output = program.run_decompositions().graph.nodes
         logits, = output.args[0]
         assert isinstance(logits.meta['val'].shape[0], torch.SymInt)
