@@ -101,7 +101,7 @@ def test_no_text_overlaps(photo, kwargs, draw):
     model = make_model(**kwargs)
     figure = draw(model, read_image(photo, model), 'a model')
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()  # lays it out
     texts = [f._suptitle for f in figure.findobj(FigureBase)] + [a.title for a in figure.findobj(Axes)]
     bars = [a for a in figure.findobj(Axes) if a.axison]
     for bar in bars:
