@@ -1,4 +1,5 @@
 """Exported models run outside of the module that made them, and a file appears only if it agrees with the model."""
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -71,14 +72,23 @@ def export_or_skip(model, file, format):
         raise
 
 
+@pytest.fixture(scope='module')
+def export_onnx(tmp_path_factory):
+    """A function that exports a model to ONNX once, and gives the model and what export_model says."""
+    @functools.cache
+    def export_onnx(token_type, dynamic):
+        model = make_model(token_type=token_type, dynamic_img_size=dynamic)
+        return model, export_or_skip(model, tmp_path_factory.mktemp('onnx') / 'model.onnx', 'onnx')
+    return export_onnx
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_onnx(onnxruntime, tmp_path, token_type, dynamic):
+def test_onnx(onnxruntime, export_onnx, token_type, dynamic):
     import onnx
-    model = make_model(token_type=token_type, dynamic_img_size=dynamic)
-    file = tmp_path / 'model.onnx'
-    done = export_or_skip(model, file, 'onnx')
+    model, done = export_onnx(token_type, dynamic)
+    file = done.path
     assert done.max_diff < 1e-4 and done.size == os.path.getsize(file)
     assert [i.version for i in onnx.load(file).opset_import if i.domain == ''] == [OPSET]
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
@@ -105,10 +115,9 @@ def test_openvino(openvino, tmp_path, token_type, dynamic):
             torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
 
 
-def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, tmp_path):
+def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_onnx, tmp_path):
     import onnx
-    export_model(make_model(), tmp_path / 'model.onnx')
-    model = onnx.load(tmp_path / 'model.onnx')
+    model = onnx.load(export_onnx('performer', False)[1].path)
     for node in model.graph.node:
         del node.metadata_props[:]
     onnx.save(model, tmp_path / 'model.onnx')
