@@ -80,7 +80,8 @@ def digits():
 def test_training_under_a_grad_scaler(digits):
     torch.manual_seed(0)
     images, labels = digits
-    model = timm.create_model('test_t2t_vit', img_size=28, in_chans=1, depth=2).train()
+    # narrow: the CPU's convolutions are slow in float16
+    model = timm.create_model('test_t2t_vit', img_size=28, in_chans=1, depth=2, token_dim=16).train()
     steps = 110
     # Muon learns in a quarter of the steps that AdamW needs
     optimizer = create_optimizer_v2(model, opt='muon', lr=0.02, weight_decay=0.05)
@@ -101,10 +102,10 @@ def test_training_under_a_grad_scaler(digits):
         losses.append(loss.item())
     assert torch.tensor(losses).isfinite().all()
     assert all(p.isfinite().all() for p in model.parameters())
-    assert skipped <= 3  # seen: 0 or 1
+    assert skipped <= 3  # seen: 1 or 2
     model.eval()
     with torch.inference_mode(), torch.autocast('cpu', torch.float16):
         logits = model(images[4500:])
     accuracy = (logits.argmax(dim=1) == labels[4500:]).float().mean().item()
     print(f'loss {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
-    assert accuracy > 0.85  # chance is 0.1; seen with four seeds: 0.876 to 0.896
+    assert accuracy > 0.85  # chance is 0.1; seen with five seeds: 0.872 to 0.900
