@@ -124,7 +124,7 @@ def test_augmentation_holds_at_its_strongest(policy, monkeypatch):
 @pytest.mark.parametrize('name', CIFAR)
 def test_cifar_backbone_learns_at_a_hundredth(name):
     recipe = load(name)
-    model = timm.create_model(recipe['model'], num_classes=recipe['num_classes'])
+    model = timm.create_model(recipe['model'], num_classes=recipe['num_classes'], device='meta')
     optimizer = create_optimizer_v2(
         model, opt=recipe['opt'], lr=0.05, weight_decay=recipe['weight_decay'], momentum=recipe['momentum'],
         layer_decay=recipe['layer_decay'], layer_decay_min_scale=recipe['layer_decay_min_scale'])
