@@ -1,4 +1,5 @@
 """Numbers equal to the published implementation's (golden outputs, made in float64 from float32 weights)."""
+import copy
 import json
 from pathlib import Path
 
@@ -42,47 +43,52 @@ def test_logits_and_gradients(golden, fused, golden_images, rel_error):
         assert parameter.grad.norm().item() == pytest.approx(norms[name], rel=1e-9), name
 
 
-@torch.no_grad()
-def test_tokens_pre_logits_and_logits(golden, fused, golden_images, rel_error):
+@pytest.fixture(scope='module')
+def outputs(golden, golden_images):
+    """(images, golden outputs for them by name) of a case."""
     case, model = golden
-    images = golden_images(2 if case in FAST else 1, model.img_size[0])
-    features = model.forward_features(images)
-    pre_logits = model.forward_head(features, pre_logits=True)
-    tokens = model.tokens_to_token(images).flatten(2).transpose(1, 2)
     if case in FAST:
-        outputs = np.load(DATA / f'{case}.npz')
-        assert rel_error(pre_logits, outputs['pre_logits']) < 1e-9
-        assert rel_error(tokens[:, ::7], outputs['tokens_every_7th']) < 1e-9
-    else:  # the published code's logits; of the tokens there is the second opinion alone
-        assert rel_error(model.head(pre_logits)[0], PUBLISHED[case.split('.')[0]]) < 1e-9
-        assert rel_error(tokens, tokens_to_token(model.state_dict(), images)[0]) < 1e-9
+        return golden_images(2), dict(np.load(DATA / f'{case}.npz'))
+    images = golden_images(1, model.img_size[0])
+    with torch.no_grad():  # of the tokens there is the second opinion alone
+        tokens, _ = tokens_to_token(model.state_dict(), images)
+    return images, dict(logits=PUBLISHED[case.split('.')[0]][None], tokens=tokens)
 
 
-@pytest.fixture(scope='module', params=FLAT_CASES)
-def flat(request, golden_model, golden_weights):
-    """(model in float64, images with flat regions, golden outputs) of a case, the outputs by image and what."""
-    outputs = {tuple(key.split('.')[2:]): FLAT[key] for key in FLAT.files if key.startswith(f'{request.param}.')}
-    images = {name: torch.from_numpy(image) for name, image in golden_weights.flat_images(224).items()}
-    assert {name for name, _ in outputs} == set(images)
-    return golden_model(*request.param.split('.'), dtype=torch.float64), images, outputs
+@torch.no_grad()
+def test_tokens_pre_logits_and_logits(golden, outputs, fused, rel_error):
+    _, model = golden
+    images, expected = outputs
+    pre_logits = model.forward_head(model.forward_features(images), pre_logits=True)
+    tokens = model.tokens_to_token(images).flatten(2).transpose(1, 2)
+    actual = dict(
+        pre_logits=pre_logits, logits=model.head(pre_logits), tokens=tokens, tokens_every_7th=tokens[:, ::7])
+    for name, output in expected.items():
+        assert rel_error(actual[name], output) < 1e-9, name
 
 
 @torch.no_grad()
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_images_with_flat_regions(flat, dtype, tolerance, rel_error):
-    model, images, outputs = flat
-    model.to(dtype)
+@pytest.mark.parametrize('golden', FLAT_CASES, indirect=True)
+def test_images_with_flat_regions(golden, dtype, tolerance, golden_weights, rel_error):
+    case, model = golden
+    model = copy.deepcopy(model).to(dtype)
+    images = golden_weights.flat_images(224)
+    assert {key for key in FLAT.files if key.startswith(f'{case}.')} == {
+        f'{case}.{name}.{output}' for name in images for output in ('logits', 'tokens_every_7th')}
     for name, image in images.items():
-        tokens = model.tokens_to_token(image.to(dtype)).flatten(2).transpose(1, 2)
-        assert rel_error(model(image.to(dtype)), outputs[name, 'logits']) < tolerance, name
+        image = torch.from_numpy(image).to(dtype)
+        tokens = model.tokens_to_token(image).flatten(2).transpose(1, 2)
+        assert rel_error(model(image), FLAT[f'{case}.{name}.logits']) < tolerance, name
         # the large keys and queries of large_norm magnify the rounding of float32 threefold
-        assert rel_error(tokens[:, ::7], outputs[name, 'tokens_every_7th']) < 3 * tolerance, name
+        assert rel_error(tokens[:, ::7], FLAT[f'{case}.{name}.tokens_every_7th']) < 3 * tolerance, name
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('case', FAST)
-def test_float32(case, golden_model, golden_images, rel_error):
-    model = golden_model(*case.split('.'))
+@pytest.mark.parametrize('golden', FAST, indirect=True)
+def test_float32(golden, golden_images, rel_error):
+    case, model = golden
+    model = copy.deepcopy(model).float()
     assert rel_error(model(golden_images(2).float()), np.load(DATA / f'{case}.npz')['logits']) < 1e-5
 
 
