@@ -56,8 +56,8 @@ def test_eps_keeps_its_meaning(inputs, eps):
 @pytest.mark.parametrize('drop', [0., 0.5])
 def test_gradient_and_second_derivative(drop):
     torch.manual_seed(0)
-    kqv, w = torch.randn(2, 6, 12, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
-    weight, bias = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    shapes = (2, 4, 6), (3, 2), (2, 2), (2,)
+    kqv, w, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
     def function(kqv, weight, bias):
         torch.manual_seed(1)  # the same elements dropped each time
