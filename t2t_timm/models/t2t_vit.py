@@ -186,7 +186,8 @@ class T2TViT(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
-        self.init_weights(needs_reset=False)
+        if not self.pos_embed.is_meta:  # there drawing costs time and gives nothing
+            self.init_weights(needs_reset=False)
 
     def _set_img_size(self, img_size: int | tuple[int, int]) -> None:
         size = tuple(to_2tuple(img_size))
