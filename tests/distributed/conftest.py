@@ -4,14 +4,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+import torch.distributed.run
+import warm
 
 from t2t_timm.digits import extract_heldout
 
 HERE = Path(__file__).parent
 TIMEOUT = 240  # seconds; a launch takes about ten
+
+if sys.platform == 'linux':
+    os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')  # not the address that this machine's name may resolve to
 
 
 def free_port() -> int:
@@ -22,35 +30,48 @@ def free_port() -> int:
 
 @pytest.fixture(scope='session')
 def torchrun():
-    """A function that runs a program of this folder on two ranks and returns each launch's exit code and stderr.
+    """A function that runs a program of this folder on two ranks, and raises if one of them fails.
 
-    On one node of two processes, or on two nodes of one process each, which are two launches.
+    On one node of two processes, or on two nodes of one process each, which are two launches. The ranks are forked from
+    a process that has imported torch.
     """
     def torchrun(program, *args, nodes=1):
-        launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(2 // nodes)]
-        if nodes == 1:
-            node_args = [['--standalone']]
-        else:
+        node_args = [['--standalone']]
+        if nodes > 1:
             port = str(free_port())
             node_args = [
                 ['--nnodes', str(nodes), '--node-rank', str(i), '--master-addr', '127.0.0.1', '--master-port', port]
                 for i in range(nodes)]
-        env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        if sys.platform == 'linux':
-            env['GLOO_SOCKET_IFNAME'] = 'lo'  # not the address that this machine's name may resolve to
-        processes = [
-            subprocess.Popen(
-                [*launch, *node, HERE / program, *map(str, args)], env=env, text=True, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE, start_new_session=True)
-            for node in node_args]
+        rank_args = [
+            '--nproc-per-node', str(2 // nodes), '--start-method', warm.METHOD, '--run-path', str(HERE / program),
+            *map(str, args)]
+        timer = threading.Timer(TIMEOUT, lambda: [p.kill() for p in active_children()])
+        timer.start()
         try:
-            return [(p.communicate(timeout=TIMEOUT)[1], p.returncode)[::-1] for p in processes]
+            with ThreadPoolExecutor() as pool:  # in a main thread they would handle the signals that pytest handles
+                list(pool.map(lambda node: torch.distributed.run.main([*node, *rank_args]), node_args))
         finally:
-            for p in processes:
-                if p.poll() is None:
-                    os.killpg(p.pid, signal.SIGKILL)
-                    p.wait()
+            timer.cancel()
     return torchrun
+
+
+@pytest.fixture(scope='session')
+def torchrun_command():
+    """A function that runs the command torchrun with a program of this folder, and returns its exit code and stderr."""
+    def torchrun_command(program, *args):
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', HERE / program,
+             *map(str, args)],
+            env=dict(os.environ, OMP_NUM_THREADS='1'), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True)
+        try:
+            _, stderr = process.communicate(timeout=TIMEOUT)
+            return process.returncode, stderr
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return torchrun_command
 
 
 @pytest.fixture(scope='session')

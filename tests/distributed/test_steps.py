@@ -30,9 +30,7 @@ def run(torchrun, images_dir, tmp_path_factory):
     """A function that takes the steps of the cases on two ranks and returns a function from a case to both results."""
     def run(cases, **kwargs):
         out = tmp_path_factory.mktemp('steps')
-        done = torchrun(
-            'step_ddp.py', '--data-dir', images_dir, '--output', out, '--batch-size', 10, *cases, **kwargs)
-        assert all(code == 0 for code, _ in done), done
+        torchrun('step_ddp.py', '--data-dir', images_dir, '--output', out, '--batch-size', 10, *cases, **kwargs)
         return lambda case: [torch.load(out / f'{case}.{rank}.pt', weights_only=True) for rank in range(2)]
     return run
 

@@ -24,28 +24,23 @@ def digits(heldout, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def train(torchrun, digits):
-    """A function that trains on two ranks, without any random number but those of the initial weights."""
-    def train(out, *args):
-        (code, stderr), = torchrun(
-            'train_ddp.py', '--data-dir', digits, '--output', out, '--exact', '--epochs', EPOCHS, *args)
-        return code, stderr
-    return train
+def run(digits):
+    """The arguments of a launch that trains without any random number but those of the initial weights."""
+    return 'train_ddp.py', '--data-dir', digits, '--exact', '--epochs', EPOCHS, '--output'
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(train, tmp_path_factory):
+def uninterrupted(torchrun, run, tmp_path_factory):
     out = tmp_path_factory.mktemp('training') / 'uninterrupted'
-    code, stderr = train(out)
-    assert code == 0, stderr
+    torchrun(*run, out)
     return out
 
 
 @pytest.fixture(scope='module')
-def killed(train, tmp_path_factory):
+def killed(torchrun_command, run, tmp_path_factory):
     """Folder, exit code and stderr of a run whose rank 1 was killed in the middle of an epoch."""
     out = tmp_path_factory.mktemp('training') / 'killed'
-    return out, *train(out, '--kill-in-epoch', KILLED_IN)
+    return out, *torchrun_command(*run, out, '--kill-in-epoch', KILLED_IN)
 
 
 def read_log(out):
@@ -73,10 +68,9 @@ def test_a_killed_rank_ends_the_job(killed):
 
 
 @pytest.mark.slow
-def test_a_restart_loses_nothing(killed, train, uninterrupted):
+def test_a_restart_loses_nothing(killed, torchrun, run, uninterrupted):
     out = killed[0]
-    code, stderr = train(out, '--resume', out / 'last.pth.tar')
-    assert code == 0, stderr
+    torchrun(*run, out, '--resume', out / 'last.pth.tar')
     assert read_log(out) == read_log(uninterrupted)  # the epochs before the kill, and from that epoch on
     resumed, expected = read_checkpoint(out), read_checkpoint(uninterrupted)
     for key in ('state_dict', 'state_dict_ema'):
