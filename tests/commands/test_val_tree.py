@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_dataset, create_loader, resolve_data_config
@@ -246,7 +247,7 @@ def kill_at_the_sixth(part, path):
 os.replace = kill_at_the_sixth
 main(['val-tree', 'ILSVRC2012_img_val.tar', 'val.txt', 'val'])
 '''
-    assert subprocess.run([sys.executable, '-c', script], timeout=300).returncode == -signal.SIGKILL
+    assert warm.run(script).returncode == -signal.SIGKILL
     assert not Path('val').exists()
     images = list(Path('val.incomplete').rglob('*.JPEG'))
     assert len(images) == 5 and len([p for p in Path('val.incomplete').rglob('*.part')]) == 1

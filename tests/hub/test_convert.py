@@ -3,8 +3,6 @@ import json
 import logging
 import os
 import pickle
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import published
 import pytest
 import timm
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -393,7 +392,7 @@ def test_killed_while_writing(tiny_file):
         'c.convert(sys.argv[1], "test_t2t_vit", sys.argv[2])\n'
     )
     out = tiny_file.parent / 'out'
-    done = subprocess.run([sys.executable, '-c', script, str(tiny_file), str(out)], capture_output=True)
+    done = warm.run(script, str(tiny_file), str(out))
     assert done.returncode == -9, done.stderr
     assert not out.exists()
     assert sorted(os.listdir(convert(tiny_file, 'test_t2t_vit', out))) == FILES

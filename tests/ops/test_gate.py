@@ -1,13 +1,10 @@
 """The switch, what it makes a model call, and the questions of the gate."""
-import os
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import warm
 from torch.nn.utils.parametrizations import weight_norm
 
 from t2t_timm import ops, set_fused
@@ -68,8 +65,8 @@ def test_environment_variable():
         '    model(torch.zeros(1, 3, 56, 56))\n'
         '    print(len(calls))\n'
     )
-    env = dict(os.environ, T2T_TIMM_FUSED='0')
-    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    done = warm.run(code, T2T_TIMM_FUSED='0')
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ['3', '3', '6']
 
 
