@@ -1,9 +1,10 @@
 """Registration without an import: the start-up hook, its switch, and what happens when it cannot work.
 
 Each case is a process of its own, with the package installed (wheel or editable) as a user has it. Those of `forked`
-come from one process in which the hook waits for timm and torch has been imported, most of what timm's import costs.
+come from one process that was started with the hook off and has imported torch, most of what timm's import costs.
 """
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,29 @@ COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))
 NUM_MODELS = '17'
 ORDERS = (
     'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT')
+ON = '''import os
+del os.environ['T2T_TIMM_AUTOLOAD']
+import _t2t_timm_autoload; _t2t_timm_autoload.install()  # as t2t_timm.pth has it
+'''
 FORKED = {
-    **{order: f'{order}\n{COUNT}' for order in ORDERS},
-    'modules': "import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))",
-    'broken': '''if True:
+    **{order: f'{ON}{order}\n{COUNT}' for order in ORDERS},
+    'modules': f"{ON}import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))",
+    'off': f'{COUNT}\nimport t2t_timm\n{COUNT}',
+    "timm's own": '''if True:
+        import logging
+        logging.basicConfig(level=logging.DEBUG)
+        import timm
+        import torch
+        @timm.models.register_model
+        def t2t_vit_14(pretrained=False, **kwargs):
+            return torch.nn.Identity()
+        import t2t_timm
+        print(type(timm.create_model('t2t_vit_14')).__name__, len(timm.list_models('t2t_vit*')))''',
+    'runner': '''if True:
+        import runpy, sys  # as `python -m t2t_timm scripts/script.py --flag x` does
+        sys.argv = ['', 'scripts/script.py', '--flag', 'x']
+        runpy.run_module('t2t_timm', run_name='__main__', alter_sys=True)''',
+    'broken': ON + '''if True:
         import importlib.metadata
         import sys
         sys.modules['t2t_timm.layers'] = None  # as if a symbol of a newer timm were missing
@@ -29,19 +49,22 @@ FORKED = {
         print(len(timm.list_models()) > 1000, len(timm.list_models('t2t*')))''',
 }
 FORK = '''
-    import os, subprocess, sys
+    import multiprocessing, os, subprocess, sys
     import torch, torchvision
+
+    def run(code):
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        exec(code, {'__name__': '__main__'})
+
     for i, code in enumerate(sys.argv[1:]):
         with open(f'{i}.out', 'w') as out, open(f'{i}.err', 'w') as err:
             if not hasattr(os, 'fork'):
                 subprocess.run([sys.executable, '-c', code], stdout=out, stderr=err)
-            elif os.fork() == 0:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                exec(code, {})
-                sys.exit()
             else:
-                os.wait()
+                child = multiprocessing.get_context('fork').Process(target=run, args=(code,))
+                child.start()
+                child.join()
 '''
 
 
@@ -66,7 +89,11 @@ def run(tmp_path):
 def forked(tmp_path_factory):
     """(stdout, stderr) of FORKED, by name."""
     folder = tmp_path_factory.mktemp('forked')
-    run_python(folder, FORK, *FORKED.values())
+    (folder / 'scripts').mkdir()
+    (folder / 'scripts' / 'helper.py').write_text('VALUE = 5')
+    (folder / 'scripts' / 'script.py').write_text(
+        'import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
+    run_python(folder, FORK, *FORKED.values(), autoload='0')
     return {
         name: [(folder / f'{i}.{end}').read_text() for end in ('out', 'err')] for i, name in enumerate(FORKED)}
 
@@ -75,9 +102,8 @@ def test_a_script_that_imports_only_timm(run):
     assert run(COUNT).stdout.split() == [NUM_MODELS]
 
 
-def test_switched_off_and_still_importable(run):
-    out = run(COUNT + '\nimport t2t_timm\n' + COUNT, autoload='0').stdout.split()
-    assert out == ['0', NUM_MODELS]
+def test_switched_off_and_still_importable(forked):
+    assert forked['off'][0].split() == ['0', NUM_MODELS]
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -117,17 +143,12 @@ def test_spawned_processes(run, tmp_path):
     assert run(str(script), options=()).stdout.split() == ['[16]']
 
 
-def test_module_runner(run, tmp_path):
-    (tmp_path / 'helper.py').write_text('VALUE = 5')
-    script = tmp_path / 'script.py'
-    script.write_text(
-        'import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
-    out = subprocess.run(
-        [sys.executable, '-m', 't2t_timm', str(script), '--flag', 'x'], check=True, text=True, capture_output=True,
-        env=dict(os.environ, T2T_TIMM_AUTOLOAD='0'), cwd=tmp_path.parent)
-    assert out.stdout.split('\n')[0] == "['--flag', 'x'] 5 16 __main__"
-    missing = subprocess.run([sys.executable, '-m', 't2t_timm', 'no.py'], text=True, capture_output=True)
-    assert missing.returncode != 0 and 'no script at no.py' in missing.stderr and 'Traceback' not in missing.stderr
+def test_module_runner(forked, monkeypatch):
+    out, _ = forked['runner']
+    assert out.split('\n')[0] == "['--flag', 'x'] 5 16 __main__"
+    monkeypatch.setattr(sys, 'argv', ['t2t_timm', 'no.py'])
+    with pytest.raises(SystemExit, match='no script at no.py'):  # which Python prints, and exits with 1
+        runpy.run_module('t2t_timm', run_name='__main__')
 
 
 def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(forked):
@@ -137,17 +158,7 @@ def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(fork
     assert 'It needs timm>=' in err and 'timm 0.9.16 is installed' in err
 
 
-def test_a_model_that_timm_has_itself_is_left_alone(run):
-    out = run('''
-        import logging
-        logging.basicConfig(level=logging.DEBUG)
-        import timm
-        import torch
-        @timm.models.register_model
-        def t2t_vit_14(pretrained=False, **kwargs):
-            return torch.nn.Identity()
-        import t2t_timm
-        print(type(timm.create_model('t2t_vit_14')).__name__, len(timm.list_models('t2t_vit*')))
-    ''', autoload='0')
-    assert out.stdout.strip() == 'Identity 16'
-    assert out.stderr.count('timm has its own t2t_vit_14') == 1 and 'Overwriting' not in out.stderr
+def test_a_model_that_timm_has_itself_is_left_alone(forked):
+    out, err = forked["timm's own"]
+    assert out.strip() == 'Identity 16'
+    assert err.count('timm has its own t2t_vit_14') == 1 and 'Overwriting' not in err
