@@ -96,15 +96,22 @@ def images(size: int, in_chans: int) -> Dict[str, torch.Tensor]:
     return {name: torch.from_numpy(x[:, :in_chans]).float() for name, x in out.items()}
 
 
-def load(name: str, in_chans: int = 3, regime: str = 'normal', scale: float = 1.) -> torch.nn.Module:
-    """Return a model with deterministic weights, keys and queries of its tokens-to-token module scaled; eval mode."""
-    model = timm.create_model(name, in_chans=in_chans).eval()
+@lru_cache(maxsize=None)
+def _weights(name: str, in_chans: int, regime: str) -> Dict[str, torch.Tensor]:
+    model = timm.create_model(name, in_chans=in_chans)
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     state = {k: torch.from_numpy(v).float() for k, v in golden_weights.deterministic_state(shapes, regime).items()}
+    return dict(state, pos_embed=model.pos_embed)
+
+
+def load(name: str, in_chans: int = 3, regime: str = 'normal', scale: float = 1.) -> torch.nn.Module:
+    """Return a model with deterministic weights, keys and queries of its tokens-to-token module scaled; eval mode."""
+    model = timm.create_model(name, in_chans=in_chans, device='meta').eval()
+    state = {k: v.clone() for k, v in _weights(name, in_chans, regime).items()}
     for k, v in state.items():
         if k.startswith('tokens_to_token.') and ('.kqv.' in k or '.qkv.' in k):
             v[:2 * len(v) // 3] *= scale  # k, q, v in a Performer; q, k, v in a token transformer
-    model.load_state_dict(dict(state, pos_embed=model.pos_embed), strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     return model
 
 

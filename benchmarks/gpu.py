@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 QUICK = Plan(
     flat=(('test_t2t_vit', 3), ('test_t2t_vit', 1)), pure=('test_t2t_vit',), ranges=('test_t2t_vit',),
-    pairs=(('test_t2t_vit', 'test_vit'),), batches=(4, 1), rounds=3, seconds=0.01)
+    pairs=(('test_t2t_vit', 'test_vit'),), batches=(2, 1), rounds=3, seconds=0.01)
 
 
 class Case(NamedTuple):

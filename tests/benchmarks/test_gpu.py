@@ -46,11 +46,14 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_row_is_there_and_finite(run, tmp_path):
-    process = run('--device', 'cpu', '--quick', '--json', 'figures.json')
-    out, err = process.communicate()
-    report = json.loads((tmp_path / 'figures.json').read_text())
-    assert process.returncode == (0 if all(v.startswith('PASS') for v in report['verdict'].values()) else 1), err
+def test_every_row_is_there_and_finite(gpu, tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'figures.json'
+    monkeypatch.setattr(sys, 'argv', ['gpu.py', '--device', 'cpu', '--quick', '--json', str(file)])
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    out, err = capsys.readouterr()
+    report = json.loads(file.read_text())
+    assert end.value.code == (0 if all(v.startswith('PASS') for v in report['verdict'].values()) else 1), err
     assert [len(report[section]) for section in ('flat', 'range', 'steps')] == [11, 8, 12]
     assert report['left_out'] == {}
     assert not any('failed' in row for row in report['flat'] + report['range'] + report['steps'])
