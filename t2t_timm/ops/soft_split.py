@@ -176,9 +176,10 @@ def _two_scale(
     whole, parts = _part_sums(d[:, :C].sum(dim=1, dtype=x.dtype), kernel_size, stride)
     side, corner = C * stride * (kernel_size - stride), C * (kernel_size - stride) ** 2
     n_e = torch.cat([side * e[:, :2], corner * e[:, 2:]], dim=1)  # n_j e_j
-    mean = (whole + (parts + n_e).sum(dim=1, keepdim=True)) / weight.shape[1]
+    sums = parts + n_e
+    mean = (whole + sums.sum(dim=1, keepdim=True)) / weight.shape[1]
     square = _patch_mean(square_sum(d[:, :C], 1), kernel_size, stride, 0) / C
-    mean_square = square + (e * (2 * parts + n_e)).sum(dim=1, keepdim=True) / weight.shape[1]
+    mean_square = square + (e * (parts + sums)).sum(dim=1, keepdim=True) / weight.shape[1]
     weight = _with_parts(weight.unflatten(1, (-1, kernel_size, kernel_size)), stride)
     return d, weight.flatten(1), mean, mean_square
 
@@ -208,20 +209,21 @@ def _cells_of_differences(
     Of shape (B, C + 1, stride * (H' + 1), stride * (W' + 1)).
     """
     B, C, H, W = x.shape
-    rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    # cast, as coremltools takes what was divided for floating point, and back, as old vmap needs long
-    rows, columns = (((t + padding) // stride).int().long() for t in (rows, columns))
     height, width = stride * a.shape[2], stride * a.shape[3]
-    a = a.index_select(2, rows).index_select(3, columns)
+    a = a.unsqueeze(4).expand(-1, -1, -1, -1, stride).flatten(3)
+    a = a.unsqueeze(3).expand(-1, -1, -1, stride, -1).flatten(2, 3)  # a of its cell for each pixel
     if not eager or x.requires_grad:
-        d = F.pad(x - a, (padding, width - padding - W, padding, height - padding - H))
+        x = F.pad(x, (padding, width - padding - W, padding, height - padding - H))
         e = F.pad(e, (0, 1, 0, 1))
         zeros = torch.zeros_like(e[:, :1])
         e = torch.cat([e[:, :2], *[zeros] * (stride - 2), e[:, 2:], *[zeros] * (stride ** 2 - stride - 1)], dim=1)
-        return torch.cat([d, F.pixel_shuffle(e, stride)], dim=1).to(dtype)
+        return torch.cat([x - a, F.pixel_shuffle(e, stride)], dim=1).to(dtype)
     layout = torch.contiguous_format if x.device.type == 'cpu' else torch.channels_last  # what convolutions read there
-    d = torch.empty(B, C + 1, height, width, dtype=dtype, device=x.device, memory_format=layout).zero_()
-    torch.sub(x, a, out=d[:, :C, padding:padding + H, padding:padding + W])
+    d = torch.empty(B, C + 1, height, width, dtype=dtype, device=x.device, memory_format=layout)
+    rows, columns = slice(padding, padding + H), slice(padding, padding + W)
+    torch.sub(x, a[:, :, rows, columns], out=d[:, :C, rows, columns])
+    for rest in (d[:, C], d[:, :, :padding], d[:, :, padding + H:], d[..., :padding], d[..., padding + W:]):
+        rest.zero_()
     for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
         d[:, C, row:height - stride:stride, column:width - stride:stride] = e[:, i]
     return d
