@@ -11,8 +11,10 @@ import torch
 DATA = Path(__file__).parent / 'data'
 pytest_plugins = ['loopback']
 
-# two cores in all: of the one process, or one for each of two workers; started processes read it too
-os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+# two cores in all: of the one process, or one for each of two workers, where threads that wait for each other would
+# take ten times as long; started processes read it too, and workers that of the process that starts them
+os.environ['OMP_NUM_THREADS'] = (
+    '1' if 'PYTEST_XDIST_WORKER' in os.environ else os.environ.get('OMP_NUM_THREADS', '2'))
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes
 
