@@ -201,10 +201,10 @@ def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
     for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
         logging.getLogger(name).setLevel(logging.WARNING)
     program = torch.onnx.export(
-        model,
+        _exported_program(model, x),
         (x,),
         dynamo=True,
-        dynamic_shapes=_dynamic_shapes(model),
+        dynamic_shapes=_dynamic_shapes(model),  # names the sizes
         opset_version=OPSET,
         input_names=['x'],
         output_names=['logits'],

@@ -11,7 +11,7 @@ import torch
 from t2t_timm.cli import main
 from t2t_timm.commands import export
 from t2t_timm.commands.classify import image_reader
-from t2t_timm.commands.export import OPSET, export_model
+from t2t_timm.commands.export import FORMATS, OPSET, export_model
 from t2t_timm.commands.quantize import quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
@@ -73,21 +73,31 @@ def export_or_skip(model, file, format):
 
 
 @pytest.fixture(scope='module')
-def export_onnx(tmp_path_factory):
-    """A function that exports a model to ONNX once, and gives the model and what export_model says."""
+def export_once(tmp_path_factory):
+    """A function that exports a model to a format once, and gives the model and what export_model says."""
+    make = functools.cache(lambda token_type, dynamic: make_model(token_type=token_type, dynamic_img_size=dynamic))
+    exported_program = export._exported_program
+
     @functools.cache
-    def export_onnx(token_type, dynamic):
-        model = make_model(token_type=token_type, dynamic_img_size=dynamic)
-        return model, export_or_skip(model, tmp_path_factory.mktemp('onnx') / 'model.onnx', 'onnx')
-    return export_onnx
+    def program(model, shape):
+        return exported_program(model, images(*shape))
+
+    @functools.cache
+    def export_once(format, token_type, dynamic):
+        model, file = make(token_type, dynamic), tmp_path_factory.mktemp('export') / f'model{FORMATS[format][1]}'
+        return model, export_or_skip(model, file, format)
+
+    with pytest.MonkeyPatch.context() as patch:  # all formats begin with the same program
+        patch.setattr(export, '_exported_program', lambda model, x: program(model, tuple(x.shape)))
+        yield export_once
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_onnx(onnxruntime, export_onnx, token_type, dynamic):
+def test_onnx(onnxruntime, export_once, token_type, dynamic):
     import onnx
-    model, done = export_onnx(token_type, dynamic)
+    model, done = export_once('onnx', token_type, dynamic)
     file = done.path
     assert done.max_diff < 1e-4 and done.size == os.path.getsize(file)
     assert [i.version for i in onnx.load(file).opset_import if i.domain == ''] == [OPSET]
@@ -115,9 +125,9 @@ def test_openvino(openvino, tmp_path, token_type, dynamic):
             torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
 
 
-def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_onnx, tmp_path):
+def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_once, tmp_path):
     import onnx
-    model = onnx.load(export_onnx('performer', False)[1].path)
+    model = onnx.load(export_once('onnx', 'performer', False)[1].path)
     for node in model.graph.node:
         del node.metadata_props[:]
     onnx.save(model, tmp_path / 'model.onnx')
@@ -178,11 +188,10 @@ def test_torch_export_of_one_shape(token_type):
 @pytest.mark.parametrize('format', ['export', 'torchscript'])
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_any_batch_and_size(tmp_path, format, token_type, dynamic):
-    model = make_model(token_type=token_type, dynamic_img_size=dynamic)
-    file = tmp_path / ('model.pt2' if format == 'export' else 'model.pt')
-    assert export_or_skip(model, file, format).max_diff < 1e-4
-    run = torch.export.load(file).module() if format == 'export' else torch.jit.load(file)
+def test_any_batch_and_size(export_once, format, token_type, dynamic):
+    model, done = export_once(format, token_type, dynamic)
+    assert done.max_diff < 1e-4
+    run = torch.export.load(done.path).module() if format == 'export' else torch.jit.load(done.path)
     for shape in [(1, 3, 56, 56), (3, 3, 56, 56)] + ([(1, 3, 97, 64), (2, 3, 64, 160)] if dynamic else []):
         x = images(*shape)
         with torch.no_grad():
