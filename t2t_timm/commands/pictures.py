@@ -132,7 +132,7 @@ def _new_figure(width: float, height: float):
 
 def _show(axis, values: np.ndarray, title: str, image: Image.Image, **kwargs):
     # every map lies in the image's coordinates, whatever its grid
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, y=1.)  # otherwise matplotlib measures ticks to place it
     axis.set_axis_off()
     return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation='nearest', **kwargs)
 

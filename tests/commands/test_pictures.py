@@ -95,18 +95,17 @@ def test_attention_of_token_steps_gives_their_output(photo, token_type):
 @pytest.mark.parametrize('draw', [draw_attention, draw_features])
 def test_no_text_overlaps(photo, kwargs, draw):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
-    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import FigureBase
     model = make_model(**kwargs)
     figure = draw(model, read_image(photo, model), 'a model')
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # lays it out
-    texts = [f._suptitle for f in figure.findobj(FigureBase)] + [a.title for a in figure.findobj(Axes)]
-    bars = [a for a in figure.findobj(Axes) if a.axison]
+    axes = [a for axis in figure.axes for a in (axis, *axis.child_axes)]
+    texts = [f._suptitle for f in (figure, *figure.subfigs)] + [a.title for a in axes]
+    bars = [a for a in axes if a.axison]
     for bar in bars:
         texts += [bar.yaxis.label] + [t for t in bar.get_yticklabels() if bar.bbox.y0 - 2 <= t.get_window_extent().y1]
-    texts += [t for a in figure.findobj(Axes) for t in a.texts]
+    texts += [t for a in axes for t in a.texts]
     texts = [t for t in texts if t.get_text()]
     boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
     assert len(texts) > 10 and len(bars) >= 2
@@ -138,10 +137,16 @@ def test_no_classes_without_a_classifier(photo):
     assert not [a for a in figure.subfigs[0].axes if a.texts]
 
 
-@pytest.mark.parametrize('name', ['t2t_vit_dense', 't2t_vit_16_ghost', 't2t_vit_14_se'])
-def test_other_architectures(photo, name):
+@pytest.mark.parametrize('name, kwargs', [
+    pytest.param(name, kwargs, id=name) for name, kwargs in {
+        't2t_vit_dense': dict(block_config=(2, 1, 1)),
+        't2t_vit_16_ghost': dict(depth=3),
+        't2t_vit_14_se': dict(depth=3),
+    }.items()
+])
+def test_other_architectures(photo, name, kwargs):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
-    model = make_model(name, img_size=48)
+    model = make_model(name, img_size=48, **kwargs)
     image = read_image(photo, model)
     attention = extract_attention(model, image)
     assert len(attention.blocks) == sum(hasattr(b, 'attn') for b in model.blocks)
