@@ -17,9 +17,9 @@ KINDS = {
     'performer': ('test_t2t_vit', dict(depth=2)),
     'transformer': ('test_t2t_vit', dict(depth=2, token_type='transformer')),
     'convolution': ('test_t2t_vit', dict(depth=2, token_type='convolution')),
-    'se': ('t2t_vit_14_se', dict(depth=2, img_size=56)),
-    'ghost': ('t2t_vit_16_ghost', dict(depth=2, img_size=56)),
-    'dense': ('t2t_vit_dense', dict(block_config=(1, 1, 1, 1), img_size=56)),
+    'se': ('t2t_vit_14_se', dict(depth=2, embed_dim=48, img_size=56)),
+    'ghost': ('t2t_vit_16_ghost', dict(depth=2, embed_dim=48, img_size=56)),
+    'dense': ('t2t_vit_dense', dict(block_config=(1, 1), img_size=56)),
 }
 
 
