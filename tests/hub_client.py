@@ -135,6 +135,8 @@ def carry_out(stage: dict, released: dict) -> dict:
 
 def main(connection: Connection) -> None:
     torch.set_num_threads(1)
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(seconds / 20)  # between attempts, of huggingface_hub and our own
     logger = logging.getLogger('t2t_timm')
     logger.setLevel(logging.INFO)
     logger.addHandler(ListHandler())

@@ -23,9 +23,10 @@ class Weights:
     """A model's weights as files: what the Hub would hold, and a publisher's pickle of the same."""
 
     def __init__(self, seed: int, architecture: str = 't2t_vit_7', **kwargs: Any) -> None:
-        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         self.kwargs = kwargs
-        self.state_dict = timm.create_model(architecture, **kwargs).state_dict()
+        meta = timm.create_model(architecture, device='meta', **kwargs).state_dict()  # initial weights take longer
+        self.state_dict = {k: torch.empty(v.shape).uniform_(-0.1, 0.1, generator=generator) for k, v in meta.items()}
         self.safetensors = safetensors.torch.save(self.state_dict)
         self.digest = digest(self.state_dict)
 
