@@ -73,6 +73,7 @@ class LoopbackServer(ThreadingHTTPServer):
 class LoopbackHandler(BaseHTTPRequestHandler):
     """What all servers share: bodies, faults, the record of requests."""
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True  # else a body waits 40 ms until the client has acknowledged the header
 
     def log_message(self, *args) -> None:
         """Keep the test's output clean."""
