@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def layout(architecture: str) -> dict[str, list[int]]:
     return json.loads((DATA / 'state_dict_layout.json').read_text())[architecture]['state_dict']
 
 
+@cache
 def weights(architecture: str) -> dict[str, np.ndarray]:
     """Return the golden weights under the official names, float32; there is no pos_embed among them."""
     state = golden.deterministic_state(layout(architecture))
