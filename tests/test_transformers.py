@@ -1,12 +1,11 @@
 """Transformers loads the models through its timm wrapper: converted directories, backbones, and a step of training."""
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+import warm
 
 import t2t_timm
 from t2t_timm.hub.convert import convert
@@ -75,12 +74,14 @@ def test_nothing_but_transformers_is_imported(embedded):
     code = (
         'import sys, torch\n'
         'from transformers import AutoModelForImageClassification\n'
-        f'model = AutoModelForImageClassification.from_pretrained({embedded!r})\n'
+        'assert "timm" not in sys.modules and "t2t_timm" not in sys.modules\n'
+        'model = AutoModelForImageClassification.from_pretrained(sys.argv[1])\n'
         'print(type(model.timm_model).__name__, model(torch.zeros(1, 3, 56, 56)).logits.shape[-1])\n'
         'from transformers import TimmBackbone\n'
         'print(type(TimmBackbone.from_pretrained("test_t2t_vit")._backbone).__name__)\n'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    done = warm.run(code, embedded)
+    assert not done.returncode, done.stderr
     assert done.stdout.split() == ['T2TViT', '10', 'T2TFeaturePyramid']
 
 
