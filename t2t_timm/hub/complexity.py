@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..ops import set_fused
-from ..weights.manifest import pretrained_cfg
+from ..weights.manifest import YamlLoader, pretrained_cfg
 
 __all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
 
@@ -78,4 +78,4 @@ def tag_complexity(name: str) -> Complexity:
 @cache
 def known_complexity() -> dict[str, dict[str, int]]:
     """Return the stored params, macs and activations of every architecture.tag."""
-    return yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))
+    return yaml.load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'), YamlLoader)

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..weights.manifest import YamlLoader
 
 __all__ = ['known_hub_lines', 'with_hub_lines']
 
@@ -22,7 +23,7 @@ def known_hub_lines(text: str, names: Iterable[str], file: Path) -> dict[str, di
         UserError: It is not the text of a manifest, or a name is not in it.
     """
     try:
-        weights = yaml.safe_load(text)['weights']
+        weights = yaml.load(text, YamlLoader)['weights']
         missing = [name for name in names if name not in weights]
         known = {name: weights[name].get('hub') or {} for name in names if name in weights}
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
@@ -43,7 +44,7 @@ def with_hub_lines(text: str, name: str, lines: dict[str, Any]) -> str:
     Raises:
         UserError: The entry is written in a way that the lines can't be put into.
     """
-    expected = yaml.safe_load(text)
+    expected = yaml.load(text, YamlLoader)
     if expected['weights'][name].get('hub') == lines:
         return text
     expected['weights'][name]['hub'] = lines
@@ -51,7 +52,7 @@ def with_hub_lines(text: str, name: str, lines: dict[str, Any]) -> str:
     start, end, added = _edit(text, name, hub, '\r\n' if '\r\n' in text else '\n')
     changed = text[:start] + added + text[end:]
     try:
-        good = yaml.safe_load(changed) == expected
+        good = yaml.load(changed, YamlLoader) == expected
     except yaml.YAMLError:
         good = False
     if not good:
@@ -61,7 +62,7 @@ def with_hub_lines(text: str, name: str, lines: dict[str, Any]) -> str:
 
 def _edit(text: str, name: str, added: str, newline: str) -> tuple[int, int, str]:
     # where the lines go, as (start, end) of what they replace, and with what stands around them there
-    _, weights = _pair(yaml.compose(text), 'weights')
+    _, weights = _pair(yaml.compose(text, YamlLoader), 'weights')
     key, entry = _pair(weights, name)
     hub = _pair(entry, 'hub')
     if hub is not None:
