@@ -1,4 +1,5 @@
 """Fixtures that all tests share."""
+import gc
 import importlib.util
 import json
 import os
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items):
     slow = {item: item.get_closest_marker('slow') is not None for item in items}
     long = {item.path for item in items if slow[item]} if 'PYTEST_XDIST_WORKER' in os.environ else {}
     items.sort(key=lambda item: (bool(long) and item.path not in long, slow[item]))
+
+
+def pytest_collection_finish():
+    """Have Python look for garbage less often, and not in what is imported: that took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)
 
 
 @pytest.fixture(scope='session')
