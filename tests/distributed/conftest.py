@@ -1,11 +1,10 @@
 """Several processes on one machine: torchrun with gloo, over loopback."""
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -28,6 +27,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@contextmanager
+def time_limit():
+    """End the processes that were started in it if they take longer than TIMEOUT."""
+    timer = threading.Timer(TIMEOUT, lambda: [p.terminate() for p in active_children()])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @pytest.fixture(scope='session')
 def torchrun():
     """A function that runs a program of this folder on two ranks, and raises if one of them fails.
@@ -45,32 +55,22 @@ def torchrun():
         rank_args = [
             '--nproc-per-node', str(2 // nodes), '--start-method', warm.METHOD, '--run-path', str(HERE / program),
             *map(str, args)]
-        timer = threading.Timer(TIMEOUT, lambda: [p.kill() for p in active_children()])
-        timer.start()
-        try:
-            with ThreadPoolExecutor() as pool:  # in a main thread they would handle the signals that pytest handles
-                list(pool.map(lambda node: torch.distributed.run.main([*node, *rank_args]), node_args))
-        finally:
-            timer.cancel()
+        with time_limit(), ThreadPoolExecutor() as pool:  # in a main thread they would handle pytest's signals
+            list(pool.map(lambda node: torch.distributed.run.main([*node, *rank_args]), node_args))
     return torchrun
 
 
 @pytest.fixture(scope='session')
 def torchrun_command():
-    """A function that runs the command torchrun with a program of this folder, and returns its exit code and stderr."""
+    """A function that runs the command torchrun with a program of this folder, and returns its exit code and stderr.
+
+    The ranks are fresh interpreters: of those, torchrun tells which one failed first.
+    """
     def torchrun_command(program, *args):
-        process = subprocess.Popen(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', HERE / program,
-             *map(str, args)],
-            env=dict(os.environ, OMP_NUM_THREADS='1'), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            start_new_session=True)
-        try:
-            _, stderr = process.communicate(timeout=TIMEOUT)
-            return process.returncode, stderr
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        code = 'import sys; from torch.distributed.run import main; main(sys.argv[1:])'
+        with time_limit():
+            done = warm.run(code, '--standalone', '--nproc-per-node', '2', str(HERE / program), *map(str, args))
+        return done.returncode, done.stderr
     return torchrun_command
 
 
