@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+# a process that only starts workers loads this file too, and needs no torch
 
 DATA = Path(__file__).parent / 'data'
-pytest_plugins = ['loopback']
 
 # two cores in all: of the one process, or one for each of two workers, where threads that wait for each other would
 # take ten times as long; started processes read it too, and workers that of the process that starts them
 os.environ['OMP_NUM_THREADS'] = (
     '1' if 'PYTEST_XDIST_WORKER' in os.environ else os.environ.get('OMP_NUM_THREADS', '2'))
-torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing may load from the real Hub; loopback tests start processes
 
 
@@ -31,7 +30,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Have Python look for garbage less often, and not in what is imported: that took a tenth of the time."""
+    """Have torch take its threads, and Python look for garbage less often and not in what is imported.
+
+    Looking there took a tenth of the time.
+    """
+    import torch
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     gc.collect()
     gc.freeze()
     gc.set_threshold(5000, 20, 20)
@@ -63,7 +67,8 @@ def layouts():
 @pytest.fixture(scope='session')
 def golden_model(golden_weights):
     """A function that makes a model with deterministic weights, rounded to float32, in evaluation mode."""
-    import timm  # not above: huggingface_hub reads HF_HUB_OFFLINE as it is imported
+    import timm
+    import torch
 
     from t2t_timm.layers import sinusoidal_pos_embed
 
@@ -80,6 +85,7 @@ def golden_model(golden_weights):
 @pytest.fixture(scope='session')
 def golden_images(golden_weights):
     """A function that makes deterministic float64 images (batch, 3, size, size)."""
+    import torch
     return lambda batch, size=224: torch.from_numpy(golden_weights.deterministic_images(batch, size))
 
 
@@ -97,11 +103,13 @@ def called(monkeypatch):
 
     Unlike hooks, it does not make the model call more of them.
     """
+    from torch.nn import Module
+
     def called(model, *args):
         names, modules = {id(m): name for name, m in model.named_modules()}, []
-        call = torch.nn.Module.__call__
+        call = Module.__call__
         with monkeypatch.context() as patch:
-            patch.setattr(torch.nn.Module, '__call__', lambda m, *a, **k: modules.append(m) or call(m, *a, **k))
+            patch.setattr(Module, '__call__', lambda m, *a, **k: modules.append(m) or call(m, *a, **k))
             model(*args)
         return [names[id(m)] for m in modules if id(m) in names]
     return called
@@ -120,6 +128,7 @@ def rel_error():
 def fx_traces_attention():
     """Skip where fx cannot trace timm's own ViTs: there timm's attention cannot be traced in ours either."""
     import timm
+    import torch
     try:
         timm.create_model('test_vit', features_only=True, feature_cls='fx', out_indices=(1,))
     except TypeError as e:
