@@ -109,6 +109,7 @@ def quantize_onnx(onnx_file: str, target: str) -> None:
     """
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
+    kept = _performer_nodes(onnx_file)
     prepared = f'{target}.prepared'
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
@@ -119,7 +120,7 @@ def quantize_onnx(onnx_file: str, target: str) -> None:
             prepared,
             target,
             op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=_performer_nodes(onnx_file),
+            nodes_to_exclude=kept,
             per_channel=True,
         )
     finally:

@@ -43,6 +43,14 @@ def test_logits_and_gradients(golden, fused, golden_images, rel_error):
         assert parameter.grad.norm().item() == pytest.approx(norms[name], rel=1e-9), name
 
 
+def tokens_and(model, call, images):
+    """Return the tokens (batch, N, C) that the blocks get in a call with the images, and what the call returns."""
+    tokens = []
+    with model.tokens_to_token.register_forward_hook(lambda module, args, output: tokens.append(output)):
+        output = call(images)
+    return tokens[0].flatten(2).transpose(1, 2), output
+
+
 @pytest.fixture(scope='module')
 def outputs(golden, golden_images):
     """(images, golden outputs for them by name) of a case."""
@@ -59,8 +67,8 @@ def outputs(golden, golden_images):
 def test_tokens_pre_logits_and_logits(golden, outputs, fused, rel_error):
     _, model = golden
     images, expected = outputs
-    pre_logits = model.forward_head(model.forward_features(images), pre_logits=True)
-    tokens = model.tokens_to_token(images).flatten(2).transpose(1, 2)
+    tokens, features = tokens_and(model, model.forward_features, images)
+    pre_logits = model.forward_head(features, pre_logits=True)
     actual = dict(
         pre_logits=pre_logits, logits=model.head(pre_logits), tokens=tokens, tokens_every_7th=tokens[:, ::7])
     for name, output in expected.items():
@@ -78,8 +86,8 @@ def test_images_with_flat_regions(golden, dtype, tolerance, golden_weights, rel_
         f'{case}.{name}.{output}' for name in images for output in ('logits', 'tokens_every_7th')}
     for name, image in images.items():
         image = torch.from_numpy(image).to(dtype)
-        tokens = model.tokens_to_token(image).flatten(2).transpose(1, 2)
-        assert rel_error(model(image), FLAT[f'{case}.{name}.logits']) < tolerance, name
+        tokens, logits = tokens_and(model, model, image)
+        assert rel_error(logits, FLAT[f'{case}.{name}.logits']) < tolerance, name
         assert rel_error(tokens[:, ::7], FLAT[f'{case}.{name}.tokens_every_7th']) < tolerance, name
 
 
