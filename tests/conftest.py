@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-# a process that only starts workers loads this file too, and needs no torch
+import pytest  # and no torch: a process that only starts workers loads this file too
 
 DATA = Path(__file__).parent / 'data'
 
