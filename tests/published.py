@@ -38,7 +38,7 @@ def weights(architecture: str) -> dict[str, np.ndarray]:
 
 def tensors(architecture: str) -> 'OrderedDict[str, torch.Tensor]':
     """Return the golden weights as a torch model's state dict."""
-    return OrderedDict((name, torch.from_numpy(value)) for name, value in weights(architecture).items())
+    return OrderedDict((name, torch.tensor(value)) for name, value in weights(architecture).items())
 
 
 def pos_embed(architecture: str) -> np.ndarray:
