@@ -109,7 +109,7 @@ def load(name: str, in_chans: int = 3, regime: str = 'normal', scale: float = 1.
     model = timm.create_model(name, in_chans=in_chans, device='meta').eval()
     state = {k: v.clone() for k, v in _weights(name, in_chans, regime).items()}
     for k, v in state.items():
-        if k.startswith('tokens_to_token.') and ('.kqv.' in k or '.qkv.' in k):
+        if k.startswith('patch_embed.') and ('.kqv.' in k or '.qkv.' in k):
             v[:2 * len(v) // 3] *= scale  # k, q, v in a Performer; q, k, v in a token transformer
     model.load_state_dict(state, strict=True, assign=True)
     return model
@@ -124,14 +124,14 @@ def expected_logits(name: str, in_chans: int, dtype: torch.dtype) -> torch.Tenso
     with torch.inference_mode():  # one by one: the plain equations form whole attention matrices
         return torch.cat([
             reference.t2t_vit(state, x.to(dtype).double(), num_heads)[1]
-            for x in images(model.img_size[0], in_chans).values()])
+            for x in images(model.patch_embed.img_size[0], in_chans).values()])
 
 
 def flat_images(name: str, in_chans: int, precision: Precision, device: torch.device) -> Dict[str, object]:
     """Return a row: each image's largest difference of a logit from float64's over the largest logit."""
     expected = expected_logits(name, in_chans, precision.dtype)
     model = load(name, in_chans).to(device, precision.dtype)
-    x = images(model.img_size[0], in_chans)
+    x = images(model.patch_embed.img_size[0], in_chans)
     with torch.inference_mode(), running_in(precision, device):
         logits = model(torch.cat(list(x.values())).to(device, precision.dtype)).cpu().double()
     errors = ((logits - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)).nan_to_num(torch.inf).tolist()
@@ -148,7 +148,7 @@ def value_range(name: str, regime: str, precision: Precision, device: torch.devi
     found = {}
     for scale in (1, 3, 10):
         model = load(name, regime=regime, scale=scale).to(device, precision.dtype)
-        x = torch.cat(list(images(model.img_size[0], 3).values())).to(device, precision.dtype)
+        x = torch.cat(list(images(model.patch_embed.img_size[0], 3).values())).to(device, precision.dtype)
         with running_in(precision, device):
             with torch.inference_mode():
                 logits = model(x)

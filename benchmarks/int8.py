@@ -75,7 +75,7 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> None:
         runs[f'{kind}, {args.format}'] = session(file, args.threads)
         sizes[f'{kind}, {args.format}'] = f'{done.size / 1e6:.1f}'
 
-    images, targets = digits(model) if embedded else (torch.randn(args.batch, 3, *model.img_size), None)
+    images, targets = digits(model) if embedded else (torch.randn(args.batch, 3, *model.patch_embed.img_size), None)
     times = time_together(runs, images[:args.batch], args.repeats)
     expected = torch.cat([model(part) for part in images.split(50)])
     for kind, run in runs.items():

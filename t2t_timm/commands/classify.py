@@ -57,7 +57,7 @@ def class_names(model: T2TViT) -> list[str]:
 
 
 def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
-    """Return a function that reads an image file by the model's own preprocessing, at its img_size: (1, C, H, W).
+    """Return a function that reads an image file by the model's own preprocessing, at its image size: (1, C, H, W).
 
     The function raises a ValueError for a file that is no image.
 
@@ -66,7 +66,7 @@ def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:
     """
     if model.in_chans not in (1, 3):
         raise UserError(f'Image files are read with 1 or 3 channels, but the model reads {model.in_chans}.')
-    config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *model.img_size)))
+    config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *model.patch_embed.img_size)))
     transform = create_transform(**config, is_training=False)
     mode = 'L' if model.in_chans == 1 else 'RGB'
 

@@ -156,9 +156,9 @@ def _write(write: Callable[..., Run], model: T2TViT, x: torch.Tensor, file: str,
 
 def _images(model: T2TViT) -> list[torch.Tensor]:
     # the first is the exporter's example: a batch of 1 would be taken for a constant
-    sizes = [model.img_size] * 3
+    sizes = [model.patch_embed.img_size] * 3
     if model.dynamic_img_size:
-        height, width = (max(s, MIN_SIZE) for s in model.img_size)
+        height, width = (max(s, MIN_SIZE) for s in model.patch_embed.img_size)
         sizes = [(height, width)] * 3 + [(height + 45, width), (height, width + 32)]
     generator = torch.Generator().manual_seed(0)
     batches = (2, 1, 3, 1, 2)

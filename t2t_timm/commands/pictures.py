@@ -31,7 +31,7 @@ class Attention(NamedTuple):
 
 
 def read_image(file: str, model: T2TViT) -> Image.Image:
-    """Read an image as the model sees it: its colour channels, centre-cropped and resized to model.img_size.
+    """Read an image as the model sees it: its colour channels, centre-cropped and resized to model.patch_embed.img_size.
 
     Raises:
         UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
@@ -39,20 +39,20 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
     if mode is None:
         raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    if max(model.img_size) > MAX_SIZE:
+    if max(model.patch_embed.img_size) > MAX_SIZE:
         raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     try:
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise UserError(f'{file} cannot be read as an image: {getattr(e, "strerror", None) or e}') from e
-    return ImageOps.fit(image, model.img_size[::-1], Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, model.patch_embed.img_size[::-1], Image.Resampling.BICUBIC)
 
 
 def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
     mean, std = (torch.tensor(model.pretrained_cfg[k][:model.in_chans]) for k in ('mean', 'std'))
-    x = ((pixels.reshape(*model.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
+    x = ((pixels.reshape(*model.patch_embed.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
     return x.to(model.pos_embed.device)
 
 
@@ -96,7 +96,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
             block.attn.fused_attn = False
             hooks.append(block.attn.attn_drop.register_forward_hook(
                 lambda m, args, out: matrices.append(out[0].mean(dim=0).cpu())))
-    steps = [m for m in model.tokens_to_token.children() if isinstance(m, TokenPerformer | TokenTransformer)]
+    steps = [m for m in model.patch_embed.children() if isinstance(m, TokenPerformer | TokenTransformer)]
     for step in steps:
         hooks.append(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
     try:
@@ -110,7 +110,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     for matrix in reversed(matrices):
         rollout = 0.5 * (rollout @ matrix + rollout)
     rows = [rollout] + [m[0] for m in matrices]
-    maps = [row[model.num_prefix_tokens:].reshape(model.grid_size).numpy() for row in rows]
+    maps = [row[model.num_prefix_tokens:].reshape(model.patch_embed.grid_size).numpy() for row in rows]
     step_maps = []
     for step, x in zip(steps, inputs, strict=True):
         height, width = (soft_split_size(s, step.kernel_size, step.stride, step.padding) for s in x.shape[-2:])
@@ -231,7 +231,7 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
             (f'step {i}, {m.shape[0]} x {m.shape[1]}' + (f'\nkept {kept:.0e}' if kept < 0.99 else ''), m, point)
             for i, step in enumerate(attention.steps, 1) for point, m, kept in step]
         title = 'Attention of the token transformers, of the tokens circled'
-        if isinstance(model.tokens_to_token.attention1, TokenPerformer):
+        if isinstance(model.patch_embed.attention1, TokenPerformer):
             title = "Attention that the token performers' random features stand for, of the tokens circled"
             if any('kept' in name for name, _, _ in maps):
                 title += ' (kept: its share once 1e-8 is in the denominator)'
@@ -260,7 +260,7 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int
     if not all(1 <= b <= depth for b in blocks):
         raise UserError(f'{name} has blocks 1 to {depth}, not {", ".join(map(str, blocks))}.')
     x = _to_input(image, model)
-    levels = model.tokens_to_token.forward_levels(x, 2)
+    levels = model.patch_embed.maps(x, 2)
     levels += model.get_intermediate_layers(x, [b - 1 for b in blocks], reshape=True)
     titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
 

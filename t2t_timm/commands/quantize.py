@@ -95,7 +95,7 @@ def _performer_nodes(onnx_file: str) -> list[str]:
     import onnx
     modules = {
         node.name: ' '.join(p.value for p in node.metadata_props) for node in onnx.load(onnx_file).graph.node}
-    if not any('tokens_to_token' in names for names in modules.values()):
+    if not any('patch_embed' in names for names in modules.values()):
         raise UserError(
             'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
             'float32: export the model with a newer torch.')

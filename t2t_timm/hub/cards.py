@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from timm.models import get_pretrained_cfg
 
 from ..errors import UserError
 from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
+from ..weights.fit import FIRST_LAYERS
 from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
-from ..weights.names import token_type
 from .complexity import Complexity, count_complexity, known_complexity, tag_complexity
 
 _logger = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ __all__ = ['architecture_card', 'card_data', 'stale_cards', 'tag_card', 'write_c
 _TAGS = ['image-classification', 'timm', 'transformers', 't2t-timm', 't2t-vit']
 
 _TOKENS = {
-    'performer': 'Performer layers, attention linear in the number of tokens',
-    'transformer': 'transformer layers',
+    FIRST_LAYERS['performer']: 'Performer layers, attention linear in the number of tokens',
+    FIRST_LAYERS['transformer']: 'transformer layers',
 }
 
 
@@ -115,7 +116,7 @@ def _card(data: ModelCardData, parts: list[str]) -> str:
 
 def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], source: dict[str, Any]) -> str:
     paper = load_manifest()['paper']
-    tokens = _TOKENS[token_type(name.split('.')[0])]
+    tokens = _TOKENS[get_pretrained_cfg(name).first_conv]
     trained = 'trained on ImageNet-1k and fine-tuned on' if 'in1k_ft' in name else 'trained on'
     text = (
         f'A Tokens-to-Token ViT for image classification, {trained} {dataset["name"]}. T2T-ViT turns an image into '

@@ -23,7 +23,7 @@ from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import check_file, file_hash
 from ..weights.fit import looks_like
 from ..weights.manifest import load_manifest
-from ..weights.names import input_channels
+from ..weights.fit import input_channels
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)

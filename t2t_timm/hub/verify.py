@@ -58,7 +58,7 @@ def _inspect(what: str, model: str | None) -> tuple[list[str], T2TViT | None]:
         checkpoint = read_checkpoint(file)
         lines.append('  format: ' + '; '.join([checkpoint.format] + checkpoint.notes))
         net = _meta_model(what, model, checkpoint)
-        height, width = net.img_size
+        height, width = net.patch_embed.img_size
         lines.append(
             f'  architecture: {net.pretrained_cfg["architecture"]}; {net.num_classes} classes, images of '
             f'{net.in_chans} x {height} x {width}')
@@ -109,7 +109,7 @@ def _configured(folder: str) -> T2TViT:
 
 
 def _compare(first: T2TViT, second: T2TViT) -> float:
-    sizes = [(net.in_chans, *net.img_size) for net in (first, second)]
+    sizes = [(net.in_chans, *net.patch_embed.img_size) for net in (first, second)]
     if sizes[0] != sizes[1] or first.num_classes != second.num_classes:
         raise UserError(
             f'The two cannot be compared: one reads images of {sizes[0]} into {first.num_classes} classes, the other '

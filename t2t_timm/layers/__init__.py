@@ -1,8 +1,6 @@
 """Building blocks of T2T-ViT: plain modules and functions, usable alone."""
-from .attention import ClassTokenAttention, GhostAttention, GhostMlp, SqueezeExciteAttention
-from .block import Block
-from .mlp import Mlp
-from .pos_embed import sinusoidal_pos_embed
+from .attention import GhostAttention, GhostMlp, SqueezeExciteAttention
+from .pos_embed import join_positions, sinusoidal_pos_embed
 from .soft_split import SOFT_SPLITS, fold_modules, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer, performer_attention
 from .token_transformer import TokenTransformer

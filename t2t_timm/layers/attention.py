@@ -1,34 +1,18 @@
-"""Attention of the backbone blocks: timm's, which can compute the class token's row alone, and the study variants."""
+"""Attention and MLP of the paper's study variants: squeeze-excitation and ghost features (section 4.3)."""
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
+from timm.layers import maybe_add_mask, resolve_self_attn_mask, use_fused_attn
 
-from .. import ops
-
-__all__ = ['ClassTokenAttention', 'GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
+__all__ = ['GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
 
 
-class ClassTokenAttention(Attention):
-    """timm's attention, which can also compute the output row of the class token alone.
-
-    The logits read the class token only, so in the last block one query is enough.
-    """
-
-    def class_token(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `self(x)[:, :1]`: tokens (B, N, C) to the class token (B, 1, C).
-
-        Keys that are normalized (timm's qk_norm), or computed by an adapter, have to exist: then all is computed.
-        """
-        if not ops.is_plain(x, self.qkv, idle=(self.q_norm, self.k_norm)):
-            return self(x)[:, :1]
-        drop = self.attn_drop.p if self.training else 0.
-        y = self.norm(ops.class_token_attention(
-            x, self.qkv.weight, self.qkv.bias, self.num_heads, self.scale, drop))
-        if self.gate is not None:
-            y = y * self.gate(x[:, :1]).sigmoid()
-        return self.proj_drop(self.proj(y))
+def _refuse(layer: nn.Module, **options: bool) -> None:
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{type(layer).__name__} has no {name}: use timm's attention and MLP with it.")
 
 
 class _HeadAttention(nn.Module):
@@ -39,18 +23,25 @@ class _HeadAttention(nn.Module):
             self,
             dim: int,
             num_heads: int = 8,
+            qk_norm: bool = False,
+            scale_norm: bool = False,
+            proj_bias: bool = True,
             attn_drop: float = 0.,
             proj_drop: float = 0.,
+            norm_layer: type[nn.Module] | None = None,
+            depth: int = 0,
             device=None,
             dtype=None,
     ) -> None:
+        """Initialize what the variants share; norm_layer and depth, which timm's blocks pass on, are not needed."""
         super().__init__()
+        _refuse(self, qk_norm=qk_norm, scale_attn_norm=scale_norm)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim ** -0.5
         self.fused_attn = use_fused_attn()
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def _attend(
@@ -86,16 +77,25 @@ class SqueezeExciteAttention(_HeadAttention):
             dim: int,
             num_heads: int = 8,
             qkv_bias: bool = False,
-            attn_drop: float = 0.,
-            proj_drop: float = 0.,
             reduction: int = 16,
             device=None,
             dtype=None,
-            **_,
+            **kwargs: Any,
     ) -> None:
-        """Initialize the layer; arguments as timm's Attention has them, reduction is of the gate's bottleneck."""
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__(dim, num_heads, attn_drop, proj_drop, **dd)
+        """Initialize the layer.
+
+        Args:
+            dim: Width of the tokens.
+            num_heads: Number of attention heads.
+            qkv_bias: Add a bias to queries, keys and values.
+            reduction: Ratio of dim to the width of the gate's bottleneck.
+            **kwargs: Further arguments of timm's Attention.
+
+        Raises:
+            ValueError: qk_norm or scale_norm, which this layer does not have.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__(dim, num_heads, **kwargs, **dd)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.se_layer = SqueezeExcite(dim, reduction, **dd)
 
@@ -142,15 +142,23 @@ class GhostAttention(_HeadAttention):
             dim: int,
             num_heads: int = 8,
             qkv_bias: bool = False,
-            attn_drop: float = 0.,
-            proj_drop: float = 0.,
             device=None,
             dtype=None,
-            **_,
+            **kwargs: Any,
     ) -> None:
-        """Initialize the layer; arguments as timm's Attention has them."""
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__(dim, num_heads, attn_drop, proj_drop, **dd)
+        """Initialize the layer.
+
+        Args:
+            dim: Width of the tokens.
+            num_heads: Number of attention heads.
+            qkv_bias: Add a bias to queries, keys and values.
+            **kwargs: Further arguments of timm's Attention.
+
+        Raises:
+            ValueError: qk_norm or scale_norm, which this layer does not have.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__(dim, num_heads, **kwargs, **dd)
         half_dim = dim // 2
         self.q = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
         self.k = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
@@ -184,26 +192,28 @@ class GhostMlp(nn.Module):
             in_features: int,
             hidden_features: int,
             act_layer: type[nn.Module] = nn.GELU,
+            norm_layer: type[nn.Module] | None = None,
+            bias: bool = True,
             drop: float = 0.,
             device=None,
             dtype=None,
-            **_,
     ) -> None:
         """Initialize the layer; arguments as timm's Mlp has them, hidden_features being 3 * in_features.
 
         Raises:
-            ValueError: hidden_features is not 3 * in_features.
+            ValueError: hidden_features is not 3 * in_features, or a norm_layer, which this layer does not have.
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        _refuse(self, scale_mlp_norm=norm_layer is not None)
         if hidden_features != 3 * in_features:
             raise ValueError(
                 f'GhostMlp makes three times as many features as it reads: hidden_features must be {3 * in_features} '
                 f'(mlp_ratio=3), not {hidden_features}.'
             )
-        self.fc1 = nn.Linear(in_features, in_features, **dd)
+        self.fc1 = nn.Linear(in_features, in_features, bias=bias, **dd)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, in_features, **dd)
+        self.fc2 = nn.Linear(hidden_features, in_features, bias=bias, **dd)
         self.drop = nn.Dropout(drop)
         self.cheap_operation2 = _scale_channels(in_features, **dd)
         self.cheap_operation3 = _scale_channels(in_features, **dd)

@@ -1,7 +1,7 @@
 """Sinusoidal position table (paper section 3.2, which takes it from "Attention Is All You Need", section 3.5)."""
 import torch
 
-__all__ = ['sinusoidal_pos_embed']
+__all__ = ['join_positions', 'sinusoidal_pos_embed']
 
 
 def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=None) -> torch.Tensor:
@@ -23,3 +23,23 @@ def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=
     angle = torch.arange(num_positions, dtype=torch.float64, device='cpu')[:, None] * inv_wavelength
     table = torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
     return table.to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
+def join_positions(
+        table: torch.Tensor,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+) -> torch.Tensor:
+    """Return a published table (1, 1 + N, C) as a model with other prefix tokens has it; registers get zeros.
+
+    Args:
+        table: Position table with the class token's row first.
+        class_token: The model has a class token.
+        reg_tokens: Number of register tokens.
+        no_embed_class: The model gives positions to the grid alone.
+    """
+    grid = table[:, 1:]
+    if no_embed_class:
+        return grid
+    return torch.cat([table[:, :int(class_token)], grid.new_zeros(1, reg_tokens, grid.shape[-1]), grid], dim=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..ops import fold_norm_linear, is_plain
+from .. import ops
 
 __all__ = ['SOFT_SPLITS', 'fold_modules', 'soft_split', 'soft_split_size', 'tokens_to_map']
 
@@ -42,15 +42,15 @@ def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[nn.LayerNorm, nn.Linear]:
     """Return a LayerNorm without gain and bias, and the linear map that `fold_norm_linear` makes for it.
 
-    What is folded already, altered (adapter, quantizer) or observed (hook) is returned as it is.
+    Modules that are folded already are returned as they are.
     """
-    if norm.weight is None or not is_plain(norm.weight, norm, linear):
+    if norm.weight is None:
         return norm, linear
     dd: dict[str, Any] = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
     folded = nn.Linear(linear.in_features, linear.out_features, **dd)
-    # in float64, which some devices do not have: what is folded once need not round as what is folded at every call
+    # Fold once in float64, on the CPU, since some devices have no float64.
     tensors = (norm.weight, norm.bias, linear.weight, linear.bias)
-    weight, bias = fold_norm_linear(*(None if t is None else t.cpu().double() for t in tensors))
+    weight, bias = ops.fold_norm_linear(*(None if t is None else t.cpu().double() for t in tensors))
     folded.weight.copy_(weight)
     folded.bias.copy_(bias)
     return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False, **dd), folded

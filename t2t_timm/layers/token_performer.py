@@ -82,54 +82,58 @@ class TokenPerformer(nn.Module):
             self.w.copy_(w * math.sqrt(self.num_features))
 
     def reparameterize(self) -> None:
-        """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
-        self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
+        """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
+
+        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks).
+        """
+        if ops.can_fuse(self.w, self):
+            self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
-
-        out = self._layer(self._kqv(x)) if torch.jit.is_scripting() else self._fused_layer(x)
-        return tokens_to_map(out, height, width)
-
-    def _kqv(self, x: torch.Tensor) -> torch.Tensor:
-        """Return k, q, v, (B, N, 3 * dim)."""
-        return self.kqv(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
-
-    def _layer(self, kqv: torch.Tensor) -> torch.Tensor:
-        """Return out, (B, N, dim)."""
-        a = performer_attention(kqv, self.w, self.eps)
-        y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
-        return y + self.mlp(self.norm2(y))
+        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
+            return tokens_to_map(self._fused(x), height, width)
+        else:
+            kqv = self.kqv(self.norm1(soft_split(x, *split)))
+            a = performer_attention(kqv, self.w, self.eps)
+            y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
+            return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
 
     @torch.jit.unused
-    def _fused_layer(self, x: torch.Tensor) -> torch.Tensor:
-        """Return out, by fused operations where they may stand for the modules."""
-        if ops.is_plain(x, self.norm1, self.kqv):
-            kqv = ops.soft_split_norm_linear(
-                x, self.norm1.weight, self.norm1.bias, self.norm1.eps, self.kqv.weight, self.kqv.bias,
-                self.kernel_size, self.stride, self.padding)
-        else:
-            kqv = self._kqv(x)
-        if not ops.is_plain(kqv, self.proj, self.norm2, idle=(self.dp, self.mlp)):
-            return self._layer(kqv)
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        """Return out, (B, N, dim), by fused operations."""
+        norm1, kqv, proj, norm2 = self.norm1, self.kqv, self.proj, self.norm2
         modules: list[Any] = list(self.mlp)
         fc1, _, fc2, drop = modules
-        y = ops.performer_skip(kqv, self.w, self.eps, self.proj.weight, self.proj.bias, _rate(self.dp))
+        x = ops.soft_split_norm_linear(
+            x, norm1.weight, norm1.bias, norm1.eps, kqv.weight, kqv.bias,
+            self.kernel_size, self.stride, self.padding)
+        x = ops.performer_skip(x, self.w, self.eps, proj.weight, proj.bias, _rate(self.dp))
         return ops.mlp_skip(
-            y, self.norm2.weight, self.norm2.bias, self.norm2.eps,
-            fc1.weight, fc1.bias, fc2.weight, fc2.bias, _rate(drop))
+            x, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _rate(drop))
+
+
+ops.register(TokenPerformer, methods=('forward', '_fused'), children=dict(
+    norm1=nn.LayerNorm,
+    kqv=nn.Linear,
+    dp=nn.Dropout,
+    proj=nn.Linear,
+    norm2=nn.LayerNorm,
+    mlp=ops.Exactly(nn.Sequential, nn.Linear, nn.GELU, nn.Linear, nn.Dropout),
+))
 
 
 def _rate(dropout: nn.Dropout) -> float:
-    return dropout.p if dropout.training else 0.  # its own mode: Monte Carlo dropout sets it apart from the layer's
+    # The dropout's own mode, since Monte Carlo dropout sets it separately.
+    return dropout.p if dropout.training else 0.
 
 
 @torch.fx.wrap
 def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return a for k, q, v, tokens (B, N, dim), in the dtype of kqv whatever autocast says."""
-    if torch.jit.is_scripting():  # a graph of fx that is scripted
+    """Return a, (B, N, dim), for k, q and v, (B, N, 3 * dim), in the dtype of kqv whatever autocast says."""
+    if torch.jit.is_scripting():  # torch.fx graphs can be scripted too
         return ops.performer_attention(kqv, w, eps).to(kqv.dtype)
     else:
         return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)

@@ -2,10 +2,9 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import use_fused_attn
+from timm.layers import Mlp, use_fused_attn
 
 from .. import ops
-from .mlp import Mlp
 from .soft_split import fold_modules, soft_split, soft_split_size, tokens_to_map
 
 __all__ = ['TokenTransformer']
@@ -79,38 +78,42 @@ class TokenTransformer(nn.Module):
         self.mlp = Mlp(dim, dim, **dd)
 
     def reparameterize(self) -> None:
-        """Store the weights that the norm is folded into, for inference; `timm.utils.reparameterize_model` calls it."""
-        self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
+        """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
+
+        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks).
+        """
+        if ops.can_fuse(self.norm2.weight, self):
+            self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
-
-        out = self._mlp(self._attend(x)) if torch.jit.is_scripting() else self._fused_layer(x)
-        return tokens_to_map(out, height, width)
-
-    def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Return y, (B, N, dim)."""
-        return self.attn(self.norm1(soft_split(x, self.kernel_size, self.stride, self.padding)))
-
-    def _mlp(self, y: torch.Tensor) -> torch.Tensor:
-        """Return out, (B, N, dim)."""
-        return y + self.mlp(self.norm2(y))
+        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
+            return tokens_to_map(self._fused(x), height, width)
+        else:
+            y = self.attn(self.norm1(soft_split(x, *split)))
+            return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
 
     @torch.jit.unused
-    def _fused_layer(self, x: torch.Tensor) -> torch.Tensor:
-        """Return out, by fused operations where they may stand for the modules."""
-        norm, qkv, mlp = self.norm1, self.attn.qkv, self.mlp
-        if ops.is_plain(x, norm, qkv) and ops.is_unobserved(x, self.attn):
-            y = self.attn.attend(ops.soft_split_norm_linear(
-                x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias,
-                self.kernel_size, self.stride, self.padding))
-        else:
-            y = self._attend(x)
-        norm = self.norm2
-        if not (type(mlp) is Mlp and mlp.is_plain(y) and ops.is_plain(y, norm, mlp.fc1) and ops.is_unobserved(y, mlp)):
-            return self._mlp(y)
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        """Return out, (B, N, dim), by fused operations."""
+        norm1, qkv, norm2, fc1, fc2 = self.norm1, self.attn.qkv, self.norm2, self.mlp.fc1, self.mlp.fc2
+        y = self.attn.attend(ops.soft_split_norm_linear(
+            x, norm1.weight, norm1.bias, norm1.eps, qkv.weight, qkv.bias,
+            self.kernel_size, self.stride, self.padding))
         return ops.mlp_skip(
-            y, norm.weight, norm.bias, norm.eps,
-            mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+            y, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+
+
+def _drops_nothing(layer: TokenTransformer) -> bool:
+    return not any(drop.training and drop.p > 0. for drop in (layer.mlp.drop1, layer.mlp.drop2))
+
+
+ops.register(TokenAttention, methods=('forward', 'attend'), children=dict(qkv=nn.Linear))
+ops.register(TokenTransformer, methods=('forward', '_fused'), check=_drops_nothing, children=dict(
+    norm1=nn.LayerNorm,
+    attn=TokenAttention,
+    norm2=nn.LayerNorm,
+    mlp=ops.Exactly(Mlp, nn.Linear, nn.GELU, nn.Dropout, nn.Identity, nn.Linear, nn.Dropout),
+))

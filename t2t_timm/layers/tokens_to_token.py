@@ -1,9 +1,10 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
+from timm.layers import to_2tuple
 from timm.models import checkpoint
 
 from .. import ops
@@ -50,11 +51,119 @@ def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None
     return x
 
 
-class TokensToToken(nn.Module):
-    """Three soft splits, with a token performer or token transformer after each of the first two.
+class TokenEmbed(nn.Module):
+    """What timm's VisionTransformer asks of its patch embedding; a subclass makes the maps.
 
-    `forward_levels` returns the maps on the way: token_dim channels at strides 4 and 8, embed_dim at stride 16.
+    Attributes are those of timm's PatchEmbed. patch_size is the stride of the tokens; a token reads more pixels.
     """
+    dynamic_img_pad: torch.jit.Final[bool]
+    flatten: torch.jit.Final[bool]
+
+    project: nn.Module  # the last linear map
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 224,
+            patch_size: int | tuple[int, int] = 16,
+            in_chans: int = 3,
+            embed_dim: int = 384,
+            norm_layer: Callable[..., nn.Module] | None = None,
+            output_fmt: str | None = None,
+            strict_img_size: bool = True,
+            dynamic_img_pad: bool = False,
+            token_dim: int = 64,
+            device=None,
+            dtype=None,
+    ) -> None:
+        """Initialize the interface.
+
+        Args:
+            img_size: Image size (H, W), in pixels.
+            patch_size: Stride of the tokens, in pixels: 16.
+            in_chans: Channels of the image.
+            embed_dim: Width of the tokens that leave.
+            norm_layer: Norm of the tokens that leave.
+            output_fmt: 'NHWC' for tokens (B, H', W', C), None for (B, N, C).
+            strict_img_size: Take images of img_size alone.
+            dynamic_img_pad: Changes nothing: the soft splits read images of any size.
+            token_dim: Width of the tokens inside.
+
+        Raises:
+            ValueError: Another patch_size or output_fmt, or an img_size below 3 x 3 pixels.
+        """
+        super().__init__()
+        if output_fmt not in (None, 'NHWC'):
+            raise ValueError(f"The tokens-to-token module has output_fmt None or 'NHWC', not {output_fmt!r}.")
+        self.in_chans = in_chans
+        self.token_dim = token_dim
+        self.flatten = output_fmt is None
+        self.strict_img_size = strict_img_size
+        self.dynamic_img_pad = dynamic_img_pad
+        self.grad_checkpointing = False
+        self.patch_size = (16, 16)
+        self.set_input_size(img_size, patch_size)
+        self.norm = norm_layer(embed_dim, device=device, dtype=dtype) if norm_layer else nn.Identity()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'proj':
+            raise AttributeError(
+                'T2T-ViT has no patch_embed.proj to replace: replace patch_embed.project, its last linear map, or the '
+                'whole of patch_embed.'
+            )
+        super().__setattr__(name, value)
+
+    @property
+    @torch.jit.unused
+    def proj(self) -> nn.Module:
+        """The last linear map, for code that reads the weights of timm's PatchEmbed."""
+        return self.project
+
+    def set_input_size(
+            self,
+            img_size: int | tuple[int, int] | None = None,
+            patch_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Change the image size (H, W), in pixels.
+
+        Raises:
+            ValueError: A size below 3 x 3 pixels, or another patch_size than 16.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
+            raise ValueError(f'The tokens of T2T-ViT have a stride of 16 pixels: patch_size cannot be {patch_size}.')
+        if img_size is None:
+            return
+        size = tuple(to_2tuple(img_size))
+        if len(size) != 2 or min(size) < 3:
+            raise ValueError(f'img_size must be at least 3 x 3 pixels for the soft splits, not {size}.')
+        self.img_size = (int(size[0]), int(size[1]))
+        self.grid_size = tokens_grid_size(self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing."""
+        self.grad_checkpointing = enable
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Return the stride of the tokens, in pixels."""
+        return self.patch_size[0] if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of tokens that an image of (H, W) pixels becomes."""
+        return tokens_grid_size(img_size)
+
+    def check(self, x: torch.Tensor) -> torch.Tensor:
+        """Return images (B, in_chans, H, W) as they are, or raise a ValueError that says what is wrong with them."""
+        return check_image(x, self.in_chans, self.img_size if self.strict_img_size else None)
+
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last map, (B, C, H', W'), as the normalized tokens (B, N, C) or, NHWC, (B, H', W', C)."""
+        x = x.flatten(2).transpose(1, 2) if self.flatten else x.permute(0, 2, 3, 1)
+        return self.norm(x)
+
+
+class TokensToToken(TokenEmbed):
+    """Three soft splits, with a token performer or token transformer after each of the first two."""
 
     def __init__(
             self,
@@ -63,8 +172,10 @@ class TokensToToken(nn.Module):
             embed_dim: int = 384,
             token_dim: int = 64,
             token_drop_rate: float = 0.1,
+            bias: bool = True,
             device=None,
             dtype=None,
+            **kwargs: Any,
     ) -> None:
         """Initialize the module.
 
@@ -74,100 +185,113 @@ class TokensToToken(nn.Module):
             embed_dim: Width of the tokens that leave.
             token_dim: Width of the tokens inside.
             token_drop_rate: Dropout rate inside the token performers; the token transformers have none, as published.
+            bias: Add a bias to the last linear map.
+            **kwargs: Further arguments of TokenEmbed.
         """
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.token_dim = token_dim
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__(in_chans=in_chans, embed_dim=embed_dim, token_dim=token_dim, **kwargs, **dd)
         layer: type[nn.Module]
-        kwargs: dict[str, Any]
         if token_type == 'performer':
-            layer, kwargs = TokenPerformer, dict(dd, drop=token_drop_rate)
+            layer, layer_args = TokenPerformer, dict(dd, drop=token_drop_rate)
         else:
-            layer, kwargs = TokenTransformer, dd
-        self.attention1, self.attention2 = (
-            layer(dim, token_dim, *split, **kwargs)
-            for dim, split in zip((in_chans, token_dim), SOFT_SPLITS, strict=False))
+            layer, layer_args = TokenTransformer, dd
+        self.attention1 = layer(in_chans, token_dim, *SOFT_SPLITS[0], **layer_args)
+        self.attention2 = layer(token_dim, token_dim, *SOFT_SPLITS[1], **layer_args)
         self.split = SOFT_SPLITS[2]
-        self.project = nn.Linear(token_dim * self.split[0] ** 2, embed_dim, **dd)
-        self.grad_checkpointing = False
+        self.project = nn.Linear(token_dim * self.split[0] ** 2, embed_dim, bias=bias, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
-        return self.forward_levels(x, 3, last=True)[0]
-
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3, last: bool = False) -> list[torch.Tensor]:
-        """Return the first num_levels maps from image to tokens, at strides 4, 8 and 16; if last, that one alone."""
-        if torch.jit.is_scripting():
-            levels = self._levels(x, num_levels)
-            return levels[-1:] if last else levels
-        return self._run_levels(x, num_levels, last)
+        """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
+        x = self.check(x)
+        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
+            return self.tokens(self._in_chunks(x))
+        return self.tokens(self.maps(x)[-1])
 
     @torch.jit.unused
-    def _run_levels(self, x: torch.Tensor, num_levels: int, last: bool) -> list[torch.Tensor]:
-        levels = partial(checkpoint, self._levels) if self.grad_checkpointing else self._levels
-        if last and ops.is_unobserved(x, self):
-            return [ops.in_parts(lambda x: levels(x, num_levels)[-1], x)]
-        return levels(x, num_levels)[-1:] if last else levels(x, num_levels)
+    def _in_chunks(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.in_chunks(lambda x: self.maps(x)[-1], x)
 
-    def _levels(self, x: torch.Tensor, num_levels: int) -> list[torch.Tensor]:
-        levels = [self.attention1(x)]
-        if num_levels > 1:
-            levels.append(self.attention2(levels[0]))
-        if num_levels > 2:
-            levels.append(self._project(levels[1]))
-        return levels
+    def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
+        """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(self._maps, x, num_maps)
+        return self._maps(x, num_maps)
+
+    def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:
+        maps = [self.attention1(x)]
+        if num_maps > 1:
+            maps.append(self.attention2(maps[0]))
+        if num_maps > 2:
+            maps.append(self._project(maps[1]))
+        return maps
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return project(soft_split(x)), a map (B, embed_dim, H', W')."""
-        if not torch.jit.is_scripting():
-            if ops.is_plain(x, self.project):
-                return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
+        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
+            return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
         return tokens_to_map(self.project(soft_split(x, *self.split)), height, width)
 
-    def prune_levels(self, num_levels: int) -> None:
-        """Drop what only levels past num_levels need."""
-        if num_levels < 3:
-            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
-        if num_levels < 2:
-            self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
+    def prune_maps(self, num_maps: int) -> None:
+        """Drop the modules that only maps past the first num_maps need."""
+        if num_maps < 3:
+            self.project = nn.Identity()
+        if num_maps < 2:
+            self.attention2 = nn.Identity()
 
 
-class ConvTokens(nn.Module):
-    """The three soft splits as plain convolutions (T2T-ViT_c, paper section 4.3); the interface of TokensToToken."""
+# What the chunks of a batch must not divide: calls that somebody looks at.
+ops.register(TokensToToken, methods=('forward', 'maps', '_maps', '_project', '_in_chunks'), children=dict(
+    attention1=(TokenPerformer, TokenTransformer),
+    attention2=(TokenPerformer, TokenTransformer),
+    project=nn.Linear,
+))
+
+
+class ConvTokens(TokenEmbed):
+    """The three soft splits as plain convolutions (T2T-ViT_c, paper section 4.3)."""
 
     def __init__(
             self,
             in_chans: int = 3,
             embed_dim: int = 384,
             token_dim: int = 64,
+            bias: bool = True,
             device=None,
             dtype=None,
+            **kwargs: Any,
     ) -> None:
-        """Initialize the module: in_chans to token_dim to token_dim to embed_dim channels."""
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.token_dim = token_dim
-        self.soft_split0, self.soft_split1, self.project = (
-            nn.Conv2d(dim, dim_out, *split, **dd) for dim, dim_out, split in zip(
-                (in_chans, token_dim, token_dim), (token_dim, token_dim, embed_dim), SOFT_SPLITS, strict=True))
+        """Initialize the module: in_chans to token_dim to token_dim to embed_dim channels.
+
+        Args:
+            in_chans: Channels of the image.
+            embed_dim: Width of the tokens that leave.
+            token_dim: Width of the tokens inside.
+            bias: Add a bias to the last convolution.
+            **kwargs: Further arguments of TokenEmbed.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__(in_chans=in_chans, embed_dim=embed_dim, token_dim=token_dim, **kwargs, **dd)
+        self.soft_split0 = nn.Conv2d(in_chans, token_dim, *SOFT_SPLITS[0], **dd)
+        self.soft_split1 = nn.Conv2d(token_dim, token_dim, *SOFT_SPLITS[1], **dd)
+        self.project = nn.Conv2d(token_dim, embed_dim, *SOFT_SPLITS[2], bias=bias, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (B, in_chans, H, W) to tokens (B, embed_dim, H', W')."""
-        return self.project(self.soft_split1(self.soft_split0(x)))
+        """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
+        return self.tokens(self.maps(self.check(x))[-1])
 
-    def forward_levels(self, x: torch.Tensor, num_levels: int = 3) -> list[torch.Tensor]:
-        """Return the first num_levels maps on the way from image to tokens, at strides 4, 8 and 16."""
-        levels = [self.soft_split0(x)]
-        if num_levels > 1:
-            levels.append(self.soft_split1(levels[0]))
-        if num_levels > 2:
-            levels.append(self.project(levels[1]))
-        return levels
+    def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
+        """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
+        maps = [self.soft_split0(x)]
+        if num_maps > 1:
+            maps.append(self.soft_split1(maps[0]))
+        if num_maps > 2:
+            maps.append(self.project(maps[1]))
+        return maps
 
-    def prune_levels(self, num_levels: int) -> None:
-        """Drop what only levels past num_levels need."""
-        if num_levels < 3:
-            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
-        if num_levels < 2:
-            self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above
+    def prune_maps(self, num_maps: int) -> None:
+        """Drop the modules that only maps past the first num_maps need."""
+        if num_maps < 3:
+            self.project = nn.Identity()
+        if num_maps < 2:
+            self.soft_split1 = nn.Identity()

@@ -1,10 +1,8 @@
 """How timm builds a T2T-ViT: pretrained cfgs from the manifest, where weights come from, feature pyramids."""
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, get_pretrained_cfg, load_pretrained, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 
 from ..weights.download import pretrained_file
 from ..weights.fit import checkpoint_filter_fn
@@ -14,48 +12,28 @@ from ._features import T2TFeaturePyramid
 _SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # of a pretrained cfg
 
 
-def pretrained_cfgs(*architectures: str) -> dict[str, Any]:
-    """Return the pretrained cfgs of architectures: of each of their tags, or a plain one if they have no weights."""
+def pretrained_cfgs(*architectures: str, **kwargs: Any) -> dict[str, Any]:
+    """Return the pretrained cfgs of architectures: of each of their tags, or a plain one if they have no weights.
+
+    Args:
+        *architectures: Names of the architectures.
+        **kwargs: Further entries of each cfg.
+    """
     cfgs = {}
     for architecture in architectures:
         names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture] or [architecture]
-        cfgs.update({name: pretrained_cfg(name) for name in names})
+        cfgs.update({name: pretrained_cfg(name, **kwargs) for name in names})
     return cfgs
 
 
-def _manifest_name(variant: str, **cfg_args: Any) -> str | None:
+def _manifest_name(variant: str, cfg: Any, overlay: dict[str, Any]) -> str | None:
     """Return the architecture.tag whose weights timm would load, or None if the user has named another source."""
-    cfg = resolve_pretrained_cfg(variant, **cfg_args)
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay)
     name = f'{cfg.architecture}.{cfg.tag}'
     if name not in load_manifest()['weights']:
         return None
     registered = get_pretrained_cfg(name)
     return name if all(getattr(cfg, k) == getattr(registered, k) for k in _SOURCE_KEYS) else None
-
-
-def _make_loaded(
-        model_cls: Callable[..., Any],
-        file: Path,
-        cfg: dict[str, Any],
-        strict: bool,
-        has_head: bool,
-        **kwargs: Any,
-) -> Any:
-    """Make a model and load a file into it through timm.
-
-    The path of the file never enters the model's cfg, which may be saved and published.
-    """
-    model = model_cls(**kwargs)
-    model.pretrained_cfg = cfg
-    load_pretrained(
-        model,
-        dict(cfg, file=str(file)),
-        num_classes=model.num_classes if has_head else 0,
-        in_chans=model.in_chans,
-        filter_fn=checkpoint_filter_fn,
-        strict=strict,
-    )
-    return model
 
 
 def build_t2t_vit(
@@ -86,23 +64,24 @@ def build_t2t_vit(
     """
     feature_cls = kwargs.pop('feature_cls', None) or T2TFeaturePyramid
     out_indices = kwargs.pop('out_indices', (0, 1, 2) if feature_cls is T2TFeaturePyramid else 3)
-    cfg_args = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
-    name = _manifest_name(variant, **cfg_args) if pretrained else None
+    overlay = dict(pretrained_cfg_overlay or {})
+    filter_fn = checkpoint_filter_fn
+    name = _manifest_name(variant, pretrained_cfg, overlay) if pretrained else None
     if name is not None:
-        model_cls = partial(
-            _make_loaded,
-            model_cls,
-            pretrained_file(name, kwargs.get('cache_dir')),
-            resolve_pretrained_cfg(variant, **cfg_args).to_dict(),
-            kwargs.get('pretrained_strict', True),
-            not kwargs.get('features_only', False),
-        )
+        named_file = overlay.get('file')
+        overlay['file'] = str(pretrained_file(name, kwargs.get('cache_dir')))
+
+        def filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
+            model.pretrained_cfg['file'] = named_file  # a path of this machine, and the cfg may be published
+            return checkpoint_filter_fn(state_dict, model)
+
     return build_model_with_cfg(
         model_cls,
         variant,
-        pretrained and name is None,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=filter_fn,
         feature_cfg=dict(out_indices=out_indices, feature_cls=feature_cls),
-        **cfg_args,
         **kwargs,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, checkpoint
 from timm.models._features import feature_take_indices
 
 __all__ = ['T2TFeaturePyramid']
@@ -37,10 +37,10 @@ class T2TFeaturePyramid(nn.Module):
         super().__init__()
         if output_fmt != 'NCHW':
             raise ValueError(f"The feature pyramid gives NCHW maps only, not {output_fmt!r}.")
-        token_dim = model.tokens_to_token.token_dim
+        token_dim = model.patch_embed.token_dim
         info = [
-            dict(module='tokens_to_token.attention1', num_chs=token_dim, reduction=4),
-            dict(module='tokens_to_token.attention2', num_chs=token_dim, reduction=8),
+            dict(module='patch_embed.attention1', num_chs=token_dim, reduction=4),
+            dict(module='patch_embed.attention2', num_chs=token_dim, reduction=8),
             dict(model.feature_info[-1]),
             dict(module='pool', num_chs=model.num_features, reduction=32),
         ]
@@ -60,7 +60,7 @@ class T2TFeaturePyramid(nn.Module):
         self.num_levels = min(max_index + 1, 3)
         self.pool = nn.MaxPool2d(2, ceil_mode=True) if max_index > 2 else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
-        model.tokens_to_token.prune_levels(self.num_levels)
+        model.patch_embed.prune_maps(self.num_levels)
         if self.num_levels < 3:  # nothing behind the tokens-to-token module is needed
             model.blocks, model.norm = nn.Sequential(), nn.Identity()
             model.cls_token = model.reg_token = model.pos_embed = None
@@ -73,10 +73,13 @@ class T2TFeaturePyramid(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map images (B, in_chans, H, W) to the chosen levels, in the order chosen."""
-        levels = self.model.tokens_to_token.forward_levels(self.model.check_image(x), self.num_levels)
+        model = self.model
+        levels = model.patch_embed.maps(model.patch_embed.check(x), self.num_levels)
         if self.num_levels > 2:
             B, _, H, W = levels[2].shape
-            x = self.model.forward_blocks(self.model.add_positions(levels[2]))
-            levels[2] = x[:, self.model.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
+            x = model.norm_pre(model._pos_embed(model.patch_embed.tokens(levels[2])))
+            for block in model.blocks:
+                x = checkpoint(block, x) if model.grad_checkpointing and not torch.jit.is_scripting() else block(x)
+            levels[2] = x[:, model.num_prefix_tokens:].transpose(1, 2).reshape(B, -1, H, W)
             levels.append(self.pool(levels[2]))
         return [levels[i] for i in self.out_indices]

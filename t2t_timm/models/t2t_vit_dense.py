@@ -1,24 +1,24 @@
 """T2T-ViT-Dense: blocks that append to the channels of the tokens (paper section 4.3, after DenseNet)."""
-from functools import partial
-from types import FunctionType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import LayerType, get_device_dtype
 from timm.models import generate_default_cfgs
+from timm.models.vision_transformer import Block
 
-from ..layers import Block
+from ..weights.fit import FIRST_LAYERS
 from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
-from .t2t_vit import T2TViT
+from .t2t_vit import T2TViT, make_embed_layer
 
 __all__ = ['T2TViTDense']
 
 
 class DenseBlock(Block):
     """Block whose output, narrowed to growth_rate channels, is appended to its input."""
-    # timm's forward under a name of its own, as TorchScript knows no super()
-    _block = FunctionType(Block.forward.__code__, Block.forward.__globals__, '_block', Block.forward.__defaults__)
 
     def __init__(self, dim: int, growth_rate: int, device=None, dtype=None, **kwargs: Any) -> None:
         """Initialize the block of tokens of width dim; further arguments as timm's Block has them."""
@@ -33,11 +33,10 @@ class DenseBlock(Block):
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map tokens (B, N, dim) to (B, N, dim + growth_rate)."""
-        return torch.cat([x, self.dense_linear(self._block(x, attn_mask, is_causal))], dim=-1)
-
-    def class_token(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `self(x)[:, :1]`: tokens (B, N, dim) to the class token (B, 1, dim + growth_rate)."""
-        return torch.cat([x[:, :1], self.dense_linear(super().class_token(x))], dim=-1)
+        # timm's block again, since TorchScript knows no super()
+        y = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
+        y = y + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
+        return torch.cat([x, self.dense_linear(y)], dim=-1)
 
 
 class Transition(nn.Module):
@@ -59,16 +58,35 @@ class Transition(nn.Module):
         return self.act(self.linear(x))
 
 
+class FinalNorm(nn.LayerNorm):
+    """LayerNorm that leaves tokens of another width alone, as intermediate ones are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map tokens (B, N, C) to (B, N, C)."""
+        if x.shape[-1] != self.normalized_shape[0]:
+            return x
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 class T2TViTDense(T2TViT):
-    """T2T-ViT with densely connected blocks; `blocks` holds the transitions between the groups too."""
+    """T2T-ViT with densely connected blocks; `blocks` holds the transitions between the groups too.
+
+    The attribute embed_dim is the width of the tokens that leave the last block.
+    """
 
     def __init__(
             self,
             growth_rate: int = 64,
             block_config: tuple[int, ...] = (3, 6, 6, 4),
+            token_type: str = 'performer',
+            token_dim: int = 64,
+            token_drop_rate: float = 0.1,
             embed_dim: int = 128,
             num_heads: int = 8,
             mlp_ratio: float = 2.,
+            embed_layer: Callable[..., nn.Module] | None = None,
+            norm_layer: LayerType | None = None,
+            weight_init: str = '',
             **kwargs: Any,
     ) -> None:
         """Initialize the model.
@@ -76,58 +94,77 @@ class T2TViTDense(T2TViT):
         Args:
             growth_rate: Channels that each block appends.
             block_config: Number of blocks of each group.
+            token_type: As T2TViT has it.
+            token_dim: As T2TViT has it.
+            token_drop_rate: As T2TViT has it.
             embed_dim: Width of the tokens that enter the first block.
             num_heads: Number of attention heads.
             mlp_ratio: Ratio of an MLP's hidden width to its input.
-            **kwargs: As T2TViT has them.
+            embed_layer: As T2TViT has it.
+            norm_layer: As T2TViT has it; the final norm is LayerNorm with eps 1e-5 without it.
+            weight_init: As T2TViT has it.
+            **kwargs: Further arguments of T2TViT.
+
+        Raises:
+            ValueError: block_fn, depth, fix_init or pre_norm, which the dense blocks do not have.
         """
+        for name in ('block_fn', 'depth', 'fix_init', 'pre_norm'):
+            if kwargs.get(name):
+                raise ValueError(f'T2T-ViT-Dense has no {name}: block_config and growth_rate make its blocks.')
+        dims, width = [], embed_dim
+        for i, num_blocks in enumerate(block_config):
+            width = width // 2 if i > 0 else width
+            dims += [width + growth_rate * j for j in range(num_blocks)]
+            width += growth_rate * num_blocks
+        make_embed = embed_layer or make_embed_layer(token_type, token_dim, token_drop_rate)
         super().__init__(
-            embed_dim=embed_dim,
-            depth=sum(block_config),
+            embed_dim=width,
+            depth=len(dims),
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
-            make_blocks=partial(dense_blocks, growth_rate=growth_rate, block_config=block_config),
+            embed_layer=lambda **args: make_embed(**dict(args, embed_dim=embed_dim)),
+            norm_layer=norm_layer,
+            block_fn=lambda dim, depth, **args: DenseBlock(dims[depth], growth_rate, depth=depth, **args),
+            weight_init='skip',
             **kwargs,
         )
         self.growth_rate = growth_rate
         self.block_config = block_config
+        self._narrow_stem(embed_dim)
+        if norm_layer is None and isinstance(self.norm, nn.LayerNorm):
+            self.norm.__class__ = FinalNorm
+        self._insert_transitions()
+        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
+        if weight_init != 'skip':
+            self.init_weights(needs_reset=False)
+
+    def _narrow_stem(self, dim: int) -> None:
+        """Give what enters the first block its own width, where timm's ViT has one width throughout."""
+        for name in ('cls_token', 'reg_token', 'pos_embed'):
+            old = getattr(self, name)
+            if old is not None:
+                new = old.new_empty(1, old.shape[1], dim)
+                setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+    def _insert_transitions(self) -> None:
+        """Put a transition before each group of blocks but the first, and describe all in feature_info."""
+        dd = get_device_dtype(self)
+        rest, blocks = list(self.blocks), []
+        for i, num_blocks in enumerate(self.block_config):
+            if i > 0:
+                dim = blocks[-1].dense_linear.in_features + self.growth_rate
+                blocks.append(Transition(dim, dim // 2, **dd))
+            blocks += rest[:num_blocks]
+            rest = rest[num_blocks:]
+        self.blocks = nn.Sequential(*blocks)
+        widths = [
+            block.linear.out_features if isinstance(block, Transition) else
+            block.dense_linear.in_features + self.growth_rate for block in blocks]
+        self.feature_info = [
+            dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
 
 
-def dense_blocks(
-        dim: int,
-        drop_path_rates: list[float],
-        growth_rate: int,
-        block_config: tuple[int, ...],
-        device=None,
-        dtype=None,
-        **kwargs: Any,
-) -> tuple[nn.Sequential, list[int]]:
-    """Return groups of dense blocks with transitions between them, and the widths of the tokens behind each of these.
-
-    Args:
-        dim: Width of the tokens that enter the first block.
-        drop_path_rates: Of each dense block.
-        growth_rate: Channels that each dense block appends.
-        block_config: Number of dense blocks of each group.
-        **kwargs: Further arguments of a block.
-    """
-    dd = {'device': device, 'dtype': dtype}
-    rates = iter(drop_path_rates)
-    blocks: list[nn.Module] = []
-    widths: list[int] = []
-    for i, num_blocks in enumerate(block_config):
-        if i > 0:
-            blocks.append(Transition(dim, dim // 2, **dd))
-            dim = dim // 2
-            widths.append(dim)
-        for _ in range(num_blocks):
-            blocks.append(DenseBlock(dim, growth_rate, drop_path=next(rates), **kwargs, **dd))
-            dim += growth_rate
-            widths.append(dim)
-    return nn.Sequential(*blocks), widths
-
-
-default_cfgs = generate_default_cfgs(pretrained_cfgs('t2t_vit_dense'))
+default_cfgs = generate_default_cfgs(pretrained_cfgs('t2t_vit_dense', first_conv=FIRST_LAYERS['performer']))
 
 
 @register_model

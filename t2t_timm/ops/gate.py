@@ -1,19 +1,20 @@
-"""When a fused operation may stand for the modules that it is made of: one switch and two kinds of question.
+"""The gate: may a fused operation replace the modules it implements?
 
-A layer asks about algebra (`is_plain`, `is_unobserved`): may the modules that it would not call be left out? An
-operation asks about execution (`is_recorded`, `is_compiled`): who runs what it computes?
+A layer asks `can_fuse`. How an operation is executed (traced, compiled, device, dtype), the operation asks itself.
 """
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.autograd import forward_ad
 from torch.nn.modules import module as _global
 
-__all__ = ['is_compiled', 'is_plain', 'is_recorded', 'is_unobserved', 'set_fused']
+__all__ = ['CONTAINER', 'POINTWISE', 'Exactly', 'can_fuse', 'register', 'set_fused']
 
-# before torch 2.7 a graph to compile and one to export cannot be told apart
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+CONTAINER = object()  # a child whose own children are called: it is asked about itself alone
+POINTWISE = object()  # a child of any registered class that treats each token alone
 
 _fused = os.environ.get('T2T_TIMM_FUSED', '1') != '0'
 
@@ -21,9 +22,9 @@ _fused = os.environ.get('T2T_TIMM_FUSED', '1') != '0'
 class set_fused:
     """Turn the fused operations of every T2T-ViT on or off, from the next call on; as a context manager, for a while.
 
-    Off, each layer runs its equations module by module: unfold, LayerNorm, Linear, torch's dropout, every token of the
-    last block. T2T_TIMM_FUSED=0 starts with them off. A scripted model runs the equations either way; a compiled one is
-    compiled again.
+    Off, each layer runs its equations module by module: unfold, LayerNorm, Linear, every token of the last block.
+    T2T_TIMM_FUSED=0 starts with them off. A scripted model runs the equations either way; a compiled one is compiled
+    again.
 
     Args:
         enable: Whether fused operations may be used.
@@ -42,27 +43,70 @@ class set_fused:
         _fused = self.before
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or 'forward' in module.__dict__
-    ):
-        return True
-    for child in module._modules.values():
-        if child is not None and _has_hooks(child):
-            return True
-    return False
+class Exactly:
+    """A child of one class whose own children are of the classes given, in this order, and no more."""
+
+    def __init__(self, cls: type[nn.Module], *children: type[nn.Module]) -> None:
+        self.cls = cls
+        self.children = children
 
 
-def is_unobserved(x: torch.Tensor, *modules: nn.Module) -> bool:
-    """Return True if nothing expects the modules, or anything inside them, to be called with x as they are.
+@dataclass(frozen=True)
+class _Known:
+    """What a class was when it was registered."""
+    methods: tuple[tuple[str, Callable[..., Any]], ...]
+    children: tuple[tuple[str, Any], ...]
+    pointwise: bool
+    check: Callable[[Any], bool] | None
 
-    Hooks and a patched `forward` do (class activation maps, probes, quantization observers, FSDP), and so does fx,
-    whose graph is for somebody to read.
+
+_known: dict[type, _Known] = {}
+
+
+def register(
+        cls: type[nn.Module],
+        children: dict[str, Any] | None = None,
+        methods: tuple[str, ...] = ('forward',),
+        pointwise: bool = False,
+        check: Callable[[Any], bool] | None = None,
+) -> None:
+    """Tell the gate what an untouched module of a class is, and what its methods are now.
+
+    Args:
+        cls: The class itself; its subclasses are not known.
+        children: What each child must be, by its name: a class, a tuple of classes, Exactly, POINTWISE, or CONTAINER.
+            Other children are not asked about.
+        methods: Names of the methods that a fused operation does not call.
+        pointwise: Whether a module of the class treats each token alone.
+        check: Further condition that a module has to meet, asked when its children are known to be right.
     """
+    kept = tuple((name, getattr(cls, name)) for name in ('__call__', *methods))
+    _known[cls] = _Known(kept, tuple((children or {}).items()), pointwise, check)
+
+
+register(nn.Linear, pointwise=True)
+register(nn.Identity, pointwise=True)
+register(nn.Dropout, pointwise=True)
+register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
+# The operations read both or none.
+register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
+register(nn.Sequential)
+
+
+def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
+    """Return True if fused operations may replace the calls that a layer would make with x.
+
+    That is so if the switch is on and all that would not be called is as it was when this package was imported: known
+    classes with the methods that they had then, no hook (global ones included), no replaced `forward`, and no weight of
+    a tensor subclass. What is not known is not fused; nor is what torch.fx traces, since its graph is for somebody to
+    read.
+
+    Args:
+        x: Tensor that the layer reads.
+        layer: The layer that asks. It is being called, so its own hooks do not matter; what is inside it does.
+        *skipped: Further modules that would not be called.
+    """
+    # Check fx first: reading a weight adds a node to the graph.
     if not _fused or isinstance(x, torch.fx.Proxy):
         return False
     if (
@@ -72,57 +116,67 @@ def is_unobserved(x: torch.Tensor, *modules: nn.Module) -> bool:
             or _global._global_backward_pre_hooks
     ):
         return False
-    for module in modules:
-        if _has_hooks(module):
+    if not _is_untouched(layer):
+        return False
+    for module in skipped:
+        if _has_hooks(module) or not _is_untouched(module):
             return False
     return True
 
 
-def is_plain(x: torch.Tensor, *modules: nn.Module, idle: tuple[nn.Module, ...] = ()) -> bool:
-    """Return True if reading the weights of the modules is enough, instead of calling them with x.
-
-    They have to be torch's own and unobserved. Adapters (LoRA) and quantizers put modules, or weights, of their own in
-    their place, which must be called.
-
-    Args:
-        x: Tensor that they would be called with.
-        *modules: What should be a Linear or a LayerNorm.
-        idle: What should be a GELU, a Dropout or an Identity, or a Sequential of any of all these.
-    """
-    # fx first: it records that a weight is looked at
-    return is_unobserved(x, *modules, *idle) and all(map(_is_weighted, modules)) and all(map(_is_idle, idle))
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
-def _is_weighted(module: nn.Module) -> bool:
-    if type(module) is nn.LayerNorm:
-        if (module.weight is None) != (module.bias is None):  # the operations read both or none
-            return False
-    elif type(module) is not nn.Linear:
+def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
+    """Return True if a module, whose hooks were asked about, is as registered, and so are its children if inside."""
+    cls = type(module)
+    known = _known.get(cls)
+    if known is None:
         return False
-    return not hasattr(type(module.weight), '__tensor_flatten__')  # as quantized weights have
+    for name, method in known.methods:
+        if getattr(cls, name) is not method or name in module.__dict__:
+            return False
+    for weight in module._parameters.values():
+        if weight is not None and not _is_plain(weight):
+            return False
+    if inside:
+        for name, expected in known.children:
+            if not _is_expected(module._modules.get(name), expected):
+                return False
+    return known.check is None or known.check(module)
 
 
-def _is_idle(module: nn.Module) -> bool:
-    if type(module) is nn.Sequential:  # an adapter, too, has a Linear inside, but a forward of its own
-        return all(_is_weighted(m) or _is_idle(m) for m in module._modules.values())
-    return type(module) in (nn.Dropout, nn.Identity) or type(module) is nn.GELU and module.approximate == 'none'
+def _is_expected(child: nn.Module | None, expected: Any) -> bool:
+    if child is None or _has_hooks(child):
+        return False
+    if expected is CONTAINER:
+        return _is_untouched(child, inside=False)
+    if expected is POINTWISE:
+        return _is_pointwise(child)
+    if isinstance(expected, Exactly):
+        children = list(child._modules.values())
+        if type(child) is not expected.cls or len(children) != len(expected.children):
+            return False
+        for grandchild, cls in zip(children, expected.children, strict=True):
+            if not _is_expected(grandchild, cls):
+                return False
+        return _is_untouched(child)
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    return type(child) in classes and _is_untouched(child)
 
 
-def is_recorded() -> bool:
-    """Return True if operations are recorded or transformed, so that they must be plain and differentiable.
-
-    Exported and traced graphs run elsewhere, with or without gradients; torch.func and forward-mode derivatives
-    transform each operation.
-    """
-    if torch.compiler.is_compiling():
-        return _is_exporting()
-    return (
-        torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+def _is_pointwise(module: nn.Module) -> bool:
+    if type(module) is nn.Sequential:
+        for child in module._modules.values():
+            if not _is_expected(child, POINTWISE):
+                return False
+        return _is_untouched(module)
+    known = _known.get(type(module))
+    return known is not None and known.pointwise and _is_untouched(module)
 
 
-def is_compiled() -> bool:
-    """Return True if operations are compiled or recorded: whoever does that decides how they are executed."""
-    return torch.compiler.is_compiling() or is_recorded()
+def _is_plain(weight: torch.Tensor) -> bool:
+    cls = type(weight)
+    return cls is nn.Parameter or cls is torch.Tensor or cls.__module__.startswith('torch._subclasses')  # fake tensors

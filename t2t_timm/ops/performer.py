@@ -9,17 +9,15 @@ and L = T + log N. Then phi(k)' v is exp(L_i) (P'v)_i / sqrt(m), and (1) times m
 
     a_n = sum_i R_ni (P'v)_i,    R_n = softmax over i of w_i.q_n + L_i,  with one more logit |q_n|^2 / 2 + log(m eps)
 
-whose share goes to nothing: an attention sink. All is a share of something, at most 1, so no dtype overflows, and eps
-keeps its meaning. The linear map that follows acts on the m x dim product, R (P'v W'), the sink having a row of zeros.
+whose share goes to nothing: an attention sink. Every factor is at most 1, so no dtype overflows, and eps keeps its
+meaning. The linear map that follows acts on the m x dim product, R (P'v W'), the sink having a row of zeros.
 """
 import math
 
 import torch
 import torch.nn.functional as F
 
-from .dropout import add_dropout, dropout, dropout_backward
-from .gate import is_recorded
-from .precision import autocast_off, cast, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_traced, square_sum, wide_dtype, widen
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -81,9 +79,9 @@ def performer_skip(
     Returns:
         Tokens of shape (B, N, dim).
     """
-    if is_recorded():
-        y = performer_attention(kqv, w, eps, widen(weight)) + widen(bias)
-        return add_dropout(kqv[..., 2 * w.shape[1]:], cast(y, kqv.dtype), drop)
+    if is_traced():
+        y = cast(performer_attention(kqv, w, eps, widen(weight)) + widen(bias), kqv.dtype)
+        return kqv[..., 2 * w.shape[1]:] + (F.dropout(y, drop) if drop > 0. else y)
     w, weight, bias = (cast(t, kqv.dtype) for t in (w, weight, bias))
     if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
@@ -98,11 +96,11 @@ def _add_product(
         s: torch.Tensor,
         drop: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return v + dropout(r s + bias), and what the dropout's gradient needs."""
+    """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
     s = s + bias  # the shares of a token are 1 in all
     if drop == 0.:
         return torch.baddbmm(v, r, s), None
-    y, mask = dropout(r @ s, drop)
+    y, mask = torch.native_dropout(r @ s, drop, True)
     return y.add_(v), mask
 
 
@@ -156,7 +154,10 @@ class _PerformerSkip(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         kqv, w, weight, mask, *shares = ctx.saved_tensors
-        grad_y = dropout_backward(grad, mask, ctx.drop)
+        grad_y = grad
+        if mask is not None:
+            scale = 1 / (1 - ctx.drop) if ctx.drop < 1. else 0.
+            grad_y = torch.ops.aten.native_dropout_backward(grad, mask, scale)
         if torch.is_grad_enabled():  # second derivatives are those of the equations
             shares = _shares(kqv, w, ctx.eps)
         grad_kqv, grad_weight = _performer_skip_backward(grad, grad_y, kqv, w, weight, *shares)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from .names import official_names, pop_aux_head, wrappers
+from .fit import first_layer, model_names, pop_aux_head, wrappers
 from .paddle import from_paddle, load_paddle
 from .pickles import dry_run
 
@@ -28,7 +28,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 class Checkpoint(NamedTuple):
     """What a file holds."""
-    state_dict: dict[str, torch.Tensor]  # under the official names
+    state_dict: dict[str, torch.Tensor]  # under the names of the models
     format: str  # in words
     notes: list[str]  # what was chosen and what was left out
     train_args: dict[str, Any]  # image size and preprocessing of a timm training run, as far as it names them
@@ -196,12 +196,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         fmt += ' of a timm training run'
     if any(n.startswith('module.') for n in names):
         notes.append('names without their module. prefix')
-    state_dict = official_names({
-        k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)})
+    try:
+        state_dict = model_names({
+            k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)})
+    except ValueError as e:
+        raise UserError(f'{path}: {e}') from e
     _check_tensors(state_dict, path)
     aux = pop_aux_head(state_dict)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    if not any(k.startswith('tokens_to_token.') for k in state_dict):
+    if first_layer(state_dict) is None:
         raise UserError(f'{path} holds no T2T-ViT: its names begin with {json.dumps(names[:3])}.')
     return Checkpoint(state_dict, fmt, notes, _train_args(loaded))

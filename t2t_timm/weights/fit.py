@@ -1,4 +1,4 @@
-"""Making a state dict fit a model: its architecture, the channels of the stem, the position grid."""
+"""Make a state dict fit a model: names, architecture, input channels and position grid."""
 import logging
 import math
 import re
@@ -10,13 +10,109 @@ import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
-from ..layers import tokens_grid_size
+from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
-from .names import FIRST_LAYERS, PATCH_SIZE, first_layer, input_channels, rename_keys
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['adapt_stem', 'checkpoint_filter_fn', 'looks_like', 'resample_positions']
+__all__ = [
+    'FIRST_LAYERS', 'adapt_stem', 'check_architecture', 'checkpoint_filter_fn', 'first_layer', 'input_channels',
+    'looks_like', 'model_names', 'pop_aux_head', 'rename_keys', 'rename_official', 'resample_positions', 'wrappers',
+]
+
+PATCH_SIZE = SOFT_SPLITS[0][0] ** 2  # of the first soft split, in pixels
+
+FIRST_LAYERS = {  # the layer that reads the image, by token type
+    'performer': 'patch_embed.attention1.kqv',
+    'transformer': 'patch_embed.attention1.attn.qkv',
+    'convolution': 'patch_embed.soft_split0',
+}
+
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in timm's order of preference
+
+# OpenMMLab's names, in order, to the official ones; the token transformer's attention and the backbone's share theirs
+_OPENMMLAB = (
+    (r'^backbone\.', ''),
+    (r'^head\.layers\.head\.', 'head.'),
+    (r'^encoder\.', 'blocks.'),
+    (r'\.ln(\d)\.', r'.norm\1.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+)
+
+
+def first_layer(state_dict: dict[str, Any]) -> str | None:
+    """Return the name of the layer that reads the image, or None if a state dict has none of the known ones."""
+    return next((name for name in FIRST_LAYERS.values() if f'{name}.weight' in state_dict), None)
+
+
+def input_channels(state_dict: dict[str, Any]) -> int:
+    """Return how many channels of an image a state dict reads, 0 if it does not say."""
+    weight: Any = state_dict.get(f'{first_layer(state_dict)}.weight')
+    ndim = getattr(weight, 'ndim', 0)
+    if ndim == 2 and weight.shape[1] % PATCH_SIZE == 0:
+        return weight.shape[1] // PATCH_SIZE
+    return weight.shape[1] if ndim == 4 else 0
+
+
+def wrappers(checkpoint: dict[str, Any]) -> list[str]:
+    """Return the keys under which a checkpoint holds state dicts, averaged weights first, as timm prefers them."""
+    return [key for key in _WRAPPERS if isinstance(checkpoint.get(key), dict)]
+
+
+def model_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict under the names of the models, without the prefixes of DDP and torch.compile.
+
+    Args:
+        state_dict: State dict under official names, OpenMMLab's or the models'.
+
+    Raises:
+        ValueError: The names are of two kinds.
+    """
+    state_dict = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in state_dict.items()}
+    if any(k.startswith('backbone.') for k in state_dict):
+        for pattern, name in _OPENMMLAB:
+            state_dict = {re.sub(pattern, name, k): v for k, v in state_dict.items()}
+    rename_official(state_dict)
+    return state_dict
+
+
+def rename_official(state_dict: dict[str, Any], prefix: str = '') -> None:
+    """Rename tokens_to_token.*, the official names, to patch_embed.*, in place.
+
+    Raises:
+        ValueError: The state dict has both kinds of names.
+    """
+    official = [k for k in state_dict if k.startswith(f'{prefix}tokens_to_token.')]
+    if official and any(k.startswith(f'{prefix}patch_embed.') for k in state_dict):
+        raise ValueError(
+            f'The state dict names the tokens-to-token module twice, {prefix}tokens_to_token.* and '
+            f'{prefix}patch_embed.*: keep one of them. Nothing was loaded.'
+        )
+    for name in official:
+        state_dict[f"{prefix}patch_embed.{name[len(prefix) + len('tokens_to_token.'):]}"] = state_dict.pop(name)
+
+
+def pop_aux_head(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
+    """Take token labeling's auxiliary head, which the models do not have, out of a state dict; return its names."""
+    names = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
+    for name in names:
+        del state_dict[name]
+    return names
+
+
+def rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict under the names of the models, without wrappers and token labeling's auxiliary head.
+
+    Args:
+        checkpoint: A state dict, or a checkpoint that holds one.
+    """
+    keys = wrappers(checkpoint)
+    state_dict = model_names(checkpoint[keys[0]] if keys else checkpoint)
+    aux = pop_aux_head(state_dict)
+    if aux:
+        _logger.info(f'Leaving out the auxiliary head of token labeling ({", ".join(aux)}).')
+    return state_dict
 
 
 def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, torch.Tensor]:
@@ -33,7 +129,7 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     The token transformer's attention scale follows the input width, so its queries are rescaled.
 
     Args:
-        state_dict: State dict under the official names.
+        state_dict: State dict under the names of the models.
         in_chans: Channels that the model reads.
     """
     base_chans = input_channels(state_dict)
@@ -44,7 +140,7 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     weight = state_dict[f'{key}.weight']
     shape, dtype, device = weight.shape, weight.dtype, weight.device
     weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
-    norm = 'tokens_to_token.attention1.norm1.'
+    norm = 'patch_embed.attention1.norm1.'
     if in_chans == 1:
         if norm + 'weight' in state_dict:
             gain, bias = (
@@ -72,10 +168,8 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     return state_dict
 
 
-# what depends on the number of classes, the image size and the input channels rather than on the architecture
-_ADAPTED = re.compile(r'tokens_to_token\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
-
-
+# These depend on the image size and the input channels rather than on the architecture.
+_ADAPTED = re.compile(r'patch_embed\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
 _OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$')
 
 
@@ -112,15 +206,17 @@ def looks_like(state_dict: dict[str, Any]) -> str | None:
     return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
 
 
-def _check_architecture(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
-    if not any(k.startswith('tokens_to_token.') for k in state_dict):
+def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
+    """Raise a ValueError if a state dict under the models' names is no T2T-ViT's, or that of another architecture."""
+    if first_layer(state_dict) is None:
         names = ', '.join(list(state_dict)[:3])
-        raise ValueError(f'This checkpoint is not a T2T-ViT: it has no tokens_to_token; its names begin with {names}.')
+        raise ValueError(
+            f'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with {names}.')
     if _shapes(state_dict) == _shapes(model.state_dict()):
         return
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     found = looks_like(state_dict)
-    # None: a model of the user's own making, of which load_state_dict says best what does not fit
+    # None: a model of the user's own making; load_state_dict says best what does not fit it.
     if found is not None and found != architecture:
         raise ValueError(f'This checkpoint looks like {found}, not like {architecture or "this model"}.')
 
@@ -144,29 +240,30 @@ def resample_positions(
     Raises:
         ValueError: N is that of no grid that is known.
     """
-    if pos_embed.ndim != 3 or pos_embed.shape[2] != model.embed_dim:
+    if pos_embed.ndim != 3 or pos_embed.shape[2] != model.pos_embed.shape[2]:
         return pos_embed  # load_state_dict says what is wrong with it
+    img_size, grid_size = model.patch_embed.img_size, model.patch_embed.grid_size
+    num_prefix_positions = 0 if model.no_embed_class else model.num_prefix_tokens
     cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or model.img_size
-    sizes = (cfg_size, model.img_size) if came_with_cfg else (model.img_size, cfg_size)
+    cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or img_size
+    sizes = (cfg_size, img_size) if came_with_cfg else (img_size, cfg_size)
     grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
     num_prefix, grid = next((
-        (num_prefix, grid) for num_prefix in (model.num_prefix_positions, 1) for grid in grids
+        (num_prefix, grid) for num_prefix in (num_prefix_positions, 1) for grid in grids
         if num_prefix + math.prod(grid) == pos_embed.shape[1]), (0, None))
     if grid is None:
-        num_tokens = pos_embed.shape[1] - model.num_prefix_positions
+        num_tokens = pos_embed.shape[1] - num_prefix_positions
         raise ValueError(
-            f'The checkpoint has positions of {num_tokens} tokens, this model of {model.grid_size[0]} x '
-            f'{model.grid_size[1]}, and nothing says which rows and columns the {num_tokens} form. Create the model '
-            'with the img_size that the checkpoint was trained with, load it, and then call '
-            f'set_input_size({model.img_size}).'
+            f'The checkpoint has positions of {num_tokens} tokens, this model of {grid_size[0]} x {grid_size[1]}, and '
+            f'nothing says which rows and columns the {num_tokens} form. Create the model with the img_size that the '
+            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).'
         )
-    if grid != model.grid_size:
+    if grid != grid_size:
         pos_embed = resample_abs_pos_embed(
-            pos_embed, list(model.grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
-    if num_prefix == model.num_prefix_positions:
+            pos_embed, list(grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
+    if num_prefix == num_prefix_positions:
         return pos_embed
-    return model.join_positions(pos_embed[:, :1], pos_embed[:, 1:])
+    return join_positions(pos_embed, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
@@ -180,9 +277,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
         ValueError: The checkpoint is another architecture's, or no T2T-ViT's, or its position grid is not known.
     """
     state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
-    _check_architecture(state_dict, model)
+    check_architecture(state_dict, model)
     if not model.has_class_token:
         state_dict.pop('cls_token', None)
-    if 'pos_embed' in state_dict:
+    if 'pos_embed' in state_dict and model.pos_embed is not None:
         state_dict['pos_embed'] = resample_positions(state_dict['pos_embed'], model, came_with_cfg=True)
     return state_dict

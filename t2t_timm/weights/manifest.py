@@ -6,8 +6,6 @@ from typing import Any
 
 import yaml
 
-from .names import FIRST_LAYERS, token_type
-
 __all__ = ['MANIFEST', 'YamlLoader', 'hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry']
 
 DATA_DIR = Path(__file__).parent
@@ -46,8 +44,13 @@ def hub_repo(name: str, namespace: str | None = None) -> str:
     return f"{namespace or os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
 
 
-def pretrained_cfg(name: str) -> dict[str, Any]:
-    """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights."""
+def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights.
+
+    Args:
+        name: Name of the architecture, with a tag or without.
+        **kwargs: Further entries of the cfg.
+    """
     cfg = dict(
         num_classes=1000,
         input_size=(3, 224, 224),
@@ -57,11 +60,11 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
         fixed_input_size=True,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        first_conv=FIRST_LAYERS[token_type(name.split('.')[0])],
         classifier='head',
         paper_ids='arXiv:' + load_manifest()['paper']['arxiv'],
         paper_name=load_manifest()['paper']['title'],
     )
+    cfg.update(kwargs)
     entry = load_manifest()['weights'].get(name)
     if entry is None:
         return cfg

@@ -155,10 +155,10 @@ def _is_linear(name: str, value: np.ndarray) -> bool:
 
 
 def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return Paddle's parameters as torch has them, under the official names.
+    """Return Paddle's parameters as torch has them, PaddleViT's under the names of the models.
 
-    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. PaddleViT's names of
-    the tokens-to-token module become the official ones. Paddle writes bfloat16 as unsigned integers.
+    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. Paddle
+    writes bfloat16 as unsigned integers.
 
     Args:
         params: Names to numpy arrays; other values are left out.
@@ -167,8 +167,8 @@ def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
     for name, value in params.items():
         if not isinstance(value, np.ndarray):
             continue
-        name = re.sub(r'^patch_embed\.attn(\d)\.', r'tokens_to_token.attention\1.', name)
-        name = re.sub(r'^patch_embed\.proj\.', 'tokens_to_token.project.', name)
+        name = re.sub(r'^patch_embed\.attn(\d)\.', r'patch_embed.attention\1.', name)
+        name = re.sub(r'^patch_embed\.proj\.', 'patch_embed.project.', name)
         value = value.astype(value.dtype.newbyteorder('='))
         tensor = torch.from_numpy(value.T.copy() if _is_linear(name, value) else value)
         state_dict[name] = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

@@ -1,0 +1,95 @@
+"""How a fused operation is executed: traced, compiled or eager, in which dtype, and in chunks of a batch."""
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = [
+    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_traced', 'product_dtype', 'square_sum', 'wide_dtype',
+    'widen',
+]
+
+T = TypeVar('T')
+
+# Before torch 2.7, compiling and exporting cannot be told apart.
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+TOKENS_PER_THREAD = 2 ** 13  # of the map at stride 4
+
+
+def is_traced() -> bool:
+    """Return True if operations are traced or transformed, and must therefore be plain and differentiable.
+
+    Exported and traced graphs run elsewhere, with or without gradients; torch.func and forward-mode derivatives
+    transform each operation.
+    """
+    if torch.compiler.is_compiling():
+        return _is_exporting()
+    return (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_compiled() -> bool:
+    """Return True if operations are compiled or traced: the compiler or runtime decides how they are executed."""
+    return torch.compiler.is_compiling() or is_traced()
+
+
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of products with x: autocast's, where that is on and changes x, else that of x."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
+    """Decorate an operation that chooses its dtypes itself, a tensor being its first argument: autocast is off in it."""
+    @wraps(fn)
+    def run(x, *args, **kwargs):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
+            return fn(x, *args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):
+            return fn(x, *args, **kwargs)
+    return run
+
+
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x in a dtype. Skips casts that change nothing, so that traced graphs stay small."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return float64 if x is in float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """Return x in float32, or in float64 if it is in float64."""
+    return cast(x, wide_dtype(x))
+
+
+def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the sum of squares of x along an axis, which is kept, in float32 or wider."""
+    if x.device.type == 'cpu' or torch.is_grad_enabled() and x.requires_grad:
+        return widen(x).square().sum(dim=dim, keepdim=True)
+    # One pass: the square of a whole map is neither written nor read. A CPU has no fast norm over channels.
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide_dtype(x)).square_()
+
+
+def in_chunks(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Return `fn(x)` of images (B, C, H, W); a CPU computes a chunk of the batch at a time, which stays in its caches.
+
+    Args:
+        fn: Function that treats each image alone.
+        x: Images.
+    """
+    if x.device.type != 'cpu' or is_compiled():
+        return fn(x)
+    num_tokens = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
+    num_chunks = math.ceil(num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))
+    return fn(x) if num_chunks < 2 else torch.cat([fn(chunk) for chunk in x.chunk(num_chunks)])
