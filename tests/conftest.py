@@ -72,9 +72,10 @@ def golden_model(golden_weights):
 
     def golden_model(architecture, regime='normal', dtype=torch.float32, **kwargs):
         model = timm.create_model(architecture, device='meta', **kwargs)  # draws no weights that would be replaced
-        state = golden_weights.deterministic_state({k: v.shape for k, v in model.state_dict().items()}, regime)
+        official = {k.replace('patch_embed.', 'tokens_to_token.', 1): v.shape for k, v in model.state_dict().items()}
+        state = golden_weights.deterministic_state(official, regime)
         state = {k: torch.from_numpy(v).float().to(dtype) for k, v in state.items()}
-        state['pos_embed'] = sinusoidal_pos_embed(model.pos_embed.shape[1], model.embed_dim, dtype=dtype)
+        state['pos_embed'] = sinusoidal_pos_embed(*model.pos_embed.shape[1:], dtype=dtype)
         model.load_state_dict(state, assign=True)
         return model.eval()
     return golden_model

@@ -56,7 +56,7 @@ def token_transformer(state, name, u):
 
 def tokens_to_token(state, x):
     """Tokens (B, N, C) of images (B, c, H, W), and their grid."""
-    name = 'tokens_to_token.'
+    name = 'patch_embed.'
     if f'{name}soft_split0.weight' in state:
         for conv, stride, padding in (('soft_split0', 4, 2), ('soft_split1', 2, 1), ('project', 2, 1)):
             x = F.conv2d(x, state[f'{name}{conv}.weight'], state[f'{name}{conv}.bias'], stride, padding)

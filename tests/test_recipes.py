@@ -107,7 +107,7 @@ def test_model_takes_what_the_loader_gives(name):
     with torch.device('meta'):
         model = timm.create_model(
             recipe['model'], num_classes=recipe.get('num_classes'), **recipe.get('model_kwargs', {}))
-    assert resolve_data_config(recipe, model=model)['input_size'] == (3, *model.img_size)
+    assert resolve_data_config(recipe, model=model)['input_size'] == (3, *model.patch_embed.img_size)
 
 
 @pytest.mark.parametrize('policy', sorted({load(name)['aa'] for name in recipe_names() if 'aa' in load(name)}))

@@ -112,7 +112,7 @@ def test_pretrained_backbone(request, monkeypatch, source, auto):
     name = source if source == 'test_t2t_vit' else f'local-dir:{request.getfixturevalue(source)}'
     backbone = backbone_cls.from_pretrained(name, out_indices=(0, 1, 2), **kwargs).eval()
     pyramid = timm.create_model(name, pretrained=True, features_only=True).eval()
-    x = torch.randn(1, 3, *pyramid.model.img_size)
+    x = torch.randn(1, 3, *pyramid.model.patch_embed.img_size)
     with torch.no_grad():
         for got, expected in zip(backbone(x).feature_maps, pyramid(x), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)

@@ -39,7 +39,7 @@ def test_fastai_vision_learner(tmp_path, data):
     with learner.no_bar(), learner.no_logging():
         learner.fit(1, 1e-3)
     changed = [n for n, p in learner.model.named_parameters() if not torch.equal(p, before[n])]
-    assert any('tokens_to_token' in n for n in changed) and any('blocks' in n for n in changed)
+    assert any('patch_embed' in n for n in changed) and any('blocks' in n for n in changed)
     assert learner.get_preds(dl=loaders.valid)[0].shape == (BATCH, BATCH)
 
 
@@ -78,12 +78,12 @@ def test_torchvision_create_feature_extractor(token_type, data):
     from torchvision.models.feature_extraction import create_feature_extractor
     model = timm.create_model('test_t2t_vit', token_type=token_type).eval()
     extractor = create_feature_extractor(
-        model, {'tokens_to_token': 'stem', 'blocks.1': 'tokens', 'head': 'logits'}).eval()
+        model, {'patch_embed': 'stem', 'blocks.1': 'tokens', 'head': 'logits'}).eval()
     x = data[0]
     with torch.no_grad():
         got = extractor(x)
         torch.testing.assert_close(got['logits'], model(x))
-        torch.testing.assert_close(got['stem'], model.tokens_to_token(x))
+        torch.testing.assert_close(got['stem'], model.patch_embed(x))
         expected = model.forward_intermediates(x, [1], intermediates_only=True)[0]
         torch.testing.assert_close(tokens_to_grid(got['tokens']), expected)
 

@@ -21,9 +21,8 @@ from ..layers import sinusoidal_pos_embed, tokens_grid_size
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import check_file, file_hash
-from ..weights.fit import looks_like
+from ..weights.fit import input_channels, looks_like
 from ..weights.manifest import load_manifest
-from ..weights.fit import input_channels
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)

@@ -93,13 +93,14 @@ class TokenPerformer(nn.Module):
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
-        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
-            return tokens_to_map(self._fused(x), height, width)
-        else:
-            kqv = self.kqv(self.norm1(soft_split(x, *split)))
-            a = performer_attention(kqv, self.w, self.eps)
-            y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
-            return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
+        if not torch.jit.is_scripting():
+            if ops.can_fuse(x, self):
+                return tokens_to_map(self._fused(x), height, width)
+
+        kqv = self.kqv(self.norm1(soft_split(x, *split)))
+        a = performer_attention(kqv, self.w, self.eps)
+        y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
+        return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
 
     @torch.jit.unused
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ class TokenPerformer(nn.Module):
             x, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _rate(drop))
 
 
-ops.register(TokenPerformer, methods=('forward', '_fused'), children=dict(
+ops.register(TokenPerformer, methods=('_fused',), children=dict(
     norm1=nn.LayerNorm,
     kqv=nn.Linear,
     dp=nn.Dropout,

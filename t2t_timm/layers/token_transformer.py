@@ -89,11 +89,12 @@ class TokenTransformer(nn.Module):
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         split = self.kernel_size, self.stride, self.padding
         height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
-        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
-            return tokens_to_map(self._fused(x), height, width)
-        else:
-            y = self.attn(self.norm1(soft_split(x, *split)))
-            return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
+        if not torch.jit.is_scripting():
+            if ops.can_fuse(x, self):
+                return tokens_to_map(self._fused(x), height, width)
+
+        y = self.attn(self.norm1(soft_split(x, *split)))
+        return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
 
     @torch.jit.unused
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,8 +111,8 @@ def _drops_nothing(layer: TokenTransformer) -> bool:
     return not any(drop.training and drop.p > 0. for drop in (layer.mlp.drop1, layer.mlp.drop2))
 
 
-ops.register(TokenAttention, methods=('forward', 'attend'), children=dict(qkv=nn.Linear))
-ops.register(TokenTransformer, methods=('forward', '_fused'), check=_drops_nothing, children=dict(
+ops.register(TokenAttention, methods=('attend',), children=dict(qkv=nn.Linear))
+ops.register(TokenTransformer, methods=('_fused',), check=_drops_nothing, children=dict(
     norm1=nn.LayerNorm,
     attn=TokenAttention,
     norm2=nn.LayerNorm,

@@ -1,6 +1,6 @@
 """Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -59,7 +59,8 @@ class TokenEmbed(nn.Module):
     dynamic_img_pad: torch.jit.Final[bool]
     flatten: torch.jit.Final[bool]
 
-    project: nn.Module  # the last linear map
+    if TYPE_CHECKING:  # To nn.Module, what a subclass registers is Tensor | Module.
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
             self,
@@ -203,8 +204,9 @@ class TokensToToken(TokenEmbed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
         x = self.check(x)
-        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
-            return self.tokens(self._in_chunks(x))
+        if not torch.jit.is_scripting():
+            if ops.can_fuse(x, self):
+                return self.tokens(self._in_chunks(x))
         return self.tokens(self.maps(x)[-1])
 
     @torch.jit.unused
@@ -213,8 +215,9 @@ class TokensToToken(TokenEmbed):
 
     def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
         """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(self._maps, x, num_maps)
+        if not torch.jit.is_scripting():
+            if self.grad_checkpointing:
+                return checkpoint(self._maps, x, num_maps)
         return self._maps(x, num_maps)
 
     def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:
@@ -228,8 +231,9 @@ class TokensToToken(TokenEmbed):
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return project(soft_split(x)), a map (B, embed_dim, H', W')."""
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
-        if not torch.jit.is_scripting() and ops.can_fuse(x, self):
-            return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
+        if not torch.jit.is_scripting():
+            if ops.can_fuse(x, self):
+                return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
         return tokens_to_map(self.project(soft_split(x, *self.split)), height, width)
 
     def prune_maps(self, num_maps: int) -> None:
@@ -241,7 +245,7 @@ class TokensToToken(TokenEmbed):
 
 
 # What the chunks of a batch must not divide: calls that somebody looks at.
-ops.register(TokensToToken, methods=('forward', 'maps', '_maps', '_project', '_in_chunks'), children=dict(
+ops.register(TokensToToken, methods=('maps', '_maps', '_project', '_in_chunks'), children=dict(
     attention1=(TokenPerformer, TokenTransformer),
     attention2=(TokenPerformer, TokenTransformer),
     project=nn.Linear,

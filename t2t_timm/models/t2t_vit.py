@@ -8,7 +8,7 @@ timm's VisionTransformer with another patch embedding. Published checkpoints
 """
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -26,7 +26,7 @@ from ..layers import (
     join_positions,
     sinusoidal_pos_embed,
 )
-from ..weights.fit import FIRST_LAYERS, check_architecture, pop_aux_head, rename_official, resample_positions
+from ..weights.fit import FIRST_LAYERS, pop_aux_head, rename_official, resample_positions
 from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
 
@@ -50,6 +50,9 @@ class T2TViT(VisionTransformer):
     When the logits read the class token alone, the last block computes that row alone, unless something in it was
     changed or is looked at (`ops.can_fuse`). `forward_features` and `forward_intermediates` give every token.
     """
+
+    if TYPE_CHECKING:  # To nn.Module, what is registered or set from outside is Tensor | Module.
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
             self,
@@ -145,11 +148,11 @@ class T2TViT(VisionTransformer):
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
-        if not torch.jit.is_scripting() and attn_mask is None and not is_causal and self._reads_class_token(x):
-            return self.forward_head(self._class_token_features(x))
-        else:
-            x = self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
-            return self.forward_head(x)
+        if not torch.jit.is_scripting():
+            if attn_mask is None and not is_causal and self._reads_class_token(x):
+                return self.forward_head(self._class_token_features(x))
+        x = self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        return self.forward_head(x)
 
     @torch.jit.unused
     def _reads_class_token(self, x: torch.Tensor) -> bool:
@@ -166,9 +169,9 @@ class T2TViT(VisionTransformer):
         for block in blocks:
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
         attn = last.attn
-        drops = attn.training if attn.fused_attn else attn.attn_drop.training
+        drop = attn.attn_drop.p if (attn if attn.fused_attn else attn.attn_drop).training else 0.
         y = ops.class_token_attention(
-            last.norm1(x), attn.qkv.weight, attn.qkv.bias, attn.num_heads, attn.scale, attn.attn_drop.p if drops else 0.)
+            last.norm1(x), attn.qkv.weight, attn.qkv.bias, attn.num_heads, attn.scale, drop)
         y = attn.proj_drop(attn.proj(attn.norm(y)))
         x = x[:, :1] + last.drop_path1(last.ls1(y))
         x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
@@ -176,7 +179,7 @@ class T2TViT(VisionTransformer):
 
 
 # What the class token's row skips, or gives one token where it expects all.
-ops.register(T2TViT, methods=('forward', 'forward_features', 'forward_head', 'pool'), children=dict(
+ops.register(T2TViT, methods=('forward_features', 'forward_head', 'pool'), children=dict(
     blocks=ops.CONTAINER, norm=ops.POINTWISE))
 ops.register(Block, children=dict.fromkeys(
     ('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'), ops.POINTWISE) | dict(attn=Attention))

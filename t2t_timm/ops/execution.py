@@ -48,7 +48,7 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
-    """Decorate an operation that chooses its dtypes itself, a tensor being its first argument: autocast is off in it."""
+    """Decorate an operation that chooses its dtypes itself: autocast is off in it. Its first argument is a tensor."""
     @wraps(fn)
     def run(x, *args, **kwargs):
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device

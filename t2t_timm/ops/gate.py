@@ -54,6 +54,8 @@ class Exactly:
 @dataclass(frozen=True)
 class _Known:
     """What a class was when it was registered."""
+    forward: Callable[..., Any]
+    call: Callable[..., Any]
     methods: tuple[tuple[str, Callable[..., Any]], ...]
     children: tuple[tuple[str, Any], ...]
     pointwise: bool
@@ -66,7 +68,7 @@ _known: dict[type, _Known] = {}
 def register(
         cls: type[nn.Module],
         children: dict[str, Any] | None = None,
-        methods: tuple[str, ...] = ('forward',),
+        methods: tuple[str, ...] = (),
         pointwise: bool = False,
         check: Callable[[Any], bool] | None = None,
 ) -> None:
@@ -76,12 +78,12 @@ def register(
         cls: The class itself; its subclasses are not known.
         children: What each child must be, by its name: a class, a tuple of classes, Exactly, POINTWISE, or CONTAINER.
             Other children are not asked about.
-        methods: Names of the methods that a fused operation does not call.
+        methods: Names of further methods that a fused operation does not call; forward is one of them anyway.
         pointwise: Whether a module of the class treats each token alone.
         check: Further condition that a module has to meet, asked when its children are known to be right.
     """
-    kept = tuple((name, getattr(cls, name)) for name in ('__call__', *methods))
-    _known[cls] = _Known(kept, tuple((children or {}).items()), pointwise, check)
+    kept = tuple((name, getattr(cls, name)) for name in methods)
+    _known[cls] = _Known(cls.forward, cls.__call__, kept, tuple((children or {}).items()), pointwise, check)
 
 
 register(nn.Linear, pointwise=True)
@@ -90,7 +92,7 @@ register(nn.Dropout, pointwise=True)
 register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
 # The operations read both or none.
 register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
-register(nn.Sequential)
+register(nn.Sequential, pointwise=True)  # if what is in it is
 
 
 def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
@@ -119,27 +121,38 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
     if not _is_untouched(layer):
         return False
     for module in skipped:
-        if _has_hooks(module) or not _is_untouched(module):
+        if not _may_be_skipped(module):
             return False
     return True
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+def _may_be_skipped(module: nn.Module, inside: bool = True) -> bool:
+    """Return True if nothing was done to a module that a call of it would show."""
+    if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or 'forward' in module.__dict__
+    ):
+        return False
+    cls = type(module)
+    known = _known.get(cls)
+    if known is None or cls.forward is not known.forward or cls.__call__ is not known.call:
+        return False
+    return _is_untouched(module, inside)
 
 
 def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
-    """Return True if a module, whose hooks were asked about, is as registered, and so are its children if inside."""
-    cls = type(module)
-    known = _known.get(cls)
+    """Return True if a module, apart from being called, is as registered, and so are its children if inside."""
+    known = _known.get(type(module))
     if known is None:
         return False
     for name, method in known.methods:
-        if getattr(cls, name) is not method or name in module.__dict__:
+        if getattr(type(module), name) is not method or name in module.__dict__:
             return False
     for weight in module._parameters.values():
-        if weight is not None and not _is_plain(weight):
+        if weight is not None and type(weight) is not nn.Parameter and not _is_plain(weight):
             return False
     if inside:
         for name, expected in known.children:
@@ -149,32 +162,29 @@ def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
 
 
 def _is_expected(child: nn.Module | None, expected: Any) -> bool:
-    if child is None or _has_hooks(child):
-        return False
-    if expected is CONTAINER:
-        return _is_untouched(child, inside=False)
+    if type(child) is expected:
+        return _may_be_skipped(child)
     if expected is POINTWISE:
-        return _is_pointwise(child)
+        known = _known.get(type(child))
+        if known is None or not known.pointwise or not _may_be_skipped(child):
+            return False
+        for grandchild in child._modules.values() if type(child) is nn.Sequential else ():
+            if not _is_expected(grandchild, POINTWISE):
+                return False
+        return True
+    if expected is CONTAINER:
+        return child is not None and _may_be_skipped(child, inside=False)
     if isinstance(expected, Exactly):
-        children = list(child._modules.values())
-        if type(child) is not expected.cls or len(children) != len(expected.children):
+        children = list(child._modules.values()) if type(child) is expected.cls else []
+        if len(children) != len(expected.children):
             return False
         for grandchild, cls in zip(children, expected.children, strict=True):
             if not _is_expected(grandchild, cls):
                 return False
-        return _is_untouched(child)
-    classes = expected if isinstance(expected, tuple) else (expected,)
-    return type(child) in classes and _is_untouched(child)
-
-
-def _is_pointwise(module: nn.Module) -> bool:
-    if type(module) is nn.Sequential:
-        for child in module._modules.values():
-            if not _is_expected(child, POINTWISE):
-                return False
-        return _is_untouched(module)
-    known = _known.get(type(module))
-    return known is not None and known.pointwise and _is_untouched(module)
+        return _may_be_skipped(child, inside=False)
+    if isinstance(expected, tuple):
+        return type(child) in expected and _may_be_skipped(child)
+    return False
 
 
 def _is_plain(weight: torch.Tensor) -> bool:

@@ -12,8 +12,8 @@ before it, so u - r must be as small as the patch's own deviation. Let r be the 
 channels: the difference of nearly equal numbers is exact, and nothing cancels afterwards. The patches are a view of the
 padded image, which is written once, minus r, and then normalized.
 
-Maps of many channels (`_convolve_normed`). Their channels differ, so that s^2 is not small beside m^2: r = 0, and F u is
-a convolution. The patches, k^2 / stride^2 times the size of the map, are never written.
+Maps of many channels (`_convolve_normed`). Their channels differ, so that s^2 is not small beside m^2: r = 0, and F u
+is a convolution. The patches, k^2 / stride^2 times the size of the map, are never written.
 """
 import torch
 import torch.nn.functional as F

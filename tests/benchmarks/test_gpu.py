@@ -176,7 +176,7 @@ def test_switches_are_set_and_set_back(gpu):
 
 def test_only_keys_and_queries_are_scaled(gpu):
     for name in ('test_t2t_vit', 't2t_vit_t_14'):
-        model, scaled = (gpu.exactness.load(name, scale=s).tokens_to_token.state_dict() for s in (1., 3.))
+        model, scaled = (gpu.exactness.load(name, scale=s).patch_embed.state_dict() for s in (1., 3.))
         changed = {k: scaled[k] / model[k] for k in model if not torch.equal(scaled[k], model[k])}
         assert changed and all('kqv' in k or 'qkv' in k for k in changed)
         for ratio in changed.values():

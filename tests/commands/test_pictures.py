@@ -74,7 +74,7 @@ def test_attention_of_token_steps_gives_their_output(photo, token_type):
     model = make_model(token_type=token_type)
     image = read_image(photo, model)
     x = pictures._to_input(image, model)
-    step = model.tokens_to_token.attention1
+    step = model.patch_embed.attention1
     with torch.no_grad():
         u = step.norm1(torch.nn.functional.unfold(x, 7, stride=4, padding=2).transpose(1, 2))[0]
         v, proj = ((step.kqv(u)[:, 128:], step.proj) if token_type == 'performer'

@@ -83,7 +83,7 @@ def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Te
     from torch.distributed.tensor import DTensor
     model.set_grad_checkpointing(way == 'fsdp_checkpointing')
     mesh = torch.distributed.init_device_mesh('cpu', (torch.distributed.get_world_size(),))
-    for unit in (model.tokens_to_token, *model.blocks, model):
+    for unit in (model.patch_embed, *model.blocks, model):
         fully_shard(unit, mesh=mesh)
     optimizer = create_optimizer(model)
     loss_of(model, images, labels).backward()

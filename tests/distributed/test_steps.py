@@ -84,7 +84,7 @@ def test_ddp(case, two_ranks, one_process):
 @pytest.mark.slow
 def test_ddp_hands_out_the_random_features_of_rank_0(two_ranks):
     first, second = two_ranks('performer-ddp')
-    buffers = ('tokens_to_token.attention1.w', 'tokens_to_token.attention2.w', 'pos_embed')
+    buffers = ('patch_embed.attention1.w', 'patch_embed.attention2.w', 'pos_embed')
     assert set(first['start']) == set(buffers)
     for name in buffers:
         assert not torch.allclose(first['start'][name], second['start'][name])

@@ -56,8 +56,8 @@ def _paddle(state: dict[str, Any], protocol: int, vit: bool = False) -> bytes:
     params = {}
     for name, value in state.items():
         if vit:
-            name = name.replace('tokens_to_token.attention', 'patch_embed.attn')
-            name = name.replace('tokens_to_token.project', 'patch_embed.proj')
+            name = name.replace('patch_embed.attention', 'patch_embed.attn')
+            name = name.replace('patch_embed.project', 'patch_embed.proj')
         value = value.numpy() if isinstance(value, torch.Tensor) else value
         params[name] = value.T.copy() if name.endswith('.weight') and getattr(value, 'ndim', 0) == 2 else value
     if not vit:
@@ -117,7 +117,7 @@ def _resaved(rng: Random, fmt: str) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 4))):
         # the ones whose shape the checkpoint decides are the interesting ones
         name = rng.choice((
-            rng.choice(list(state) or ['x']), 'head.weight', 'pos_embed', 'tokens_to_token.attention1.kqv.weight'))
+            rng.choice(list(state) or ['x']), 'head.weight', 'pos_embed', 'patch_embed.attention1.kqv.weight'))
         kind = rng.randrange(6)
         if kind == 0:
             state.pop(name, None)

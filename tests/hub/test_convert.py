@@ -112,7 +112,7 @@ def test_weights_of_ones_own(tmp_path, kwargs, caplog):
     model = timm.create_model(f'local-dir:{out}', pretrained=True)
     assert (model.num_classes, model.in_chans) == (kwargs['num_classes'], kwargs.get('in_chans', 3))
     expected_size = 48 if kwargs.get('img_size') == 40 else kwargs.get('img_size', 56)  # the size that its grid says
-    assert model.img_size == (expected_size, expected_size)
+    assert model.patch_embed.img_size == (expected_size, expected_size)
     taken = f'tokens taken for {expected_size} x {expected_size} pixels'
     assert (taken in caplog.text) == ('img_size' in kwargs)
     for name, value in model.state_dict().items():
@@ -120,7 +120,7 @@ def test_weights_of_ones_own(tmp_path, kwargs, caplog):
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     if model.in_chans in (1, 3):
         pixels = transform(Image.new('L' if model.in_chans == 1 else 'RGB', (70, 90)))
-        assert pixels.shape == (model.in_chans, *model.img_size)
+        assert pixels.shape == (model.in_chans, *model.patch_embed.img_size)
 
 
 def test_preprocessing_and_size_of_the_training_run(tmp_path):
@@ -215,7 +215,7 @@ def test_transformers_own_checkpoint(tmp_path, caplog):
     assert torch.equal(load_file(out / 'model.safetensors')['head.weight'], state_dict['head.weight'])
 
 
-@pytest.mark.parametrize('name', ['pos_embed', 'head.weight', 'head.bias', 'tokens_to_token.attention1.norm1.weight'])
+@pytest.mark.parametrize('name', ['pos_embed', 'head.weight', 'head.bias', 'patch_embed.attention1.norm1.weight'])
 @pytest.mark.parametrize('shape', [(), (1,), (1, 1), (1, 0, 64)], ids=str)
 def test_tensor_of_senseless_shape(tiny_file, name, shape):
     torch.save(dict(published.tiny(), **{name: torch.zeros(shape)}), tiny_file)
@@ -272,10 +272,10 @@ def test_wrong_classes(tiny_file):
 
 def test_missing_and_unexpected_names(tiny_file):
     state_dict = published.tiny()
-    del state_dict['tokens_to_token.attention1.w']
+    del state_dict['patch_embed.attention1.w']
     state_dict['extra'] = torch.zeros(1)
     torch.save(state_dict, tiny_file)
-    fails(tiny_file, 'test_t2t_vit', r'missing tokens_to_token.attention1.w; unexpected extra')
+    fails(tiny_file, 'test_t2t_vit', r'missing patch_embed.attention1.w; unexpected extra')
 
 
 @pytest.mark.parametrize('model, words', [

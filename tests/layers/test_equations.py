@@ -18,6 +18,10 @@ def small_model(token_type='performer', **kwargs):
     return timm.create_model('test_t2t_vit', num_classes=7, token_type=token_type, depth=2, **kwargs)
 
 
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     height=SIZES,
@@ -30,21 +34,21 @@ def small_model(token_type='performer', **kwargs):
 def test_model_equals_reference(height, width, in_chans, batch, token_type, dtype):
     torch.manual_seed(height * 71 + width)
     model = small_model(token_type, img_size=(height, width), in_chans=in_chans, dtype=dtype).eval()
-    for parameter in model.parameters():  # away from the initial zeros and ones
+    for parameter in trained(model).values():  # away from the initial zeros and ones
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     x = torch.randn(batch, in_chans, height, width, dtype=dtype)
     state = {k: v.double() for k, v in model.state_dict().items()}
     tolerance = 1e-9 if dtype == torch.float64 else 2e-5
 
     tokens, grid = tokens_to_token(state, x.double())
-    assert grid == tokens_grid_size((height, width)) == model.grid_size
+    assert grid == tokens_grid_size((height, width)) == model.patch_embed.grid_size
     features, logits = t2t_vit(state, x.double(), num_heads=4)
     probe = torch.randn_like(logits)
     expected = torch.autograd.functional.vjp(lambda t: t2t_vit(state, t, 4)[1], x.double(), probe)[1]
     x.requires_grad_()
     out = model(x)
     out.backward(probe.to(dtype))
-    actual = model.tokens_to_token(x).flatten(2).transpose(1, 2), model.forward_features(x), out, x.grad
+    actual = model.patch_embed(x), model.forward_features(x), out, x.grad
     for ours, theirs in zip(actual, (tokens, features, logits, expected), strict=True):
         assert ours.dtype == dtype and (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
@@ -57,14 +61,14 @@ def test_gradients_of_every_parameter(token_type, fused):
     probe = torch.randn(2, 7, dtype=torch.float64)
     (t2t_vit(state, x, 4)[1] * probe).sum().backward()
     (model(x) * probe).sum().backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
 def test_reparameterized_model_gives_the_same_logits(token_type):
     model = small_model(token_type, dtype=torch.float64).eval()
-    for parameter in model.parameters():
+    for parameter in trained(model).values():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     state = {k: v.clone() for k, v in model.state_dict().items()}
     folded = reparameterize_model(model)
@@ -72,8 +76,8 @@ def test_reparameterized_model_gives_the_same_logits(token_type):
     torch.testing.assert_close(folded(x), t2t_vit(state, x, 4)[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     if token_type != 'convolution':
-        assert 'tokens_to_token.attention1.norm1.weight' not in folded.state_dict()
-        step = folded.tokens_to_token.attention1
+        assert 'patch_embed.attention1.norm1.weight' not in folded.state_dict()
+        step = folded.patch_embed.attention1
         with torch.no_grad():
             torch.testing.assert_close(torch.jit.script(folded)(x), folded(x), rtol=1e-9, atol=1e-9)
             fast = step(x)
@@ -98,7 +102,7 @@ def test_norms_and_linear_maps_without_gain_or_bias(token_type, affine, bias):
         else:
             setattr(parent, name, torch.nn.Linear(module.in_features, module.out_features, bias=False, **dd))
 
-    step = model.tokens_to_token.attention1
+    step = model.patch_embed.attention1
     replace(step, 'norm1')
     replace(step, 'norm2')
     replace(*((step, 'kqv') if token_type == 'performer' else (step.mlp, 'fc1')))
@@ -108,6 +112,6 @@ def test_norms_and_linear_maps_without_gain_or_bias(token_type, affine, bias):
     def run(on):
         with set_fused(on):
             out = model(x)
-            return [out, *torch.autograd.grad((out * probe).sum(), [*model.parameters()])]
+            return [out, *torch.autograd.grad((out * probe).sum(), trained(model).values())]
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-9, atol=1e-9)

@@ -161,7 +161,7 @@ def test_rates_reach_their_layers():
     block = model.blocks[-1]
     assert (model.head_drop.p, model.pos_drop.p, block.mlp.drop1.p, block.attn.proj_drop.p) == (.1, .2, .3, .3)
     assert (block.attn.attn_drop.p, block.drop_path1.drop_prob) == (.4, .5)
-    assert model.tokens_to_token.attention1.dp.p == 0.1 == model.tokens_to_token.attention2.mlp[3].p  # as published
+    assert model.patch_embed.attention1.dp.p == 0.1 == model.patch_embed.attention2.mlp[3].p  # as published
 
 
 def test_drop_path_drops_the_class_token_as_it_drops_all_tokens(images):
@@ -177,7 +177,7 @@ def test_layer_decay_groups(model):
     groups = group_parameters(model, model.group_matcher())
     names = [name for name, _ in model.named_parameters()]
     assert sorted(n for g in groups.values() for n in g) == sorted(names)
-    assert 'cls_token' in groups[0] and all('tokens_to_token' in n or n == 'cls_token' for n in groups[0])
+    assert 'cls_token' in groups[0] and all('patch_embed' in n or n == 'cls_token' for n in groups[0])
     assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
     assert model.no_weight_decay() == {'cls_token', 'reg_token'}
 
@@ -207,7 +207,7 @@ def test_meta_device_then_to_empty():
     model.init_weights()
     fresh = timm.create_model('test_t2t_vit')
     torch.testing.assert_close(model.pos_embed, fresh.pos_embed)
-    w = model.tokens_to_token.attention1.w
+    w = model.patch_embed.attention1.w
     torch.testing.assert_close(w @ w.T, 32 * torch.eye(32), rtol=0, atol=1e-4)
     assert all(p.isfinite().all() for p in model.parameters())
     assert timm.create_model('test_t2t_vit', dtype=torch.bfloat16).pos_embed.dtype == torch.bfloat16

@@ -85,7 +85,7 @@ def test_stem_adapts_to_other_channels(expected_shapes, model, device, in_chans)
 
 @pytest.mark.parametrize('create', ['performer', 'transformer'], indirect=True)
 def test_the_attention_that_pictures_show(model, device):
-    step = model.to(device).tokens_to_token.attention1
+    step = model.to(device).patch_embed.attention1
     attention, kept = step_attention(step, torch.empty(1, 3, 56, 56, device=device), torch.tensor([3, 100]))
     assert attention.device.type == kept.device.type == 'cpu'
     assert attention.shape == (2, 14 * 14) and kept.shape == (2,)

@@ -93,7 +93,7 @@ def test_the_epsilon_decides_where_keys_and_queries_are_large(large_norm):
     """Or the test above would prove nothing."""
     make, images, logits_in_float64 = large_norm
     without = make(torch.float64)
-    for step in (without.tokens_to_token.attention1, without.tokens_to_token.attention2):
+    for step in (without.patch_embed.attention1, without.patch_embed.attention2):
         step.eps = 1e-20
     with set_fused(False):
         errors = relative_errors(without(torch.cat([*images.values()])), logits_in_float64(torch.float32))

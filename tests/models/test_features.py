@@ -17,7 +17,7 @@ def seed():
 
 def reference_levels(model, x):
     """The three levels of a whole model, seen through hooks and forward_intermediates."""
-    steps = [m for m in model.tokens_to_token.children()][:2]
+    steps = [m for m in model.patch_embed.children()][:2]
     seen = []
     hooks = [step.register_forward_hook(lambda m, args, out: seen.append(out)) for step in steps]
     last = model.forward_intermediates(x, [-1], intermediates_only=True)
@@ -125,9 +125,9 @@ def test_another_size_is_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize('out_indices, gone, kept', [
-    ((0,), ('attention2.', 'project.', 'blocks.', 'cls_token', 'pos_embed'), ('tokens_to_token.attention1.kqv',)),
-    ((1,), ('project.', 'blocks.', 'cls_token', 'pos_embed'), ('tokens_to_token.attention2.kqv',)),
-    ((0, 1, 2), (), ('tokens_to_token.project', 'blocks.3.mlp.fc2', 'cls_token', 'pos_embed')),
+    ((0,), ('attention2.', 'project.', 'blocks.', 'cls_token', 'pos_embed'), ('patch_embed.attention1.kqv',)),
+    ((1,), ('project.', 'blocks.', 'cls_token', 'pos_embed'), ('patch_embed.attention2.kqv',)),
+    ((0, 1, 2), (), ('patch_embed.project', 'blocks.3.mlp.fc2', 'cls_token', 'pos_embed')),
 ])
 def test_pruned(out_indices, gone, kept):
     names = list(timm.create_model('test_t2t_vit', features_only=True, out_indices=out_indices).state_dict())
@@ -158,7 +158,7 @@ def test_grad_checkpointing_changes_no_gradient(out_indices):
 
     expected = gradients()
     recomputed = []
-    pyramid.model.tokens_to_token.attention1.register_forward_hook(lambda *_: recomputed.append(1))
+    pyramid.model.patch_embed.attention1.register_forward_hook(lambda *_: recomputed.append(1))
     pyramid.set_grad_checkpointing()
     got = gradients()
     assert len(recomputed) == 2  # once forward, once on the way back

@@ -21,7 +21,7 @@ def golden(request, golden_model):
 
 def scale_keys_and_queries(model, gain):
     with torch.no_grad():
-        for step in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
+        for step in (model.patch_embed.attention1, model.patch_embed.attention2):
             linear = step.kqv if hasattr(step, 'kqv') else step.attn.qkv
             linear.weight[:2 * linear.out_features // 3] *= gain  # biases as they are
 
@@ -48,7 +48,7 @@ def test_stays_in_range_with_all_tokens_of_an_image(golden_model, golden_images,
     dtype = getattr(torch, mode.split()[0])
     model = golden_model('t2t_vit_7', 'large_norm', depth=1)
     scale_keys_and_queries(model, 10)
-    module = model.tokens_to_token.to(torch.float32 if 'autocast' in mode else dtype)
+    module = model.patch_embed.to(torch.float32 if 'autocast' in mode else dtype)
     x = golden_images(1).to(next(module.parameters()).dtype)
     with torch.autocast('cpu', dtype) if 'autocast' in mode else nullcontext():
         out = module(x)

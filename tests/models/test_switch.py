@@ -10,11 +10,11 @@ from t2t_timm import set_fused
 
 LINEAR = {
     'performer': (
-        'tokens_to_token.attention1.kqv', 'tokens_to_token.attention1.proj', 'tokens_to_token.attention2.mlp.2',
-        'tokens_to_token.project', 'blocks.1.attn.qkv', 'blocks.1.mlp.fc2'),
+        'patch_embed.attention1.kqv', 'patch_embed.attention1.proj', 'patch_embed.attention2.mlp.2',
+        'patch_embed.project', 'blocks.1.attn.qkv', 'blocks.1.mlp.fc2'),
     'transformer': (
-        'tokens_to_token.attention1.attn.qkv', 'tokens_to_token.attention2.attn.proj',
-        'tokens_to_token.attention1.mlp.fc1', 'tokens_to_token.attention2.mlp.fc2'),
+        'patch_embed.attention1.attn.qkv', 'patch_embed.attention2.attn.proj',
+        'patch_embed.attention1.mlp.fc1', 'patch_embed.attention2.mlp.fc2'),
 }
 
 

@@ -59,16 +59,16 @@ class TestPatchEmbed:
             assert getattr(view, name) == getattr(expected, name), name
         assert view.feat_ratio() == 16 and view.feat_ratio(as_scalar=False) == (16, 16)
         assert view.dynamic_feat_size((63, 34)) == (4, 2)  # what the soft splits give, 63 // 16 is 3
-        assert view.proj is model.tokens_to_token.project and view.proj.weight.shape[0] == 64
+        assert view.proj is model.patch_embed.project and view.proj.weight.shape[0] == 64
         model.set_input_size(96)
-        assert model.patch_embed.grid_size == model.grid_size == (6, 6)
+        assert model.patch_embed.grid_size == model.patch_embed.grid_size == (6, 6)
 
     def test_it_is_a_view(self, images):
         model = make()
         names = list(model.state_dict()), [n for n, _ in model.named_modules()]
         view = model.patch_embed
         assert names == (list(model.state_dict()), [n for n, _ in model.named_modules()])
-        assert [id(p) for p in view.parameters()] == [id(p) for p in model.tokens_to_token.parameters()]
+        assert [id(p) for p in view.parameters()] == [id(p) for p in model.patch_embed.parameters()]
         with pytest.raises(ValueError, match='made for images of 48 x 48 pixels'):
             view(images[..., :32])
         assert torch.equal(copy.deepcopy(model).patch_embed(images), view(images))
@@ -181,7 +181,7 @@ class TestOptions:
     def test_layer_decay_groups(self, options):
         model = make(**options)
         groups = timm.models.group_parameters(model, model.group_matcher())
-        stem = ('cls_token', 'reg_token', 'tokens_to_token')
+        stem = ('cls_token', 'reg_token', 'patch_embed')
         assert groups[0] and all(n.startswith(stem) for n in groups[0])
         assert not [n for i, g in groups.items() if i for n in g if n.startswith(stem)]
 

@@ -28,7 +28,7 @@ def test_layer_decay_scales():
     scales = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
     decays = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     above = {  # layers between this one and the head, the head included
-        'cls_token': 5, 'tokens_to_token': 5, 'blocks.0': 4, 'blocks.1': 3, 'blocks.2': 2, 'blocks.3': 1, 'norm': 1,
+        'cls_token': 5, 'patch_embed': 5, 'blocks.0': 4, 'blocks.1': 3, 'blocks.2': 2, 'blocks.3': 1, 'norm': 1,
         'head': 0,
     }
     for name, param in model.named_parameters():

@@ -54,7 +54,7 @@ def test_other_classes_and_channels(trained):
     for experiment, channels in (('parity', 3), ('grey', 1)):
         weights = trained(experiment)[1]['state_dict']
         assert weights['head.weight'].shape == (2, 64)
-        assert weights['tokens_to_token.attention1.norm1.weight'].shape == (channels * 49,)
+        assert weights['patch_embed.attention1.norm1.weight'].shape == (channels * 49,)
 
 
 @pytest.mark.parametrize('option, words', [

@@ -41,7 +41,7 @@ def by_timms_load_checkpoint(model, state_dict, folder):
 
 
 def by_pretrained(model, state_dict, folder):
-    loaded = make(model.img_size, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict))
+    loaded = make(model.patch_embed.img_size, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict))
     model.load_state_dict(loaded.state_dict())
 
 

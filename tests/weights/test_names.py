@@ -27,17 +27,17 @@ def test_the_first_layer(architecture, in_chans):
     for child, module in model.named_modules():
         if list(module.parameters(recurse=False)):
             module.register_forward_hook(lambda m, args, out, child=child: called.append(child))
-    model(torch.zeros(1, in_chans, *model.img_size, device='meta'))
+    model(torch.zeros(1, in_chans, *model.patch_embed.img_size, device='meta'))
     assert next(child for child in called if 'norm' not in child) == name
 
 
 @pytest.mark.parametrize('shape', [(), (4,), (4, 50), (4, 3, 7)], ids=str)
 def test_a_senseless_first_layer_says_nothing_of_channels(shape):
-    assert input_channels({'tokens_to_token.attention1.kqv.weight': torch.zeros(shape)}) == 0
+    assert input_channels({'patch_embed.attention1.kqv.weight': torch.zeros(shape)}) == 0
 
 
 def test_token_types_are_those_of_the_models():
     modules = {'performer': 'TokenPerformer', 'transformer': 'TokenTransformer', 'convolution': 'Conv2d'}
     for architecture in timm.list_models('*t2t_vit*'):
-        first = next(timm.create_model(architecture, device='meta').tokens_to_token.children())
+        first = next(timm.create_model(architecture, device='meta').patch_embed.children())
         assert type(first).__name__ == modules[token_type(architecture)], architecture
