@@ -98,10 +98,11 @@ def images(size: int, in_chans: int) -> Dict[str, torch.Tensor]:
 
 @lru_cache(maxsize=None)
 def _weights(name: str, in_chans: int, regime: str) -> Dict[str, torch.Tensor]:
+    """Return weights under the official names, from which they are drawn."""
     model = timm.create_model(name, in_chans=in_chans)
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    shapes = {k.replace('patch_embed.', 'tokens_to_token.', 1): tuple(v.shape) for k, v in model.state_dict().items()}
     state = {k: torch.from_numpy(v).float() for k, v in golden_weights.deterministic_state(shapes, regime).items()}
-    return dict(state, pos_embed=model.pos_embed)
+    return dict(state, pos_embed=model.pos_embed.detach())
 
 
 def load(name: str, in_chans: int = 3, regime: str = 'normal', scale: float = 1.) -> torch.nn.Module:
@@ -109,7 +110,7 @@ def load(name: str, in_chans: int = 3, regime: str = 'normal', scale: float = 1.
     model = timm.create_model(name, in_chans=in_chans, device='meta').eval()
     state = {k: v.clone() for k, v in _weights(name, in_chans, regime).items()}
     for k, v in state.items():
-        if k.startswith('patch_embed.') and ('.kqv.' in k or '.qkv.' in k):
+        if k.startswith('tokens_to_token.') and ('.kqv.' in k or '.qkv.' in k):
             v[:2 * len(v) // 3] *= scale  # k, q, v in a Performer; q, k, v in a token transformer
     model.load_state_dict(state, strict=True, assign=True)
     return model
@@ -157,7 +158,7 @@ def value_range(name: str, regime: str, precision: Precision, device: torch.devi
         finite = {
             'logits': logits.isfinite().all(),
             'logits in training': trained.isfinite().all(),
-            'gradients': torch.stack([p.grad.isfinite().all() for p in model.parameters()]).all(),
+            'gradients': torch.stack([p.grad.isfinite().all() for p in model.parameters() if p.requires_grad]).all(),
         }
         found[scale] = [what for what, all_finite in finite.items() if not all_finite]
     return dict(

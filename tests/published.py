@@ -65,6 +65,13 @@ def tiny(**kwargs) -> dict[str, torch.Tensor]:
     return timm.create_model('test_t2t_vit', **kwargs).state_dict()
 
 
+def official(state_dict: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a state dict of the models under the official names, as the authors' files have them."""
+    return {
+        k.replace('patch_embed.', 'tokens_to_token.', 1) if isinstance(k, str) else k: v
+        for k, v in state_dict.items()}
+
+
 class Evil:
     """Asks whoever unpickles it to run a command."""
 

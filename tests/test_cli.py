@@ -177,7 +177,7 @@ def test_convert_and_verify(tmp_path, capsys):
 def test_verify_tag(capsys):
     assert main(['verify', 'test_t2t_vit.mnist']) == 0
     out = capsys.readouterr().out
-    assert '476d968fded11c7c99ccd7745ea47a5daaabc8b8a8f694251e2babbe930c99c4' in out
+    assert 'a82210348887a47ab25c913a977788891149df9545a3cc9cb8eee078936247bf' in out
     assert 'loads strictly: yes' in out
 
 

@@ -2,6 +2,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import published
 import pytest
 import timm
 import torch
@@ -27,7 +28,7 @@ def converted(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('converted')
     model = timm.create_model('t2t_vit_7')
-    torch.save({'state_dict_ema': model.state_dict()}, folder / 'weights.pth.tar')
+    torch.save({'state_dict_ema': published.official(model.state_dict())}, folder / 'weights.pth.tar')
     return str(convert(folder / 'weights.pth.tar', 't2t_vit_7', folder / 'model'))
 
 
@@ -118,6 +119,11 @@ def test_pretrained_backbone(request, monkeypatch, source, auto):
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
+def test_positions_are_not_trained(embedded):
+    model = transformers.AutoModelForImageClassification.from_pretrained(embedded)
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ['timm_model.pos_embed']
+
+
 def test_trainer_fine_tunes_a_step(embedded, tmp_path):
     pytest.importorskip('accelerate', reason='pip install accelerate: the Trainer needs it')
     generator = torch.Generator().manual_seed(0)
@@ -134,7 +140,8 @@ def test_trainer_fine_tunes_a_step(embedded, tmp_path):
         train_dataset=data,
     )
     assert torch.isfinite(torch.tensor(trainer.train().training_loss))
-    assert not [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    assert not unchanged - {'timm_model.pos_embed'}
     model.save_pretrained(tmp_path / 'tuned')
     again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / 'tuned').eval()
     x = torch.stack([d['pixel_values'] for d in data])

@@ -18,7 +18,7 @@ __all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
 
 OPSET = 20
 TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
-TOLERANCE = 1e-4  # of the logits, relative where they are above 1
+TOLERANCE = 1e-4  # largest difference of logits, relative where they are above 1
 MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would have to treat apart
 MAX_SIZE = 4096
 MAX_BATCH = 4096
@@ -34,7 +34,7 @@ class Exported(NamedTuple):
     size: int
     max_diff: float
     shapes: list[tuple[int, ...]]
-    agreement: Agreement | None = None  # of an int8 model
+    agreement: Agreement | None = None  # with an int8 model
 
     def __str__(self) -> str:
         shapes = ', '.join('x'.join(map(str, shape)) for shape in self.shapes)
@@ -97,7 +97,7 @@ def export_model(
             run = QUANTIZERS[format](str(file), data)
             _logger.info('Comparing it with the model on the images ...')
             agreement = measure_agreement(model, run, data)
-        del run  # Windows renames no file that is open, as what reads this one may have it
+        del run  # Windows cannot rename open files, so close the session first.
         size = _keep(file, path)
     return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
 
@@ -210,7 +210,7 @@ def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
         output_names=['logits'],
         verbose=False,
     )
-    assert program is not None  # as dynamo=True gives one
+    assert program is not None  # dynamo=True gives one
     program.save(file, external_data=False)
 
 

@@ -17,21 +17,21 @@ __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 
 
 MAX_SIZE = 1024  # pixels; a block's attention is then 4,097 x 4,097
 COLUMNS = 7
-QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # of a token step, as fractions of height and width
+QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # tokens of a token step, as fractions of height and width
 CHANNELS = 7
 CLASSES = 5
 
 
 class Attention(NamedTuple):
     """Attention over one image."""
-    blocks: list[np.ndarray]  # of the class token over the grid, mean over the heads, (H', W') for each block
+    blocks: list[np.ndarray]  # attention of the class token over the grid, mean over the heads, (H', W') for each block
     rollout: np.ndarray  # the same followed through all blocks
-    steps: list[list[tuple[tuple[int, int], np.ndarray, float]]]  # of each token step: queries, maps, what is kept
-    probabilities: np.ndarray  # of the classes, (num_classes,); empty without a classifier
+    steps: list[list[tuple[tuple[int, int], np.ndarray, float]]]  # for each token step: queries, maps, what is kept
+    probabilities: np.ndarray  # for each class, (num_classes,); empty without a classifier
 
 
 def read_image(file: str, model: T2TViT) -> Image.Image:
-    """Read an image as the model sees it: its colour channels, centre-cropped and resized to model.patch_embed.img_size.
+    """Read an image as the model sees it: its colour channels, centre-cropped and resized to its image size.
 
     Raises:
         UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
@@ -53,7 +53,7 @@ def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
     mean, std = (torch.tensor(model.pretrained_cfg[k][:model.in_chans]) for k in ('mean', 'std'))
     x = ((pixels.reshape(*model.patch_embed.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
-    return x.to(model.pos_embed.device)
+    return x.to(next(model.parameters()).device)
 
 
 def step_attention(

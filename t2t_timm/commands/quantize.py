@@ -23,7 +23,7 @@ class Agreement(NamedTuple):
     """How an int8 model agrees with the float model on images."""
     images: int
     same: int  # images with the same most probable class
-    max_diff: float  # of a probability
+    max_diff: float  # largest difference of a probability
 
     def __str__(self) -> str:
         return (

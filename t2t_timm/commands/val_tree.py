@@ -26,7 +26,7 @@ __all__ = ['val_tree']
 Problems = dict[str, list[str]]  # cases of each kind
 
 CLASS_MAP = 'class_map.txt'
-SUFFIX = '.incomplete'  # of the folder that becomes the tree
+SUFFIX = '.incomplete'  # end of the name of the folder that becomes the tree
 FORM = '"NAME.JPEG LABEL", labels 0 to 999 in the order of the synsets'
 DEVKIT_LIST = 'ILSVRC2012_validation_ground_truth.txt'
 FIRST = 'ilsvrc2012_val_00000001.jpeg'  # 65 in the order of the synsets, 490 in the devkit's, which counts from 1
@@ -48,7 +48,7 @@ class _Line(NamedTuple):
 
 
 class _Image(NamedTuple):
-    name: str  # of the file, without folders
+    name: str  # name of the file, without folders
     size: int  # in bytes
     source: Any  # what the place it comes from knows it by
 

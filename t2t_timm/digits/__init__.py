@@ -41,7 +41,7 @@ def extract_heldout(out_dir: str | Path) -> Path:
             path = root / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
             source = tar.extractfile(member)
-            assert source is not None  # as it is of no folder and no link
+            assert source is not None  # it is None for folders and links alone
             with source, open(path, 'wb') as target:
                 shutil.copyfileobj(source, target)
     return out_dir

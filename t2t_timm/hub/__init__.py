@@ -1,1 +1,1 @@
-"""The weights: what is known of them, where they come from, how they are converted and published."""
+"""What is done with weights: convert, verify and publish them, describe them on model cards and in tables."""

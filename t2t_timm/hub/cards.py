@@ -116,7 +116,7 @@ def _card(data: ModelCardData, parts: list[str]) -> str:
 
 def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], source: dict[str, Any]) -> str:
     paper = load_manifest()['paper']
-    tokens = _TOKENS[get_pretrained_cfg(name).first_conv]
+    tokens = _TOKENS[get_pretrained_cfg(name).first_conv]  # type: ignore
     trained = 'trained on ImageNet-1k and fine-tuned on' if 'in1k_ft' in name else 'trained on'
     text = (
         f'A Tokens-to-Token ViT for image classification, {trained} {dataset["name"]}. T2T-ViT turns an image into '

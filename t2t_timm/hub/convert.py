@@ -15,7 +15,7 @@ from timm.data.loader import adapt_to_chs
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
-from ..errors import UserError
+from ..errors import UserError, require_timm
 from ..files import new_folder
 from ..layers import sinusoidal_pos_embed, tokens_grid_size
 from ..models import T2TViT
@@ -168,7 +168,7 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> T2TViT:
         *_img_size(checkpoint, cfg['input_size'][1:]),
     )
     for key in ('mean', 'std'):
-        cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # as timm's loader did in training
+        cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # timm's loader did the same in training
     # the size stands in the cfg too, but some architectures have one of their own
     return cast(T2TViT, timm.create_model(
         architecture, pretrained_cfg=cfg, img_size=cfg['input_size'][1:], device='meta'))
@@ -256,6 +256,7 @@ def describe(folder: Path, model: T2TViT, train_args: dict[str, Any]) -> None:
 def _write_config(path: Path, model: T2TViT, architecture: str, train_args: dict[str, Any]) -> None:
     # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
     # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
+    require_timm('1.0.31', 'Writing a config.json')
     label_names = model.pretrained_cfg.get('label_names')
     data_config = {k: train_args[k] for k in _PREPROCESSING if k in train_args}
     save_config_for_hf(

@@ -17,7 +17,7 @@ from .convert import build_for, check_fit, resolve_name
 
 __all__ = ['TOLERANCE', 'Verdict', 'verify']
 
-TOLERANCE = 1e-4  # of logits, in float32
+TOLERANCE = 1e-4  # largest difference of two logits, in float32
 
 
 class Verdict(NamedTuple):

@@ -130,7 +130,7 @@ class SqueezeExcite(nn.Module):
 
 
 def _scale_channels(dim: int, **dd) -> nn.Conv1d:
-    # the published code keeps a learned scale per channel as a depthwise convolution of width 1
+    # The published code keeps a learned scale per channel as a depthwise convolution of width 1.
     return nn.Conv1d(dim, dim, kernel_size=1, groups=dim, bias=False, **dd)
 
 

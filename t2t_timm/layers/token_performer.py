@@ -134,7 +134,7 @@ def _rate(dropout: nn.Dropout) -> float:
 @torch.fx.wrap
 def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
     """Return a, (B, N, dim), for k, q and v, (B, N, 3 * dim), in the dtype of kqv whatever autocast says."""
-    if torch.jit.is_scripting():  # torch.fx graphs can be scripted too
+    if torch.jit.is_scripting():  # graphs of torch.fx can be scripted too
         return ops.performer_attention(kqv, w, eps).to(kqv.dtype)
     else:
         return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)

@@ -18,7 +18,7 @@ class TokenAttention(nn.Module):
         """Initialize the attention of tokens of width in_dim into tokens of width dim."""
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.scale = in_dim ** -0.5  # of the input width, as published
+        self.scale = in_dim ** -0.5  # the input width's, as published
         self.fused_attn = use_fused_attn()
         self.qkv = nn.Linear(in_dim, 3 * dim, bias=False, **dd)
         self.attn_drop = nn.Identity()
@@ -30,7 +30,8 @@ class TokenAttention(nn.Module):
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """Map projected tokens (B, N, 3 * dim) to (B, N, dim)."""
-        q, k, v = qkv.unsqueeze(1).unflatten(-1, (3, -1)).unbind(-2)  # exported, chunk would fix the batch size
+        # chunk() would fix the batch size of an exported graph.
+        q, k, v = qkv.unsqueeze(1).unflatten(-1, (3, -1)).unbind(-2)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:

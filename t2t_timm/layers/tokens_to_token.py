@@ -239,12 +239,12 @@ class TokensToToken(TokenEmbed):
     def prune_maps(self, num_maps: int) -> None:
         """Drop the modules that only maps past the first num_maps need."""
         if num_maps < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_maps < 2:
-            self.attention2 = nn.Identity()
+            self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
 
 
-# What the chunks of a batch must not divide: calls that somebody looks at.
+# A batch is divided into chunks only if nobody looks at the calls of these.
 ops.register(TokensToToken, methods=('maps', '_maps', '_project', '_in_chunks'), children=dict(
     attention1=(TokenPerformer, TokenTransformer),
     attention2=(TokenPerformer, TokenTransformer),
@@ -296,6 +296,6 @@ class ConvTokens(TokenEmbed):
     def prune_maps(self, num_maps: int) -> None:
         """Drop the modules that only maps past the first num_maps need."""
         if num_maps < 3:
-            self.project = nn.Identity()
+            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_maps < 2:
-            self.soft_split1 = nn.Identity()
+            self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above

@@ -9,7 +9,7 @@ from ..weights.fit import checkpoint_filter_fn
 from ..weights.manifest import load_manifest, pretrained_cfg
 from ._features import T2TFeaturePyramid
 
-_SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # of a pretrained cfg
+_SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # entries of a pretrained cfg
 
 
 def pretrained_cfgs(*architectures: str, **kwargs: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def build_t2t_vit(
         overlay['file'] = str(pretrained_file(name, kwargs.get('cache_dir')))
 
         def filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
-            model.pretrained_cfg['file'] = named_file  # a path of this machine, and the cfg may be published
+            model.pretrained_cfg['file'] = named_file  # no path of this machine: the cfg may be published
             return checkpoint_filter_fn(state_dict, model)
 
     return build_model_with_cfg(

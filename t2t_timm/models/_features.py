@@ -61,7 +61,7 @@ class T2TFeaturePyramid(nn.Module):
         self.pool = nn.MaxPool2d(2, ceil_mode=True) if max_index > 2 else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
         model.patch_embed.prune_maps(self.num_levels)
-        if self.num_levels < 3:  # nothing behind the tokens-to-token module is needed
+        if self.num_levels < 3:  # only the tokens-to-token module is needed
             model.blocks, model.norm = nn.Sequential(), nn.Identity()
             model.cls_token = model.reg_token = model.pos_embed = None
         self.model = model

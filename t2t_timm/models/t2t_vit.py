@@ -26,7 +26,7 @@ from ..layers import (
     join_positions,
     sinusoidal_pos_embed,
 )
-from ..weights.fit import FIRST_LAYERS, pop_aux_head, rename_official, resample_positions
+from ..weights.fit import FIRST_LAYERS, check_architecture, pop_aux_head, rename_official, resample_positions
 from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
 
@@ -52,6 +52,8 @@ class T2TViT(VisionTransformer):
     """
 
     if TYPE_CHECKING:  # To nn.Module, what is registered or set from outside is Tensor | Module.
+        pos_embed: Any
+        weight_init_mode: Any
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
@@ -132,6 +134,20 @@ class T2TViT(VisionTransformer):
             with torch.no_grad():
                 self.pos_embed.copy_(table)
 
+    def set_input_size(
+            self,
+            img_size: tuple[int, int] | None = None,
+            patch_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Change the input image size (H, W), in pixels, resampling the position table bicubically.
+
+        Raises:
+            ValueError: A size below 3 x 3 pixels, or another patch_size than 16.
+        """
+        super().set_input_size(img_size, patch_size)
+        if self.has_sinusoidal_pos_embed:  # timm before 1.0.31 would train the resampled table
+            self.pos_embed.requires_grad_(False)
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Any route may bring an official file, also one of token labeling or of another image size.
         rename_official(state_dict, prefix)
@@ -139,6 +155,9 @@ class T2TViT(VisionTransformer):
         key = prefix + 'pos_embed'
         if key in state_dict and self.pos_embed is not None:
             state_dict[key] = resample_positions(state_dict[key], self)
+        given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if any(k in given and given[k].shape != p.shape for k, p in self.named_parameters()):
+            check_architecture(given, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(
@@ -165,10 +184,10 @@ class T2TViT(VisionTransformer):
     def _class_token_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return `forward_features(x)[:, :1]`: the last block computes one query, without keys and values."""
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        *blocks, last = self.blocks
-        for block in blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks[:-1]:
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
-        attn = last.attn
+        last, attn = blocks[-1], blocks[-1].attn
         drop = attn.attn_drop.p if (attn if attn.fused_attn else attn.attn_drop).training else 0.
         y = ops.class_token_attention(
             last.norm1(x), attn.qkv.weight, attn.qkv.bias, attn.num_heads, attn.scale, drop)
@@ -178,7 +197,7 @@ class T2TViT(VisionTransformer):
         return self.norm(x)
 
 
-# What the class token's row skips, or gives one token where it expects all.
+# The class token's row skips these, or gives them one token where they expect all.
 ops.register(T2TViT, methods=('forward_features', 'forward_head', 'pool'), children=dict(
     blocks=ops.CONTAINER, norm=ops.POINTWISE))
 ops.register(Block, children=dict.fromkeys(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import LayerType, get_device_dtype
+from timm.layers import LayerType
 from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import Block
 
@@ -133,7 +133,7 @@ class T2TViTDense(T2TViT):
         self._narrow_stem(embed_dim)
         if norm_layer is None and isinstance(self.norm, nn.LayerNorm):
             self.norm.__class__ = FinalNorm
-        self._insert_transitions()
+        self._insert_transitions(device=kwargs.get('device'), dtype=kwargs.get('dtype'))
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -146,10 +146,10 @@ class T2TViTDense(T2TViT):
                 new = old.new_empty(1, old.shape[1], dim)
                 setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
 
-    def _insert_transitions(self) -> None:
+    def _insert_transitions(self, **dd: Any) -> None:
         """Put a transition before each group of blocks but the first, and describe all in feature_info."""
-        dd = get_device_dtype(self)
-        rest, blocks = list(self.blocks), []
+        rest: list[Any] = list(self.blocks)
+        blocks: list[Any] = []
         for i, num_blocks in enumerate(self.block_config):
             if i > 0:
                 dim = blocks[-1].dense_linear.in_features + self.growth_rate

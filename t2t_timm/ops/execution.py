@@ -17,7 +17,7 @@ T = TypeVar('T')
 # Before torch 2.7, compiling and exporting cannot be told apart.
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
-TOKENS_PER_THREAD = 2 ** 13  # of the map at stride 4
+TOKENS_PER_THREAD = 2 ** 13  # tokens of the map at stride 4
 
 
 def is_traced() -> bool:

@@ -162,29 +162,30 @@ def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
 
 
 def _is_expected(child: nn.Module | None, expected: Any) -> bool:
-    if type(child) is expected:
+    if child is None:
+        return False
+    cls = type(child)
+    if cls is expected:
         return _may_be_skipped(child)
     if expected is POINTWISE:
-        known = _known.get(type(child))
-        if known is None or not known.pointwise or not _may_be_skipped(child):
+        known = _known.get(cls)
+        if known is None or not known.pointwise:
             return False
-        for grandchild in child._modules.values() if type(child) is nn.Sequential else ():
+        for grandchild in child._modules.values() if cls is nn.Sequential else ():
             if not _is_expected(grandchild, POINTWISE):
                 return False
-        return True
+        return _may_be_skipped(child)
     if expected is CONTAINER:
-        return child is not None and _may_be_skipped(child, inside=False)
+        return _may_be_skipped(child, inside=False)
     if isinstance(expected, Exactly):
-        children = list(child._modules.values()) if type(child) is expected.cls else []
+        children = list(child._modules.values()) if cls is expected.cls else []
         if len(children) != len(expected.children):
             return False
-        for grandchild, cls in zip(children, expected.children, strict=True):
-            if not _is_expected(grandchild, cls):
+        for grandchild, grandclass in zip(children, expected.children, strict=True):
+            if not _is_expected(grandchild, grandclass):
                 return False
         return _may_be_skipped(child, inside=False)
-    if isinstance(expected, tuple):
-        return type(child) in expected and _may_be_skipped(child)
-    return False
+    return isinstance(expected, tuple) and cls in expected and _may_be_skipped(child)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:

@@ -21,6 +21,7 @@ from .execution import autocast_off, cast, is_traced, square_sum, wide_dtype, wi
 
 __all__ = ['performer_attention', 'performer_skip']
 
+SUM_SCALE = 2 ** -8  # scale of sums over tokens; with it, 2^18 tokens with values of 60 stay in float16's range
 SINKS = 8  # columns for the sink: one, and seven of no share, since matrix products like multiples of 8
 
 
@@ -48,7 +49,7 @@ def performer_attention(
     """
     if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
-    k, q, v = kqv.unflatten(-1, (3, -1)).unbind(-2)  # exported, chunk would fix the batch size
+    k, q, v = kqv.unflatten(-1, (3, -1)).unbind(-2)  # chunk() would fix the batch size of an exported graph
     k, q = _features(k, w), _features(q, w)
     kv = k.transpose(1, 2) @ v
     if weight is not None:
@@ -97,7 +98,7 @@ def _add_product(
         drop: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
-    s = s + bias  # the shares of a token are 1 in all
+    s = s + bias  # the shares of a token sum to 1
     if drop == 0.:
         return torch.baddbmm(v, r, s), None
     y, mask = torch.native_dropout(r @ s, drop, True)
@@ -116,18 +117,23 @@ def _shares(
     half_k, half_q = half_norms.unbind(2)
 
     t = torch.baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1)
-    top = t.detach().amax(dim=1, keepdim=True)  # a constant: it cancels
+    top = t.detach().amax(dim=1, keepdim=True)  # a constant, which cancels
     e = t.sub_(top).exp_()
     total = e.sum(dim=1, keepdim=True, dtype=wide_dtype(e))
     log_sum = top + total.log()
     total = total.transpose(1, 2)
-    z = ((e.transpose(1, 2) @ v) / total).to(v.dtype)
+    z = (_sum_products(e, v) / (total * SUM_SCALE)).to(v.dtype)
 
-    top = log_sum.amax(dim=-1, keepdim=True)  # taken from the logits, so that half precision resolves them
+    top = log_sum.amax(dim=-1, keepdim=True)  # subtracted, since half precision would not resolve the logits with it
     log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
     logits = torch.baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
     logits[..., m] = (half_q - top + (math.log(eps * m) if eps > 0. else -math.inf)).squeeze(-1)
     return logits.softmax(dim=-1), e, total, F.pad(z, (0, 0, 0, SINKS))
+
+
+def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return SUM_SCALE x'y, the sum over tokens scaled before it is rounded: (B, N, m), (B, N, D) to (B, m, D)."""
+    return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=SUM_SCALE)
 
 
 def _with_sinks(w: torch.Tensor) -> torch.Tensor:
@@ -158,7 +164,7 @@ class _PerformerSkip(torch.autograd.Function):
         if mask is not None:
             scale = 1 / (1 - ctx.drop) if ctx.drop < 1. else 0.
             grad_y = torch.ops.aten.native_dropout_backward(grad, mask, scale)
-        if torch.is_grad_enabled():  # second derivatives are those of the equations
+        if torch.is_grad_enabled():  # Second derivatives need the shares as functions of kqv.
             shares = _shares(kqv, w, ctx.eps)
         grad_kqv, grad_weight = _performer_skip_backward(grad, grad_y, kqv, w, weight, *shares)
         return grad_kqv, None, None, grad_weight, grad_y.sum(dim=(0, 1)), None
@@ -174,14 +180,15 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     k, q, v = kqv.split(w.shape[1], dim=-1)
     m = len(w)
 
-    grad_s = r.transpose(1, 2) @ grad_y
+    grad_s = _sum_products(r, grad_y)  # this and grad_z are scaled by SUM_SCALE
     grad_z = (grad_s @ weight)[:, :m]
     grad_l = _softmax_backward(grad_y @ F.linear(z, weight).transpose(1, 2), r)
-    shift = grad_l[..., :m].sum(dim=1).unsqueeze(-1) - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True)
-    grad_z, shift = ((t / total).to(v.dtype) for t in (grad_z, shift))  # so that E stands for P below
+    shift = SUM_SCALE * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
+    shift = shift - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True, dtype=total.dtype)
+    grad_z, shift = ((t / (total * SUM_SCALE)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
     grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
     grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
     grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
     grad_v = torch.baddbmm(grad, e, grad_z)
-    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z)
+    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z) / SUM_SCALE

@@ -22,7 +22,7 @@ from .execution import autocast_off, cast, is_compiled, product_dtype, square_su
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
-MANY_CHANNELS = 32  # of a map; images have fewer
+MANY_CHANNELS = 32  # images have fewer
 
 
 def soft_split_linear(
@@ -147,7 +147,8 @@ def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, t
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)  # exported, split would fix the batch
+    # split() would fix the batch size of an exported graph.
+    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)
     return mean, mean_square
 
 

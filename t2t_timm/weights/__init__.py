@@ -1,1 +1,1 @@
-"""Weights: what is known of them, where they come from, and how a file of any format comes to fit a model."""
+"""Weights: the manifest of the published files, downloads, checkpoint formats, and fitting them to a model."""

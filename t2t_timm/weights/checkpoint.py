@@ -47,20 +47,21 @@ class _Inert:
         pass
 
 
-# what checkpoints hold beside tensors: numpy's numbers, and the statistics of mmengine's runner
+# Checkpoints hold these beside tensors: numpy's numbers, and the statistics of mmengine's runner. torch finds them by
+# their names.
 _READ_PAST = [
-    type(name, (_Inert,), {'__module__': module, '__qualname__': name}) for module, name in (  # how torch knows them
+    type(name, (_Inert,), {'__module__': module, '__qualname__': name}) for module, name in (
         ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
         ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
         ('numpy', 'ndarray'), ('numpy', 'dtype'),
         ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
-        ('_codecs', 'encode'),  # of numpy's numbers, as older protocols pickle them
+        ('_codecs', 'encode'),  # older protocols pickle numpy's numbers so
     )
 ]
 
 
 def _check_torch(file: BinaryIO) -> None:
-    # torch unpacks what it finds, whatever its size, and trusts the pickle's copies
+    # torch unpacks what it finds, whatever its size, and trusts the pickle's copies.
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(2) != b'PK':
@@ -109,7 +110,7 @@ def _load(path: Path) -> tuple[Any, str]:
     with open(path, 'rb') as f:
         start = f.read(32)
         f.seek(0)
-        if _is_safetensors(start, path.stat().st_size):  # first: its length may begin as a pickle does
+        if _is_safetensors(start, path.stat().st_size):  # before pickles: its length may look like one
             return _load_safetensors(path), 'safetensors'
         if start.startswith(b'PK\x03\x04'):
             return _load_torch(f), 'PyTorch checkpoint'
@@ -148,7 +149,7 @@ def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
 def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
     args = loaded.get('args')
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
-    # whatever else a file says, these are used
+    # Only these entries are used, whatever else a file says.
     sound = {
         'input_size': lambda v: _are_numbers(v, 3),
         'img_size': lambda v: isinstance(v, int),

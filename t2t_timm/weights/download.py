@@ -38,9 +38,9 @@ T = TypeVar('T')
 PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
-# of the HTTP library beneath, which huggingface_hub has changed twice
+# Base class of the errors of huggingface_hub's HTTP client, which has changed twice.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-# that a download or an upload may end in
+# A download or an upload may raise any of these.
 FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, _HTTPError)
 
 
@@ -162,7 +162,7 @@ def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike |
     except FAILURES as e:
         raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {reason(e)}')) from e
     blob = os.path.basename(os.path.realpath(file))
-    if len(blob) == 64 and 'sha256' not in known:  # the cache names a large file by the SHA-256 that the Hub gave
+    if len(blob) == 64 and 'sha256' not in known:  # The cache names a large file by the SHA-256 that the Hub gave.
         _logger.warning(f"{name}: unverified, as the manifest has no hash of {repo}; comparing with the Hub's own.")
         known = dict(known, sha256=blob)
     _check_download(file, known, name)
@@ -186,7 +186,7 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(file.with_name(f'.{file.name}.lock')):
-                if not file.is_file():  # another process may have been here first
+                if not file.is_file():  # Another process may have been here first.
                     part = file.with_name(file.name + PART)
                     retrying(partial(_download_release, entry, part), name)
                     _check_is_torch_file(part, name)
@@ -203,7 +203,7 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
 
 
 def _download_release(entry: dict[str, Any], part: Path) -> None:
-    # what an earlier run has left is only continued where a hash tells whether beginning and end belong together
+    # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
     resume = any(key.startswith('sha') for key in entry)
     with open(part, 'ab' if resume else 'wb') as f:
         try:
@@ -229,7 +229,7 @@ def _check_download(file: PathLike, known: dict[str, Any], name: str) -> None:
 
 
 def _check_is_torch_file(file: Path, name: str) -> None:
-    # all that can be told where no hash is known: a gateway's own page, a file without its end
+    # Without a hash, only a gateway's own page and a file without its end can be told.
     with open(file, 'rb') as f:
         start = f.read(4)
     if not (is_zipfile(file) if start.startswith(b'PK') else start.startswith(b'\x80')):
@@ -254,7 +254,7 @@ def retrying(download: Callable[[], T], name: str) -> T:
 
 
 def _may_pass(e: BaseException) -> bool:
-    # whether the same request may succeed later; huggingface_hub has already repeated what LocalEntryNotFound reports
+    # Tell whether the same request may succeed later. huggingface_hub has repeated what LocalEntryNotFound reports.
     status = getattr(getattr(e, 'response', None), 'status_code', None)
     if status is not None:
         return status in (408, 416, 429) or status >= 500
@@ -280,7 +280,7 @@ def _advice(name: str, what: str) -> str:
 
 
 def _delete(file: PathLike) -> None:
-    # a Hub cache holds links to blobs, which may be links to a store shared by several caches
+    # A Hub cache holds links to blobs, which may be links to a store shared by several caches.
     file = Path(file)
     while file.is_symlink():
         target = file.parent / os.readlink(file)

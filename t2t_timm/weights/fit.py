@@ -10,6 +10,7 @@ import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
+from ..errors import require_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
 
@@ -20,9 +21,9 @@ __all__ = [
     'looks_like', 'model_names', 'pop_aux_head', 'rename_keys', 'rename_official', 'resample_positions', 'wrappers',
 ]
 
-PATCH_SIZE = SOFT_SPLITS[0][0] ** 2  # of the first soft split, in pixels
+PATCH_SIZE = SOFT_SPLITS[0][0] ** 2  # pixels in a patch of the first soft split
 
-FIRST_LAYERS = {  # the layer that reads the image, by token type
+FIRST_LAYERS = {  # by token type, the layer that reads the image
     'performer': 'patch_embed.attention1.kqv',
     'transformer': 'patch_embed.attention1.attn.qkv',
     'convolution': 'patch_embed.soft_split0',
@@ -30,7 +31,7 @@ FIRST_LAYERS = {  # the layer that reads the image, by token type
 
 _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in timm's order of preference
 
-# OpenMMLab's names, in order, to the official ones; the token transformer's attention and the backbone's share theirs
+# Replacements that turn OpenMMLab's names into the official ones, in this order.
 _OPENMMLAB = (
     (r'^backbone\.', ''),
     (r'^head\.layers\.head\.', 'head.'),
@@ -174,7 +175,7 @@ _OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$')
 
 
 def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    # an adapted tensor keeps its name; what depends on options of the model may be missing
+    # An adapted tensor keeps its name; tensors that depend on options of the model may be missing.
     shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not _OPTIONAL.match(k)}
     return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
 
@@ -207,18 +208,17 @@ def looks_like(state_dict: dict[str, Any]) -> str | None:
 
 
 def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
-    """Raise a ValueError if a state dict under the models' names is no T2T-ViT's, or that of another architecture."""
-    if first_layer(state_dict) is None:
-        names = ', '.join(list(state_dict)[:3])
-        raise ValueError(
-            f'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with {names}.')
+    """Raise a ValueError if a state dict under the models' names is another architecture's than a model's.
+
+    Nothing is said of a model of the user's own making: load_state_dict says best what does not fit it.
+    """
     if _shapes(state_dict) == _shapes(model.state_dict()):
         return
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     found = looks_like(state_dict)
-    # None: a model of the user's own making; load_state_dict says best what does not fit it.
     if found is not None and found != architecture:
-        raise ValueError(f'This checkpoint looks like {found}, not like {architecture or "this model"}.')
+        raise ValueError(
+            f'This checkpoint looks like {found}, not like {architecture or "this model"}. Nothing was loaded.')
 
 
 def resample_positions(
@@ -276,7 +276,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
     Raises:
         ValueError: The checkpoint is another architecture's, or no T2T-ViT's, or its position grid is not known.
     """
-    state_dict = adapt_stem(rename_keys(state_dict), model.in_chans)
+    state_dict = rename_keys(state_dict)
+    if input_channels(state_dict) not in (0, model.in_chans):
+        require_timm('1.0.31', f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
+        state_dict = adapt_stem(state_dict, model.in_chans)
+    if first_layer(state_dict) is None:
+        names = ', '.join(list(state_dict)[:3])
+        raise ValueError(
+            f'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with {names}.')
     check_architecture(state_dict, model)
     if not model.has_class_token:
         state_dict.pop('cls_token', None)

@@ -10,7 +10,7 @@ __all__ = ['MANIFEST', 'YamlLoader', 'hub_repo', 'load_manifest', 'pretrained_cf
 
 DATA_DIR = Path(__file__).parent
 MANIFEST = DATA_DIR / 'manifest.yaml'
-YamlLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # libyaml's, where it is there, takes an eighth of the time
+YamlLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # libyaml's loader takes an eighth of the time
 
 
 @lru_cache(maxsize=None)

@@ -18,7 +18,7 @@ from .pickles import GuardedUnpickler
 
 __all__ = ['from_paddle', 'load_paddle']
 
-PARAMETER_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to the parameters: their other names
+PARAMETER_NAMES = 'StructuredToParameterName@@'  # paddle.save adds the parameters' other names under this key
 
 _DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
@@ -61,7 +61,7 @@ class _Unpickler(GuardedUnpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         module = re.sub(r'^numpy\._core\b', 'numpy.core', module)
         try:
-            # as bound methods, which a pickle cannot change
+            # bound methods, which a pickle cannot change
             return getattr(self, _ADMITTED[module, name])
         except KeyError:
             raise pickle.UnpicklingError(f'{module}.{name}, which is not a numpy array') from None
@@ -86,7 +86,7 @@ class _Unpickler(GuardedUnpickler):
         return text.encode('latin1')  # how pickle protocol 2 writes bytes
 
     def _bytes(self) -> bytes:
-        return b''  # and how it writes none
+        return b''  # it writes empty bytes so
 
     def _tuple(self, items: Any = ()) -> tuple:
         self.spend(items)
@@ -113,7 +113,7 @@ _ADMITTED = {
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    # arrays in place of their stand-ins; a tensor inside another dict is saved as (name, array)
+    # Put arrays in the place of their stand-ins. A tensor inside another dict is saved as (name, array).
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
@@ -150,7 +150,7 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
 
 
 def _is_linear(name: str, value: np.ndarray) -> bool:
-    # the Performer's random features are the only matrix that is not the weight of a layer
+    # The Performer's random features are the only matrix that is not the weight of a layer.
     return name.endswith('.weight') and value.ndim == 2
 
 

@@ -1,4 +1,4 @@
-"""Pickles of foreign files: nothing is made of what they name, and time and memory stay what their size explains."""
+"""Read untrusted pickles without creating the objects they name, in the time and memory that their size explains."""
 import pickle
 import struct
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import IO, Any, ClassVar
 
 __all__ = ['GuardedUnpickler', 'dry_run']
 
-_ROOM = 4  # times its own size that a file may have copied: texts become bytes, and these an array
+_ROOM = 4  # a file may copy this many times its size: texts become bytes, and bytes an array
 
 
 class GuardedUnpickler(pickle._Unpickler):

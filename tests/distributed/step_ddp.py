@@ -15,21 +15,32 @@ import timm
 import torch
 import torch.nn as nn
 from timm.data import create_dataset, create_loader
+from timm.models import load_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, init_distributed_device, unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
-from t2t_timm.layers import Block
+from t2t_timm import ops
 
 MODELS = {'performer': dict(depth=2), 'transformer': dict(depth=2, token_type='transformer')}
 DDP_WAYS = ('ddp', 'static_graph', 'checkpointing', 'accumulation')
-FSDP_WAYS = ('fsdp', 'fsdp_checkpointing')
+FSDP_WAYS = ('fsdp', 'fsdp_checkpointing', 'fsdp_official')
 
 
 def create_model(name: str, seed: int) -> nn.Module:
     """Return a small model in float64, without dropout, which each rank would draw for itself."""
     torch.manual_seed(seed)
     return timm.create_model('test_t2t_vit', num_classes=10, token_drop_rate=0., **MODELS[name]).double().train()
+
+
+def from_official_file(name: str, path: Path) -> nn.Module:
+    """Return a model that has loaded the weights of seed 0 from a file that has the authors' names."""
+    state_dict = create_model(name, seed=0).state_dict()
+    state_dict = {f"module.{k.replace('patch_embed.', 'tokens_to_token.')}": v for k, v in state_dict.items()}
+    torch.save({'state_dict_ema': state_dict}, path)
+    model = create_model(name, seed=1)
+    load_checkpoint(model, str(path))
+    return model
 
 
 def load_batch(data_dir: str, batch_size: int, distributed: bool = False):
@@ -54,11 +65,16 @@ def full(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
     return {k: (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().clone() for k, t in tensors.items()}
 
 
+def gradients(model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Return the gradients of all that is trained."""
+    return full({k: p.grad for k, p in model.named_parameters() if p.requires_grad})
+
+
 def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
     """Take a step under DistributedDataParallel."""
     if torch.distributed.get_rank() == 1:
         model.pos_embed.zero_()  # a fixed table: make one that only rank 0 can have repaired
-    start = {k: b.clone() for k, b in model.named_buffers()}
+    start = {k: v.detach().clone() for k, v in (*model.named_buffers(), ('pos_embed', model.pos_embed))}
     model.set_grad_checkpointing(way == 'checkpointing')
     optimizer, ema = create_optimizer(model), ModelEmaV3(model)
     parallel = DistributedDataParallel(model, static_graph=way == 'static_graph')
@@ -67,9 +83,9 @@ def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Ten
         model.zero_grad()
         for i, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True)):
             with parallel.no_sync() if i < chunks - 1 else nullcontext(), mock.patch.object(
-                    Block, 'class_token', autospec=True, side_effect=Block.class_token) as class_token:
+                    ops, 'class_token_attention', wraps=ops.class_token_attention) as class_token:
                 (loss_of(parallel, x, y) / chunks).backward()
-    grads = full({k: p.grad for k, p in model.named_parameters()})
+    grads = gradients(model)
     optimizer.step()
     ema.update(unwrap_model(parallel), step=1)
     return dict(start=start, grads=grads, state=full(model.state_dict()), ema=full(ema.module.state_dict()),
@@ -88,7 +104,7 @@ def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Te
     optimizer = create_optimizer(model)
     loss_of(model, images, labels).backward()
     sharded = all(isinstance(p, DTensor) for p in model.parameters())
-    grads = full({k: p.grad for k, p in model.named_parameters()})
+    grads = gradients(model)
     optimizer.step()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     return dict(grads=grads, state=full(state), sharded=sharded)
@@ -109,7 +125,10 @@ def main() -> None:
         name, way = case.split('-')
         sharded = way in FSDP_WAYS
         # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
-        model = create_model(name, seed=0 if sharded else rank)
+        if way == 'fsdp_official':
+            model = from_official_file(name, args.output / f'official.{rank}.pth')
+        else:
+            model = create_model(name, seed=0 if sharded else rank)
         result = (fsdp_step if sharded else ddp_step)(model, way, images, labels)
         torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
     torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 import torch.distributed.fsdp
-from step_ddp import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, load_batch, loss_of
+from step_ddp import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, gradients, load_batch, loss_of
 
 HAS_FSDP2 = hasattr(torch.distributed.fsdp, 'fully_shard')
 needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason='torch before 2.6 has no torch.distributed.fsdp.fully_shard')
@@ -48,7 +48,7 @@ def one_process(images_dir):
     for name in MODELS:
         model = create_model(name, seed=0)
         loss_of(model, images, labels).backward()
-        grads = {k: p.grad.clone() for k, p in model.named_parameters()}
+        grads = gradients(model)
         create_optimizer(model).step()
         results[name] = dict(grads=grads, state=model.state_dict(), images=images)
     return results
@@ -82,11 +82,11 @@ def test_ddp(case, two_ranks, one_process):
 
 
 @pytest.mark.slow
-def test_ddp_hands_out_the_random_features_of_rank_0(two_ranks):
+def test_ddp_hands_out_what_rank_0_has_and_nobody_trains(two_ranks):
     first, second = two_ranks('performer-ddp')
-    buffers = ('patch_embed.attention1.w', 'patch_embed.attention2.w', 'pos_embed')
-    assert set(first['start']) == set(buffers)
-    for name in buffers:
+    names = ('patch_embed.attention1.w', 'patch_embed.attention2.w', 'pos_embed')  # random features and positions
+    assert set(first['start']) == set(names) and not set(first['grads']) & set(names)
+    for name in names:
         assert not torch.allclose(first['start'][name], second['start'][name])
         assert torch.equal(first['start'][name], first['state'][name])
         assert torch.equal(first['start'][name], second['state'][name])
@@ -118,4 +118,5 @@ def test_every_parameter_gets_a_gradient(name, kwargs):
     """DDP waits for each of them, unless find_unused_parameters has it look."""
     model = timm.create_model(name, num_classes=10, img_size=56, **kwargs).train()
     model(torch.randn(2, 3, 56, 56)).sum().backward()
-    assert [k for k, p in model.named_parameters() if p.grad is None] == []
+    assert [k for k, p in model.named_parameters() if p.grad is None] == ['pos_embed']
+    assert not model.pos_embed.requires_grad

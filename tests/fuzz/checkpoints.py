@@ -33,7 +33,7 @@ def _torch(saved: Any, zipped: bool = True) -> bytes:
 
 def _openmmlab(state: dict[str, Any]) -> bytes:
     renamed = OrderedDict()
-    for name, value in state.items():
+    for name, value in published.official(state).items():
         for ours, theirs in (
                 ('blocks.', 'encoder.'), ('.norm', '.ln'), ('.mlp.fc1.', '.ffn.layers.0.0.'),
                 ('.mlp.fc2.', '.ffn.layers.1.'),
@@ -54,7 +54,7 @@ def _timm_run(state: dict[str, Any]) -> bytes:
 
 def _paddle(state: dict[str, Any], protocol: int, vit: bool = False) -> bytes:
     params = {}
-    for name, value in state.items():
+    for name, value in (state if vit else published.official(state)).items():
         if vit:
             name = name.replace('patch_embed.attention', 'patch_embed.attn')
             name = name.replace('patch_embed.project', 'patch_embed.proj')
@@ -66,8 +66,8 @@ def _paddle(state: dict[str, Any], protocol: int, vit: bool = False) -> bytes:
 
 
 FORMATS = {  # what turns a state dict into a file's bytes
-    'PyTorch': _torch,
-    'PyTorch legacy': lambda state: _torch(state, zipped=False),
+    'PyTorch': lambda state: _torch(published.official(state)),
+    'PyTorch legacy': lambda state: _torch(published.official(state), zipped=False),
     'PyTorch legacy, wrapped': lambda state: _torch({'state_dict': state, 'epoch': 1}, zipped=False),
     'timm training run': _timm_run,
     'OpenMMLab': _openmmlab,
@@ -122,7 +122,9 @@ def _resaved(rng: Random, fmt: str) -> bytes:
         if kind == 0:
             state.pop(name, None)
         elif kind == 1:
-            state[rng.choice((word(rng), number(rng), (name,), None, f'aux_{name}', f'module.{name}'))] = torch.ones(2)
+            state[rng.choice((
+                word(rng), number(rng), (name,), None, f'aux_{name}', f'module.{name}', 'tokens_to_token.x',
+                'patch_embed.x'))] = torch.ones(2)
         elif kind == 2:
             wrapper = rng.choice(('model', 'state_dict', 'state_dict_ema', 'args', 'arch', 'a'))
             state = {wrapper: state, 'epoch': word(rng)}

@@ -1,4 +1,4 @@
-"""The token performer: random features, its two dropouts, and its written gradients against its modules'."""
+"""The token performer: random features, its two dropouts, and its fused operations against its modules."""
 import pytest
 import torch
 
@@ -23,11 +23,12 @@ def test_fused_operations_give_the_numbers_and_gradients_of_the_modules(x):
     written = gradients()
     with set_fused(False):
         expected = gradients()
-    layer.dp.register_forward_hook(lambda *args: None)  # so that one half is fused
-    hooked = gradients()
-    for fused, half, modules in zip(written, hooked, expected, strict=True):
-        torch.testing.assert_close(fused, modules, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(half, modules, rtol=1e-9, atol=1e-9)
+    calls = []
+    layer.dp.register_forward_hook(lambda *args: calls.append(args))  # then the modules are called
+    torch.testing.assert_close(gradients(), expected, rtol=0, atol=0)
+    assert len(calls) == 1
+    torch.testing.assert_close(written, expected, rtol=1e-9, atol=1e-9)
+    assert not torch.equal(written[0], expected[0])  # another order of operations, or nothing was fused
 
 
 @pytest.mark.parametrize('compiled', [False, True])

@@ -7,9 +7,11 @@ import timm
 import torch
 import torch.nn as nn
 from timm.layers import set_fused_attn
-from timm.models import group_parameters, model_parameters
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
 
 from t2t_timm import set_fused
+from t2t_timm.layers import GhostAttention, SqueezeExciteAttention
 
 ARCHITECTURES = {'test_t2t_vit': dict(), 't2t_vit_dense': dict(block_config=(2, 1, 1))}
 
@@ -24,6 +26,10 @@ def model(request):
 def images():
     torch.manual_seed(1)
     return torch.randn(2, 3, 48, 48)
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def test_every_architecture_is_listed_once_with_its_tags():
@@ -69,7 +75,7 @@ def test_headless(images):
 def test_any_size_made_dynamic_or_set(img_size):
     x = torch.randn(1, 3, *img_size)
     made = timm.create_model('test_t2t_vit', img_size=img_size).eval()
-    assert made.pos_embed.shape[1] == 1 + made.grid_size[0] * made.grid_size[1]
+    assert made.pos_embed.shape[1] == 1 + made.patch_embed.num_patches
     assert made(x).isfinite().all()
 
     dynamic = timm.create_model('test_t2t_vit', dynamic_img_size=True).eval()
@@ -78,10 +84,11 @@ def test_any_size_made_dynamic_or_set(img_size):
     resized.set_input_size(img_size)
     torch.testing.assert_close(dynamic(x), resized(x))
     # the table is resampled bicubically, the class token's row untouched
-    table = dynamic.pos_embed[:, 1:].reshape(1, *dynamic.grid_size, -1).permute(0, 3, 1, 2)
-    table = nn.functional.interpolate(table, resized.grid_size, mode='bicubic', antialias=True)
+    table = dynamic.pos_embed[:, 1:].reshape(1, *dynamic.patch_embed.grid_size, -1).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, resized.patch_embed.grid_size, mode='bicubic', antialias=True)
     torch.testing.assert_close(resized.pos_embed[:, 1:], table.flatten(2).transpose(1, 2))
     torch.testing.assert_close(resized.pos_embed[:, 0], dynamic.pos_embed[:, 0])
+    assert not resized.pos_embed.requires_grad
     made.load_state_dict(dynamic.state_dict())  # any route resamples
     torch.testing.assert_close(made(x), resized(x))
 
@@ -131,6 +138,20 @@ def test_last_block_computes_every_token_where_somebody_looks(model, images):
     del block.attn.forward
 
 
+@pytest.mark.parametrize('kwargs, alone', [
+    (dict(), True), (dict(reg_tokens=2), True), (dict(init_values=1e-2), True), (dict(qkv_bias=True), True),
+    (dict(fc_norm=True), True), (dict(pos_embed='learn'), True), (dict(token_type='convolution'), True),
+    (dict(qk_norm=True), False), (dict(attn_layer=SqueezeExciteAttention), False),
+    (dict(attn_layer=GhostAttention), False), (dict(global_pool='avg'), False), (dict(global_pool='map'), False),
+], ids=str)
+def test_the_class_tokens_row_alone(kwargs, alone, images, called):
+    torch.manual_seed(0)
+    model = timm.create_model('test_t2t_vit', img_size=48, depth=2, num_classes=5, **kwargs).eval()
+    names = called(model, images)
+    assert 'blocks.0.attn' in names and ('blocks.1.attn' not in names) == alone
+    torch.testing.assert_close(model(images), model.forward_head(model.forward_features(images)))
+
+
 def test_dynamically_quantized_linear_layers_are_called(images, called):
     model = timm.create_model('test_t2t_vit', img_size=48).eval()
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
@@ -147,7 +168,7 @@ def test_gradient_checkpointing_changes_nothing(model, images):
         torch.manual_seed(0)  # the same dropout
         model.train().zero_grad()
         model(images).sum().backward()
-        return [p.grad.clone() for p in model.parameters()]
+        return [p.grad.clone() for p in trained(model)]
 
     plain = gradients()
     model.set_grad_checkpointing()
@@ -177,9 +198,23 @@ def test_layer_decay_groups(model):
     groups = group_parameters(model, model.group_matcher())
     names = [name for name, _ in model.named_parameters()]
     assert sorted(n for g in groups.values() for n in g) == sorted(names)
-    assert 'cls_token' in groups[0] and all('patch_embed' in n or n == 'cls_token' for n in groups[0])
+    assert {'cls_token', 'pos_embed'} == {n for n in groups[0] if 'patch_embed' not in n}
+    assert not [n for i, g in groups.items() if i for n in g if 'patch_embed' in n]
     assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
-    assert model.no_weight_decay() == {'cls_token', 'reg_token'}
+    assert model.no_weight_decay() >= {'cls_token', 'reg_token', 'pos_embed'}
+
+
+def test_the_position_table_is_frozen(model, images):
+    assert isinstance(model.pos_embed, nn.Parameter) and not model.pos_embed.requires_grad
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=0.1)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.train()(images).square().sum().backward()
+    optimizer.step()
+    assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == {'pos_embed'}
+    for kind in ('learn', 'none'):
+        other = timm.create_model('test_t2t_vit', num_classes=5, img_size=48, pos_embed=kind)
+        assert other(images).shape == (2, 5)
+        assert other.pos_embed is None if kind == 'none' else other.pos_embed.requires_grad
 
 
 def test_fused_and_unfused_attention(images):
@@ -233,21 +268,26 @@ def test_compiles_in_one_graph(token_type, images):
             torch.testing.assert_close(compiled(x), model(x))
     model.train().zero_grad()
     torch.compile(model, fullgraph=True, backend='aot_eager')(images).sum().backward()
-    gradients = [p.grad.clone() for p in model_parameters(model)]
+    gradients = [p.grad.clone() for p in trained(model)]
     model.zero_grad()
     model(images).sum().backward()
-    for a, b in zip(gradients, model_parameters(model), strict=True):
+    for a, b in zip(gradients, trained(model), strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(global_pool='mean'), "Unknown global_pool 'mean': use one of 'token', 'avg'"),
     (dict(token_type='conv'), "Unknown token_type 'conv': use one of 'performer'"),
     (dict(img_size=2), 'at least 3 x 3 pixels'),
+    (dict(patch_size=14), 'patch_size cannot be 14'),
 ])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model('test_t2t_vit', **kwargs)
+
+
+def test_unknown_pooling():
+    with pytest.raises(AssertionError, match='Only avg, avgmax, max, token'):
+        timm.create_model('test_t2t_vit', global_pool='mean')
 
 
 @pytest.mark.parametrize('shape, message', [

@@ -39,7 +39,7 @@ def test_stays_in_range(golden, golden_images, mode, gain):
     logits.float().sum().backward()
     assert logits.isfinite().all()
     for name, p in model.named_parameters():
-        assert p.grad.isfinite().all(), name
+        assert not p.requires_grad or p.grad.isfinite().all(), name
 
 
 @pytest.mark.slow

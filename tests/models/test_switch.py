@@ -37,7 +37,8 @@ def expected(model, images):
 
 
 def count(graph, name):
-    return sum(name in str(node.target) for node in graph.nodes)
+    """Calls of functions; `unfold` is a method of tensors too, which gives a view."""
+    return sum(name in str(node.target) for node in graph.nodes if node.op == 'call_function')
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def test_export(model, images, expected, fused):
     program = torch.export.export(model, (images,))
     torch.testing.assert_close(program.module()(images), expected)
     convolutions, unfolds = count(program.graph, 'conv2d'), count(program.graph, 'im2col')
-    assert (convolutions >= 3, unfolds) == ((True, 0) if fused else (False, 3))
+    assert (convolutions, unfolds) == ((2, 0) if fused else (0, 3))
 
 
 @torch.no_grad()
@@ -61,6 +62,8 @@ def test_script(model, images, expected, fused, tmp_path):
 def test_trace(model, images, expected, fused):
     traced = torch.jit.trace(model, images, check_trace=False)
     torch.testing.assert_close(traced(images), expected)
+    graph = str(traced.inlined_graph)
+    assert (graph.count('aten::_convolution'), graph.count('aten::im2col')) == ((2, 0) if fused else (0, 3))
 
 
 def test_a_compiled_model_is_compiled_again_when_the_switch_is_moved(model, images, expected):
@@ -79,7 +82,7 @@ def test_a_compiled_model_is_compiled_again_when_the_switch_is_moved(model, imag
         torch.testing.assert_close(compiled(images), expected)
     assert len(graphs) == 2  # the first one is kept
     unfolds, convolutions = ([count(graph, name) for graph in graphs] for name in ('unfold', 'conv2d'))
-    assert unfolds == [0, 3] and convolutions[0] >= 3 and convolutions[1] == 0
+    assert unfolds == [0, 3] and convolutions == [2, 0]
 
 
 class LoRA(nn.Module):

@@ -1,5 +1,6 @@
 """What takes a ViT of timm apart: its parts by their names, its options, and graphs that other tools read."""
 import copy
+import re
 
 import pytest
 import timm
@@ -53,25 +54,39 @@ class TestPatchEmbed:
 
     def test_attributes_are_those_of_timm(self):
         model = make(img_size=(64, 48))
-        view, expected = model.patch_embed, PatchEmbed((64, 48), 16, embed_dim=64)
+        patch_embed, expected = model.patch_embed, PatchEmbed((64, 48), 16, embed_dim=64)
         for name in ('patch_size', 'img_size', 'grid_size', 'num_patches', 'flatten', 'strict_img_size',
                      'dynamic_img_pad'):
-            assert getattr(view, name) == getattr(expected, name), name
-        assert view.feat_ratio() == 16 and view.feat_ratio(as_scalar=False) == (16, 16)
-        assert view.dynamic_feat_size((63, 34)) == (4, 2)  # what the soft splits give, 63 // 16 is 3
-        assert view.proj is model.patch_embed.project and view.proj.weight.shape[0] == 64
+            assert getattr(patch_embed, name) == getattr(expected, name), name
+        assert patch_embed.feat_ratio() == 16 and patch_embed.feat_ratio(as_scalar=False) == (16, 16)
+        assert patch_embed.dynamic_feat_size((63, 34)) == (4, 2)  # what the soft splits give, 63 // 16 is 3
+        assert patch_embed.proj is patch_embed.project and patch_embed.proj.weight.shape[0] == 64
         model.set_input_size(96)
-        assert model.patch_embed.grid_size == model.patch_embed.grid_size == (6, 6)
+        assert patch_embed.img_size == (96, 96) and patch_embed.grid_size == (6, 6) and patch_embed.num_patches == 36
 
-    def test_it_is_a_view(self, images):
-        model = make()
-        names = list(model.state_dict()), [n for n, _ in model.named_modules()]
-        view = model.patch_embed
-        assert names == (list(model.state_dict()), [n for n, _ in model.named_modules()])
-        assert [id(p) for p in view.parameters()] == [id(p) for p in model.patch_embed.parameters()]
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_it_stands_alone(self, token_type, images):
+        patch_embed = make(token_type=token_type).patch_embed
         with pytest.raises(ValueError, match='made for images of 48 x 48 pixels'):
-            view(images[..., :32])
-        assert torch.equal(copy.deepcopy(model).patch_embed(images), view(images))
+            patch_embed(images[..., :32])
+        with pytest.raises(ValueError, match='patch_size cannot be 8'):
+            patch_embed.set_input_size(patch_size=8)
+        with pytest.raises(AttributeError, match='replace patch_embed.project'):
+            patch_embed.proj = nn.Identity()
+        tokens = patch_embed(images)
+        assert torch.equal(copy.deepcopy(patch_embed)(images), tokens)
+        maps = patch_embed.maps(images)
+        assert [tuple(m.shape) for m in maps] == [(2, 64, 12, 12), (2, 64, 6, 6), (2, 64, 3, 3)]
+        torch.testing.assert_close(maps[2].flatten(2).transpose(1, 2), tokens)
+        for got, expected in zip(patch_embed.maps(images, 2), maps[:2], strict=True):
+            torch.testing.assert_close(got, expected)
+
+    def test_another_may_take_its_place(self, images):
+        model = make(embed_layer=PatchEmbed)
+        assert isinstance(model.patch_embed, PatchEmbed) and model(images).shape == (2, 5)
+        model = make()
+        model.patch_embed = PatchEmbed(48, 16, embed_dim=64)
+        assert model(images).shape == (2, 5)
 
 
 class TestOptions:
@@ -79,7 +94,8 @@ class TestOptions:
     def test_published_state_dicts_do_not_change(self, layouts):
         with torch.device('meta'):
             state = timm.create_model('t2t_vit_14').state_dict()
-        assert {k: list(v.shape) for k, v in state.items()} == layouts['t2t_vit_14']['state_dict']
+        state = {re.sub(r'^patch_embed\.', 'tokens_to_token.', k): list(v.shape) for k, v in state.items()}
+        assert state == layouts['t2t_vit_14']['state_dict']
 
     def test_tokens_and_positions(self, images):
         model = make(reg_tokens=3)
@@ -90,7 +106,7 @@ class TestOptions:
         assert not model.pos_embed[:, 1:4].any()
         torch.testing.assert_close(make(class_token=False, global_pool='avg').pos_embed, table[:, 1:])
         torch.testing.assert_close(make(no_embed_class=True, reg_tokens=2).pos_embed, table[:, 1:])
-        assert model.no_weight_decay() == {'cls_token', 'reg_token'}
+        assert model.no_weight_decay() >= {'cls_token', 'reg_token', 'pos_embed'}
 
     def test_no_embed_class_gives_prefix_tokens_no_position(self, images):
         model, seen = make(no_embed_class=True, reg_tokens=2), []
@@ -110,9 +126,8 @@ class TestOptions:
         model(images)
         model.train()(images).sum().backward()
         assert seen == [11, 6]
-        model.forward_intermediates(images, output_fmt='NLC')
-        with pytest.raises(ValueError, match='no whole map in training'):
-            model.forward_intermediates(images)
+        tokens = model.forward_intermediates(images, output_fmt='NLC', intermediates_only=True)
+        assert [tuple(t.shape) for t in tokens] == [(2, 4, 64)] * 4  # no whole map in training
         pyramid = timm.create_model('test_t2t_vit', features_only=True, img_size=48, patch_drop_rate=.5)
         assert pyramid.train()(images)[2].shape == (2, 64, 3, 3)
 
@@ -125,7 +140,7 @@ class TestOptions:
         assert model(images).shape == (2, 3) and model.attn_pool is not None
         model.reset_classifier(3, 'avg')
         assert model(images).shape == (2, 3) and model.attn_pool is None
-        with pytest.raises(ValueError, match='create the model with it'):
+        with pytest.raises(AssertionError, match='Cannot currently add attention pooling'):
             model.reset_classifier(3, 'map')
 
     def test_attention_pooling_of_every_width(self):
@@ -136,9 +151,9 @@ class TestOptions:
             assert model.attn_pool.latent.shape == (1, 1, model.num_features)
 
     def test_token_pooling_needs_the_class_token(self):
-        with pytest.raises(ValueError, match='needs the class token'):
+        with pytest.raises(AssertionError, match='needs the class token'):
             make(class_token=False)
-        with pytest.raises(ValueError, match='needs the class token'):
+        with pytest.raises(AssertionError, match='needs the class token'):
             make(class_token=False, global_pool='avg').reset_classifier(3, 'token')
 
     def test_sizes(self, options):
@@ -156,7 +171,9 @@ class TestOptions:
         model = timm.create_model('test_t2t_vit', pretrained=True, pretrained_strict=False, **options)
         state = model.state_dict()
         assert all(torch.equal(state[k], v) for k, v in published.items() if k in state and k != 'pos_embed')
-        assert torch.equal(model.pos_embed[:, model.num_prefix_positions:], published['pos_embed'][:, 1:])
+        num_grid = model.patch_embed.num_patches
+        assert torch.equal(model.pos_embed[:, -num_grid:], published['pos_embed'][:, 1:])
+        assert model.pos_embed.shape[1] == num_grid + (0 if model.no_embed_class else model.num_prefix_tokens)
 
     def test_intermediates_pruning_and_the_getter(self, options, images):
         model = make(**options)
@@ -181,9 +198,31 @@ class TestOptions:
     def test_layer_decay_groups(self, options):
         model = make(**options)
         groups = timm.models.group_parameters(model, model.group_matcher())
-        stem = ('cls_token', 'reg_token', 'patch_embed')
+        stem = ('cls_token', 'reg_token', 'pos_embed', 'patch_embed')
         assert groups[0] and all(n.startswith(stem) for n in groups[0])
         assert not [n for i, g in groups.items() if i for n in g if n.startswith(stem)]
+
+
+def test_dense_takes_every_option(options, images):
+    kwargs = dict(block_config=(2, 1), num_classes=5, **options)
+    model = timm.create_model('t2t_vit_dense', img_size=48, **kwargs).eval()
+    assert model.embed_dim == model.num_features == model.feature_info[-1]['num_chs'] == 192
+    features, logits = model.forward_features(images), model(images)
+    assert features.shape == (2, 9 + model.num_prefix_tokens, 192) and logits.shape == (2, 5)
+    torch.testing.assert_close(model.forward_head(features), logits)
+    torch.testing.assert_close(torch.jit.script(model)(images), logits)
+    other = timm.create_model('t2t_vit_dense', img_size=64, **kwargs).eval()
+    other.set_input_size(48)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(images), logits)
+    other.reset_classifier(3)
+    assert other(images).shape == (2, 3)
+
+
+@pytest.mark.parametrize('name', ['block_fn', 'depth', 'fix_init', 'pre_norm'])
+def test_dense_has_no_such_option(name):
+    with pytest.raises(ValueError, match=f'T2T-ViT-Dense has no {name}'):
+        timm.create_model('t2t_vit_dense', **{name: 1})
 
 
 def test_dense_norms_the_intermediates_that_fit(images):

@@ -1,4 +1,4 @@
-"""Soft split, LayerNorm and linear map as one convolution against the three in float64, on flat images above all."""
+"""Soft split, LayerNorm and linear map in fewer steps against the three in float64, on flat images above all."""
 from contextlib import nullcontext
 
 import pytest
@@ -52,7 +52,7 @@ def errors(actual, expected):
 @given(
     height=st.integers(3, 40),
     width=st.integers(3, 40),
-    in_chans=st.integers(1, 5),
+    in_chans=st.sampled_from([1, 2, 3, 4, 5, 32, 40]),  # images, and maps of many channels
     batch=st.integers(1, 3),
     split=st.sampled_from([
         FIRST, SECOND, (5, 4, 1), (6, 4, 1), (6, 4, 2), (5, 3, 2), (4, 4, 0), (3, 1, 1), (7, 5, 2), (8, 4, 2)]),
@@ -77,13 +77,13 @@ def test_any_size_any_geometry(height, width, in_chans, batch, split, flat, imag
 
 @pytest.mark.parametrize('in_chans', [1, 3, 5])
 @pytest.mark.parametrize('mode, tolerance, grad_tolerance', [
-    ('float64', 1e-11, 1e-10), ('float32', 2e-6, 3e-6), ('tf32', 2e-3, 3e-3),
+    ('float64', 1e-11, 1e-10), ('float32', 2e-6, 3e-6), ('TF32', 2e-3, 3e-3),
     ('float16 autocast', 4e-3, 1e-2), ('bfloat16 autocast', 2e-2, 6e-2), ('bfloat16', 2e-2, 6e-2),
 ])
 def test_flat_images(in_chans, mode, tolerance, grad_tolerance):
     dtype = {'float64': torch.float64, 'bfloat16': torch.bfloat16}.get(mode, torch.float32)
     context = {
-        'tf32': TF32,
+        'TF32': lambda: TF32(products=True),
         'float16 autocast': lambda: torch.autocast('cpu', torch.float16),
         'bfloat16 autocast': lambda: torch.autocast('cpu', torch.bfloat16),
     }.get(mode, nullcontext)
@@ -92,24 +92,37 @@ def test_flat_images(in_chans, mode, tolerance, grad_tolerance):
         wide = copies(args, torch.float64)
         expected = reference(x.double(), *wide, FIRST)
         probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        with context():
+        with context() as counter:
             with torch.no_grad():
                 inference = run(x, args, FIRST)
             out = run(x, args, FIRST)
             gradients = torch.autograd.grad(out.double(), args, probe)
+        assert not isinstance(counter, TF32) or counter.count >= 3  # products of two passes and of a gradient
         assert max(errors([out, inference], [expected, expected])) < tolerance, name
         assert max(errors(gradients, torch.autograd.grad(expected, wide, probe))) < grad_tolerance, name
 
 
-@pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 6), (SECOND, 64)])
-def test_no_unfolded_patches_exist(split, in_chans):
-    """What is kept for the gradient is smaller than the unfolded patches alone."""
-    x = torch.randn(2, in_chans, 48, 48, requires_grad=True)
+def kept_for_the_gradient(split, in_chans, image_grad):
+    """Numbers of elements of the tensors that are kept for the gradient, and of the unfolded patches."""
+    x = torch.randn(2, in_chans, 48, 48, requires_grad=image_grad)
     args = copies(parameters(in_chans, split[0], dim=8), torch.float32)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
         out = run(x, args, split)
-    assert max(kept) < out.shape[1] * out.shape[0] * in_chans * split[0] ** 2
+    return list(kept.values()), out.shape[0] * out.shape[1] * in_chans * split[0] ** 2
+
+
+@pytest.mark.parametrize('in_chans', [32, 64])
+def test_no_unfolded_patches_of_many_channels_exist(in_chans):
+    """What is kept for the gradient is smaller than the unfolded patches alone."""
+    kept, num_unfolded = kept_for_the_gradient(SECOND, in_chans, image_grad=True)
+    assert kept and max(kept) < num_unfolded
+
+
+@pytest.mark.parametrize('image_grad', [False, True])
+def test_patches_of_images_are_kept_as_the_norm_reads_and_writes_them(image_grad):
+    kept, num_unfolded = kept_for_the_gradient(FIRST, 3, image_grad)
+    assert [n for n in kept if n >= num_unfolded] == [num_unfolded] * 2
 
 
 def test_folded_rows_sum_to_zero():
@@ -122,10 +135,10 @@ def test_folded_rows_sum_to_zero():
     assert torch.equal(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
 
 
-@pytest.mark.parametrize('split', [FIRST, SECOND])
-def test_norm_that_is_folded_already(split):
-    args = parameters(3, split[0])
-    x = 2.2 + 0.1 * torch.randn(2, 3, 21, 34, dtype=torch.float64)
+@pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
+def test_norm_that_is_folded_already(split, in_chans):
+    args = parameters(in_chans, split[0])
+    x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
     folded = fold_norm_linear(*args)
     out = soft_split_norm_linear(x, None, None, 1e-5, *folded, *split)
     torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import published
 import pytest
 import timm
 import torch
@@ -20,8 +21,8 @@ def pretrained(page):
 
 @pytest.fixture(scope='module')
 def official(page):
-    """The embedded weights in the form of the authors' releases: averaged beside plain ones, DDP's prefix."""
-    state = timm.create_model('test_t2t_vit', pretrained=True).state_dict()
+    """The embedded weights as the authors release theirs: averaged beside plain ones, their names, DDP's prefix."""
+    state = published.official(timm.create_model('test_t2t_vit', pretrained=True).state_dict())
     state = {f'module.{k}': v for k, v in state.items()}
     torch.save({
         'epoch': 309,

@@ -1,12 +1,22 @@
-"""State dicts on their way into a model: what they look like, and the grid of their positions."""
+"""State dicts on their way into a model: their names, what they look like, and the grid of their positions."""
+import re
+
+import published
 import pytest
 import timm
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
-from timm.models import load_checkpoint
+from safetensors.torch import save_file
+from timm.models import load_checkpoint, resume_checkpoint
 from timm.models._hub import save_for_hf
+from timm.task import ClassificationTask, resume_task_checkpoint
+from torch.nn.parallel import DistributedDataParallel
 
-from t2t_timm.weights.fit import looks_like
+from t2t_timm.cli import main
+from t2t_timm.errors import UserError
+from t2t_timm.hub.convert import convert
+from t2t_timm.weights.fit import FIRST_LAYERS, first_layer, input_channels, looks_like, rename_keys
 
 SMALL = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2.)
 
@@ -101,6 +111,261 @@ def test_every_architecture_looks_like_itself():
         if architecture != 't2t_vit_14_384':
             other = timm.create_model(architecture, device='meta', num_classes=3, in_chans=4, img_size=100)
             token_labeling = dict(other.state_dict(), **{'aux_head.weight': torch.zeros(3, 8)})
-            assert looks_like({f'module.{k}': v for k, v in token_labeling.items()}) == same_shapes.get(
+            assert looks_like(prefixed('module.', published.official(token_labeling))) == same_shapes.get(
                 architecture, architecture)
     assert looks_like({'conv1.weight': torch.zeros(1)}) is None
+
+
+@pytest.mark.parametrize('wrapper, second', [
+    ('state_dict_ema', 'model_ema'), ('model_ema', 'state_dict'), ('state_dict', 'model'), ('model', 'optimizer')])
+def test_the_first_wrapper_in_timms_order_is_taken(wrapper, second):
+    weights = {'module.norm.weight': torch.ones(1), 'module.aux_head.weight': torch.ones(1)}
+    checkpoint = {second: {'norm.weight': torch.zeros(1)}, wrapper: weights, 'epoch': 3}
+    assert rename_keys(checkpoint) == {'norm.weight': torch.ones(1)}
+
+
+@pytest.mark.parametrize('architecture, token_type', [
+    *(('test_t2t_vit', token_type) for token_type in FIRST_LAYERS), ('t2t_vit_dense', 'performer')])
+@pytest.mark.parametrize('in_chans', [1, 3, 4])
+def test_the_first_layer(architecture, token_type, in_chans):
+    model = timm.create_model(architecture, token_type=token_type, in_chans=in_chans, device='meta')
+    name = first_layer(model.state_dict())
+    assert name == FIRST_LAYERS[token_type]
+    assert input_channels(model.state_dict()) == in_chans
+    called = []
+    for child, module in model.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_hook(lambda m, args, out, child=child: called.append(child))
+    model(torch.zeros(1, in_chans, *model.patch_embed.img_size, device='meta'))
+    assert next(child for child in called if 'norm' not in child) == name
+
+
+def test_every_cfg_names_the_first_layer_of_its_model():
+    architectures = timm.list_models('*t2t_vit*')
+    expected = {name: first_layer(timm.create_model(name, device='meta').state_dict()) for name in architectures}
+    assert {*expected.values()} == {*FIRST_LAYERS.values()}
+    tags = timm.list_pretrained('*t2t_vit*')
+    assert len(architectures) == 17 and len(tags) == 19
+    for name in (*architectures, *tags):
+        assert timm.get_pretrained_cfg(name).first_conv == expected[name.split('.')[0]], name
+
+
+@pytest.mark.parametrize('shape', [(), (4,), (4, 50), (4, 3, 7)], ids=str)
+def test_a_senseless_first_layer_says_nothing_of_channels(shape):
+    assert input_channels({'patch_embed.attention1.kqv.weight': torch.zeros(shape)}) == 0
+
+
+# ---------------------------------------------------------------- official names
+
+def tiny():
+    """Weights of test_t2t_vit, none of which another model has."""
+    generator = torch.Generator().manual_seed(2)
+    return {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in published.tiny().items()}
+
+
+def prefixed(prefix, state_dict):
+    return {prefix + k: v for k, v in state_dict.items()}
+
+
+def save(state_dict, folder):
+    """Write a file as the authors do: averaged weights beside others, DDP's prefix; return its name."""
+    torch.save({
+        'epoch': 3, 'state_dict': prefixed('module.', {k: torch.zeros_like(v) for k, v in state_dict.items()}),
+        'state_dict_ema': prefixed('module.', state_dict),
+    }, folder / 'a.pth.tar')
+    return str(folder / 'a.pth.tar')
+
+
+def save_run(state_dict, folder):
+    """Write what a training run leaves to go on from."""
+    torch.save({'epoch': 3, 'version': 2, 'state_dict': prefixed('module.', state_dict)}, folder / 'run.pth.tar')
+    return str(folder / 'run.pth.tar')
+
+
+def fresh(**kwargs):
+    torch.manual_seed(1)
+    return timm.create_model('test_t2t_vit', **kwargs)
+
+
+def loaded_alone(state_dict, folder):
+    model = fresh()
+    model.load_state_dict(state_dict)
+    return model
+
+
+def loaded_assigned(state_dict, folder):
+    model = fresh(device='meta')
+    model.load_state_dict(state_dict, assign=True)
+    return model
+
+
+def loaded_in_a_wrapper(state_dict, folder):
+    wrapper = nn.ModuleDict(dict(neck=nn.Linear(2, 2), backbone=nn.Sequential(fresh())))
+    wrapper.load_state_dict({**prefixed('backbone.0.', state_dict), **prefixed('neck.', wrapper.neck.state_dict())})
+    return wrapper.backbone[0]
+
+
+def loaded_in_ddp(state_dict, folder):
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(fresh())
+        parallel.load_state_dict(prefixed('module.', state_dict))
+        return parallel.module
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def loaded_compiled(state_dict, folder):
+    model = fresh()
+    torch.compile(model, backend='eager').load_state_dict(prefixed('_orig_mod.', state_dict))
+    return model
+
+
+def loaded_by_checkpoint_path(state_dict, folder):
+    return fresh(checkpoint_path=save(state_dict, folder))
+
+
+def loaded_by_checkpoint_path_of_safetensors(state_dict, folder):
+    save_file(state_dict, folder / 'a.safetensors')
+    return fresh(checkpoint_path=str(folder / 'a.safetensors'))
+
+
+def loaded_by_initial_checkpoint(state_dict, folder):
+    model = fresh()
+    load_checkpoint(model, save(state_dict, folder))
+    return model
+
+
+def loaded_by_initial_checkpoint_of_a_compiled_run(state_dict, folder):
+    model = fresh()
+    torch.save(prefixed('_orig_mod.', state_dict), folder / 'a.pth')
+    load_checkpoint(model, str(folder / 'a.pth'))
+    return model
+
+
+def loaded_by_pretrained_path(state_dict, folder):
+    return fresh(pretrained=True, pretrained_cfg_overlay=dict(file=save(state_dict, folder)))
+
+
+def loaded_by_pretrained_path_with_another_head(state_dict, folder):
+    """As train.py has it: with num_classes=-1 the head is not loaded."""
+    overlay = dict(file=save(state_dict, folder), num_classes=-1)
+    model = fresh(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10)
+    assert not torch.equal(model.head.weight, state_dict['head.weight'])
+    model.head.load_state_dict({k: state_dict[f'head.{k}'] for k in ('weight', 'bias')})
+    return model
+
+
+def loaded_from_a_folder(state_dict, folder):
+    save_for_hf(fresh(), folder / 'out', safe_serialization=True)
+    save_file(state_dict, folder / 'out' / 'model.safetensors')
+    return fresh_of(folder / 'out')
+
+
+def loaded_by_resume(state_dict, folder):
+    model = fresh()
+    assert resume_checkpoint(model, save_run(state_dict, folder)) == 4
+    return model
+
+
+def loaded_by_resume_of_a_task(state_dict, folder):
+    """As train.py's --resume calls it."""
+    task = ClassificationTask(fresh(), nn.CrossEntropyLoss(), verbose=False)
+    assert resume_task_checkpoint(task, save_run(state_dict, folder), log_info=False) == 4
+    return task.get_eval_model()
+
+
+def loaded_after_convert(state_dict, folder):
+    assert main(['convert', save(state_dict, folder), '--model', 'test_t2t_vit', '--out', str(folder / 'out')]) == 0
+    return fresh_of(folder / 'out')
+
+
+def fresh_of(folder):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True)
+
+
+@pytest.mark.parametrize('route', [
+    loaded_alone, loaded_assigned, loaded_in_a_wrapper, loaded_in_ddp, loaded_compiled, loaded_by_checkpoint_path,
+    loaded_by_checkpoint_path_of_safetensors, loaded_by_initial_checkpoint,
+    loaded_by_initial_checkpoint_of_a_compiled_run, loaded_by_pretrained_path,
+    loaded_by_pretrained_path_with_another_head, loaded_from_a_folder, loaded_by_resume,
+    loaded_by_resume_of_a_task, loaded_after_convert,
+])
+def test_an_official_file_loads_strictly_by_every_route(route, tmp_path):
+    weights = tiny()
+    expected_model = fresh()
+    expected_model.load_state_dict(weights)
+    state_dict = published.official(weights)
+    names = list(state_dict)
+    model = route(state_dict, tmp_path)
+    assert list(state_dict) == names and not any(name.startswith('patch_embed.') for name in names)
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert [k for k, p in model.named_parameters() if not p.requires_grad] == ['pos_embed']
+    x = torch.randn(2, 3, 56, 56)
+    with torch.inference_mode():
+        logits = expected_model.eval()(x)
+        assert torch.equal(model.eval()(x), logits)
+        assert (logits - fresh().eval()(x)).abs().max() > 0.1  # what nothing was loaded into gives others
+
+
+@pytest.mark.parametrize('load', [loaded_alone, loaded_in_a_wrapper, loaded_in_ddp, loaded_compiled])
+def test_an_official_file_is_checked_as_strictly(load, tmp_path):
+    prefix = {loaded_in_a_wrapper: 'backbone.0.', loaded_in_ddp: 'module.', loaded_compiled: '_orig_mod.'}.get(load, '')
+    state_dict = published.official(tiny())
+    state_dict['tokens_to_token.more'] = state_dict.pop('tokens_to_token.project.bias')
+    with pytest.raises(RuntimeError) as error:
+        load(state_dict, tmp_path)
+    assert f'Missing key(s) in state_dict: "{prefix}patch_embed.project.bias"' in str(error.value)
+    assert f'Unexpected key(s) in state_dict: "{prefix}patch_embed.more"' in str(error.value)
+
+
+TWICE = (
+    'The state dict names the tokens-to-token module twice, {0}tokens_to_token.* and {0}patch_embed.*: keep one of '
+    'them. Nothing was loaded.')
+
+
+@pytest.fixture(params=['all', 'one official', 'one of the models'])
+def mixed(request):
+    """A state dict with names of both kinds."""
+    ours, theirs = tiny(), published.official(tiny())
+    if request.param == 'all':
+        return {**ours, **theirs}
+    own, official = 'patch_embed.project.bias', 'tokens_to_token.project.bias'
+    one, other = (own, official) if request.param == 'one official' else (official, own)
+    mixed = dict(ours if one == own else theirs)
+    mixed[other] = mixed.pop(one)
+    return mixed
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_names_of_both_kinds_leave_a_model_as_it_was(mixed, prefix):
+    model = fresh()
+    module = nn.ModuleDict(dict(backbone=model)) if prefix else model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    names = list(mixed)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=f'^{re.escape(TWICE.format(prefix))}$'):
+            module.load_state_dict(prefixed(prefix, mixed), strict=strict)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert list(mixed) == names
+
+
+def test_names_of_both_kinds_in_a_file_are_told_in_a_sentence(mixed, tmp_path, capsys):
+    file, model = save(mixed, tmp_path), fresh()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    sentence = re.escape(TWICE.format(''))
+    for load in (
+            lambda: load_checkpoint(model, file),
+            lambda: fresh(checkpoint_path=file),
+            lambda: fresh(pretrained=True, pretrained_cfg_overlay=dict(file=file)),
+            lambda: fresh(pretrained=True, pretrained_cfg_overlay=dict(state_dict=mixed)),
+    ):
+        with pytest.raises(ValueError, match=f'^{sentence}$'):
+            load()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(UserError, match=f'^{re.escape(file)}: {sentence}$'):
+        convert(file, 'test_t2t_vit', tmp_path / 'out')
+    assert main(['convert', file, '--model', 'test_t2t_vit', '--out', str(tmp_path / 'out')]) == 1
+    assert capsys.readouterr().err == f't2t-timm convert: {file}: {TWICE.format("")}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth.tar']
