@@ -8,8 +8,8 @@ import torch
 from torch.autograd import forward_ad
 
 __all__ = [
-    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_traced', 'product_dtype', 'square_sum', 'wide_dtype',
-    'widen',
+    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_launch_bound', 'is_traced', 'product_dtype', 'square_sum',
+    'wide_dtype', 'widen',
 ]
 
 T = TypeVar('T')
@@ -18,6 +18,7 @@ T = TypeVar('T')
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 TOKENS_PER_THREAD = 2 ** 13  # tokens of the map at stride 4
+FEW_TOKENS = 2 ** 15  # those of ten images of 224 x 224 pixels at stride 4
 
 
 def is_traced() -> bool:
@@ -38,6 +39,11 @@ def is_traced() -> bool:
 def is_compiled() -> bool:
     """Return True if operations are compiled or traced: the compiler or runtime decides how they are executed."""
     return torch.compiler.is_compiling() or is_traced()
+
+
+def is_launch_bound(x: torch.Tensor, num_tokens: int) -> bool:
+    """Return True if an accelerator spends its time on launches: then the way with the fewest operations is best."""
+    return x.device.type != 'cpu' and num_tokens <= FEW_TOKENS and not is_compiled()
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_traced, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_launch_bound, is_traced, square_sum, wide_dtype, widen
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -26,7 +26,7 @@ SINKS = 8  # columns for the sink: one, and seven of no share, since matrix prod
 
 
 def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return e(x), (B, N, m)."""
+    """Return e(x), (..., m)."""
     return torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))
 
 
@@ -49,8 +49,9 @@ def performer_attention(
     """
     if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
-    k, q, v = kqv.unflatten(-1, (3, -1)).unbind(-2)  # chunk() would fix the batch size of an exported graph
-    k, q = _features(k, w), _features(q, w)
+    kqv = kqv.unflatten(-1, (3, -1))
+    k, q = _features(kqv[:, :, :2], w).unbind(-2)  # chunk() would fix the batch size of an exported graph
+    v = kqv[:, :, 2]
     kv = k.transpose(1, 2) @ v
     if weight is not None:
         kv = kv @ weight.t()
@@ -80,11 +81,12 @@ def performer_skip(
     Returns:
         Tokens of shape (B, N, dim).
     """
-    if is_traced():
+    needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad)
+    if is_traced() or not needs_grad and is_launch_bound(kqv, kqv.shape[0] * kqv.shape[1]):
         y = cast(performer_attention(kqv, w, eps, widen(weight)) + widen(bias), kqv.dtype)
         return kqv[..., 2 * w.shape[1]:] + (F.dropout(y, drop) if drop > 0. else y)
     w, weight, bias = (cast(t, kqv.dtype) for t in (w, weight, bias))
-    if torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad):
+    if needs_grad:
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
     r, _, _, z = _shares(kqv, w, eps)
     return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]

@@ -5,7 +5,8 @@ map's weight and bias, and r any constant,
 
     W (g (u - m 1) / sqrt(s^2 + eps) + b) + c  =  F (u - r 1) / sqrt(s^2 + eps) + (W b + c),    F = W G - W G 1 1' / n
 
-since the rows of F sum to zero. There are two exact ways; the number of channels chooses.
+since the rows of F sum to zero. There are two exact ways; the number of channels chooses, and where launches decide, the first one is
+always taken.
 
 Images (`_norm_patches`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies every rounding error
 before it, so u - r must be as small as the patch's own deviation. Let r be the patch's centre pixel, its mean over the
@@ -18,7 +19,7 @@ is a convolution. The patches, k^2 / stride^2 times the size of the map, are nev
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, product_dtype, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_compiled, is_launch_bound, product_dtype, square_sum, wide_dtype, widen
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
@@ -105,7 +106,8 @@ def soft_split_norm_linear(
         Tokens of shape (B, H' * W', D), in autocast's dtype where that is on, else in that of x.
     """
     dtype = product_dtype(x)
-    if x.shape[1] < MANY_CHANNELS:
+    B, C, H, W = x.shape
+    if C < MANY_CHANNELS or is_launch_bound(x, B * H * W):
         return _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding)
     return _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding)
 

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast
+from .execution import autocast_off, cast, product_dtype, wide_dtype
 
 __all__ = ['class_token_attention', 'mlp_skip']
 
@@ -67,13 +67,20 @@ def class_token_attention(
     Returns:
         Class token of shape (B, 1, num_heads * head_dim).
     """
+    dtype = product_dtype(x)
+    return _class_token_attention(
+        cast(x, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype), num_heads, scale, drop)
+
+
+@autocast_off
+def _class_token_attention(x, weight, bias, num_heads, scale, drop):
     wq, wk, wv = weight.unflatten(0, (3, num_heads, -1)).unbind(0)  # (num_heads, head_dim, C)
     q = torch.einsum('bc,hdc->bhd', x[:, 0], wq)
     if bias is not None:
         bq, _, bv = bias.unflatten(0, (3, num_heads, -1)).unbind(0)
         q = q + bq
     query = torch.einsum('bhd,hdc->bhc', q * scale, wk)
-    attn = (query @ x.transpose(1, 2)).softmax(dim=-1)  # (B, num_heads, N)
+    attn = cast((query @ x.transpose(1, 2)).softmax(dim=-1, dtype=wide_dtype(x)), x.dtype)  # (B, num_heads, N)
     if drop > 0.:
         attn = torch.dropout(attn, drop, True)
     out = torch.einsum('bhc,hdc->bhd', attn @ x, wv)
