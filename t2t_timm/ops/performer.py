@@ -21,7 +21,7 @@ from .execution import autocast_off, cast, is_launch_bound, is_traced, square_su
 
 __all__ = ['performer_attention', 'performer_skip']
 
-SUM_SCALE = 2 ** -8  # scale of sums over tokens; with it, 2^18 tokens with values of 60 stay in float16's range
+SUM_TOKENS = 2 ** 10  # sums over more tokens are scaled down to as many, so that values of 60 stay in float16's range
 SINKS = 8  # columns for the sink: one, and seven of no share, since matrix products like multiples of 8
 
 
@@ -124,7 +124,7 @@ def _shares(
     total = e.sum(dim=1, keepdim=True, dtype=wide_dtype(e))
     log_sum = top + total.log()
     total = total.transpose(1, 2)
-    z = (_sum_products(e, v) / (total * SUM_SCALE)).to(v.dtype)
+    z = (_sum_products(e, v) / (total * _sum_scale(e))).to(v.dtype)
 
     top = log_sum.amax(dim=-1, keepdim=True)  # subtracted, since half precision would not resolve the logits with it
     log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
@@ -133,9 +133,13 @@ def _shares(
     return logits.softmax(dim=-1), e, total, F.pad(z, (0, 0, 0, SINKS))
 
 
+def _sum_scale(x: torch.Tensor) -> float:
+    return min(1., SUM_TOKENS / x.shape[1])
+
+
 def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return SUM_SCALE x'y, the sum over tokens scaled before it is rounded: (B, N, m), (B, N, D) to (B, m, D)."""
-    return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=SUM_SCALE)
+    """Return x'y times `_sum_scale(x)`, scaled before it is rounded: (B, N, m), (B, N, D) to (B, m, D)."""
+    return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=_sum_scale(x))
 
 
 def _with_sinks(w: torch.Tensor) -> torch.Tensor:
@@ -182,15 +186,16 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     k, q, v = kqv.split(w.shape[1], dim=-1)
     m = len(w)
 
-    grad_s = _sum_products(r, grad_y)  # this and grad_z are scaled by SUM_SCALE
+    scale = _sum_scale(r)
+    grad_s = _sum_products(r, grad_y)  # this and grad_z are scaled
     grad_z = (grad_s @ weight)[:, :m]
     grad_l = _softmax_backward(grad_y @ F.linear(z, weight).transpose(1, 2), r)
-    shift = SUM_SCALE * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
+    shift = scale * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
     shift = shift - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True, dtype=total.dtype)
-    grad_z, shift = ((t / (total * SUM_SCALE)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
+    grad_z, shift = ((t / (total * scale)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
     grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
     grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
     grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
     grad_v = torch.baddbmm(grad, e, grad_z)
-    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z) / SUM_SCALE
+    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z) / scale

@@ -99,3 +99,18 @@ def test_precision(inputs, dtype, tolerance):
     expected = kqv.double()[..., 16:] + reference(kqv, w) @ weight.double().T + bias.double()
     out = performer_skip(kqv, w, EPS, weight, bias)
     assert (out - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize('num_tokens', [3136, 16384, 2 ** 18])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_sums_over_alike_tokens_stay_in_range(num_tokens, dtype, tolerance):
+    """Tokens of a flat image, the largest 2048 x 2048 pixels, with values of 30; 16 bits end at 65504."""
+    generator = torch.Generator().manual_seed(0)
+    kqv = 0.2 * torch.randn(1, 1, 192, generator=generator)
+    kqv[..., 128:] = 30.
+    kqv = kqv.repeat(1, num_tokens, 1).to(dtype)
+    w, weight = torch.randn(32, 64, generator=generator).to(dtype), torch.randn(64, 64, generator=generator).to(dtype)
+    args = kqv, w, 1e-8, weight / 8, torch.zeros(64, dtype=dtype)
+    y, expected = (performer_skip(*(t.to(d) if isinstance(t, torch.Tensor) else t for t in args))
+                   for d in (dtype, torch.float64))
+    assert expected.abs().max() > 60. and (y - expected).abs().max() < tolerance * expected.abs().max()
