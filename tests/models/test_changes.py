@@ -219,7 +219,7 @@ def test_every_change_takes_effect(change, token_type, images, monkeypatch):
         try:
             change(model, monkeypatch)
             logits = model(images)
-            in_parts = model.forward_head(model.forward_features(images))
+            step_by_step = model.forward_head(model.forward_features(images))
             with set_fused(False):
                 equations = model(images)
         finally:
@@ -227,7 +227,7 @@ def test_every_change_takes_effect(change, token_type, images, monkeypatch):
             if isinstance(getattr(model, 'handle', None), torch.utils.hooks.RemovableHandle):
                 model.handle.remove()
     assert (logits - before).abs().max() > 1e-3 * before.abs().max()
-    torch.testing.assert_close(logits, in_parts)
+    torch.testing.assert_close(logits, step_by_step)
     torch.testing.assert_close(logits, equations)
 
 
