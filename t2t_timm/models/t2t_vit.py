@@ -134,19 +134,11 @@ class T2TViT(VisionTransformer):
             with torch.no_grad():
                 self.pos_embed.copy_(table)
 
-    def set_input_size(
-            self,
-            img_size: tuple[int, int] | None = None,
-            patch_size: tuple[int, int] | None = None,
-    ) -> None:
-        """Change the input image size (H, W), in pixels, resampling the position table bicubically.
-
-        Raises:
-            ValueError: A size below 3 x 3 pixels, or another patch_size than 16.
-        """
-        super().set_input_size(img_size, patch_size)
-        if self.has_sinusoidal_pos_embed:  # timm before 1.0.31 would train the resampled table
-            self.pos_embed.requires_grad_(False)
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; a sinusoidal table stays frozen, whoever assigns it (set_input_size, Transformers)."""
+        if name == 'pos_embed' and param is not None and self.__dict__.get('has_sinusoidal_pos_embed'):
+            param.requires_grad_(False)
+        super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Any route may bring an official file, also one of token labeling or of another image size.

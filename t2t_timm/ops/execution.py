@@ -8,14 +8,14 @@ import torch
 from torch.autograd import forward_ad
 
 __all__ = [
-    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_launch_bound', 'is_traced', 'product_dtype', 'square_sum',
-    'wide_dtype', 'widen',
+    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'product_dtype',
+    'square_sum', 'wide_dtype', 'widen',
 ]
 
 T = TypeVar('T')
 
 # Before torch 2.7, compiling and exporting cannot be told apart.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 TOKENS_PER_THREAD = 2 ** 13  # tokens of the map at stride 4
 FEW_TOKENS = 2 ** 15  # those of ten images of 224 x 224 pixels at stride 4
@@ -28,11 +28,12 @@ def is_traced() -> bool:
     transform each operation.
     """
     if torch.compiler.is_compiling():
-        return _is_exporting()
+        return is_exporting()
     return (
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # make_fx, AOTAutograd
     )
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn as nn
 from torch.nn.modules import module as _global
 
+from .execution import is_exporting
+
 __all__ = ['CONTAINER', 'POINTWISE', 'Exactly', 'can_fuse', 'register', 'set_fused']
 
 CONTAINER = object()  # a child whose own children are called: it is asked about itself alone
@@ -138,7 +140,9 @@ def _may_be_skipped(module: nn.Module, inside: bool = True) -> bool:
         return False
     cls = type(module)
     known = _known.get(cls)
-    if known is None or cls.forward is not known.forward or cls.__call__ is not known.call:
+    if known is None or cls.forward is not known.forward:
+        return False
+    if cls.__call__ is not known.call and not is_exporting():  # torch.export itself replaces __call__
         return False
     return _is_untouched(module, inside)
 

@@ -117,14 +117,14 @@ def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_si
     patches = F.pad(x, (padding, padding, padding, padding))
     patches = patches.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
     centre = patches[..., kernel_size // 2, kernel_size // 2].mean(dim=1)  # (B, H', W')
-    patches = patches.permute(0, 2, 3, 1, 4, 5)
-    centre = centre[..., None, None, None]
+    patches, centre = patches.permute(0, 2, 3, 1, 4, 5), centre[..., None]
     if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
-        u = patches - centre
+        u = patches.flatten(3) - centre
     else:  # written once, in the order and the dtype in which it is read
         u = torch.empty(patches.shape, dtype=dtype, device=x.device)
-        torch.sub(patches, centre, out=u)
-    u = u.flatten(3).flatten(1, 2)
+        torch.sub(patches, centre[..., None, None], out=u)
+        u = u.flatten(3)
+    u = u.flatten(1, 2)
     norm_weight, norm_bias = (None if t is None else cast(t, u.dtype) for t in (norm_weight, norm_bias))
     u = F.layer_norm(u, u.shape[-1:], norm_weight, norm_bias, eps)
     return F.linear(cast(u, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
