@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items):
 
     Those take the files that have slow tests first, and the others at the end, so that none ends long before the rest.
     """
+    timm_version = metadata.version('timm')
+    installed = tuple(map(int, timm_version.split('.')[:3]))
+    for item in items:
+        for mark in item.iter_markers('timm'):
+            if installed < tuple(map(int, mark.args[0].split('.'))):
+                item.add_marker(pytest.mark.skip(reason=f'needs timm {mark.args[0]}, {timm_version} is installed'))
     slow = {item: item.get_closest_marker('slow') is not None for item in items}
     long = {item.path for item in items if slow[item]} if 'PYTEST_XDIST_WORKER' in os.environ else {}
     items.sort(key=lambda item: (bool(long) and item.path not in long, slow[item]))

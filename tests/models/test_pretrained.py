@@ -3,7 +3,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.models import get_pretrained_cfg, resolve_model_input_args
+from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf
 
 from t2t_timm.models import _builder
@@ -77,7 +77,9 @@ def fetched(monkeypatch, golden_file):
     return names
 
 
+@pytest.mark.timm('1.0.31')
 def test_tags_of_the_manifest_are_fetched_and_checked_by_us(fetched, tmp_path):
+    from timm.models import resolve_model_input_args
     model = timm.create_model('t2t_vit_7', pretrained=True, **SMALL)
     timm.create_model('t2t_vit_7.in1k', pretrained=True, **SMALL)
     timm.create_model('t2t_vit_7', pretrained=True, pretrained_cfg='in1k', **SMALL)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models import load_checkpoint, resume_checkpoint
 from timm.models._hub import save_for_hf
-from timm.task import ClassificationTask, resume_task_checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_timm.cli import main
@@ -270,6 +269,7 @@ def loaded_by_resume(state_dict, folder):
 
 def loaded_by_resume_of_a_task(state_dict, folder):
     """As train.py's --resume calls it."""
+    from timm.task import ClassificationTask, resume_task_checkpoint
     task = ClassificationTask(fresh(), nn.CrossEntropyLoss(), verbose=False)
     assert resume_task_checkpoint(task, save_run(state_dict, folder), log_info=False) == 4
     return task.get_eval_model()
@@ -289,7 +289,8 @@ def fresh_of(folder):
     loaded_by_checkpoint_path_of_safetensors, loaded_by_initial_checkpoint,
     loaded_by_initial_checkpoint_of_a_compiled_run, loaded_by_pretrained_path,
     loaded_by_pretrained_path_with_another_head, loaded_from_a_folder, loaded_by_resume,
-    loaded_by_resume_of_a_task, loaded_after_convert,
+    *(pytest.param(route, marks=pytest.mark.timm('1.0.31')) for route in (
+        loaded_by_resume_of_a_task, loaded_after_convert)),
 ])
 def test_an_official_file_loads_strictly_by_every_route(route, tmp_path):
     weights = tiny()
