@@ -6,6 +6,7 @@ as a pytest plugin. No test is edited:
 - `list_models`, which timm's test modules call as they are imported, answers with our names alone, as if they stood in
   timm's lists of plain ViTs (NON_STD_FILTERS) and of models with forward_intermediates (FEAT_INTER_FILTERS);
 - tests that take a model from a list of their own get a case with ours (EXTRA_CASES);
+- test_model_backward, which asks for a gradient of every parameter, makes models with a trained position table;
 - what does not take one of our models is deselected; what needs the network is skipped, and pytest lists why.
 """
 import fnmatch
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,14 +75,20 @@ def pytest_collection_modifyitems(config, items):
         (kept if name else dropped).append(item)
         if name and item.originalname == 'test_model_inference':
             item.add_marker(pytest.mark.skip(reason="reads reference tensors from timm's own Hub repos"))
-        elif name and item.originalname == 'test_model_backward':
-            item.add_marker(pytest.mark.skip(
-                reason='asks for a gradient of every parameter, and pos_embed is frozen, as published; '
-                       'tests/models/test_golden.py compares the gradients of all others'))
         elif name and 'pretrained' in item.originalname and not name.startswith('test_'):
             item.add_marker(pytest.mark.skip(reason='would download published weights; the loopback tests cover it'))
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Give test_model_backward a position table that is trained: it asks for a gradient of every parameter."""
+    if item.originalname != 'test_model_backward':
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item.module, 'create_model', partial(item.module.create_model, pos_embed='learn'))
+        return (yield)
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from .load import load_t2t_vit
 
 __all__ = ['Classified', 'class_names', 'classify', 'find_images', 'image_reader', 'render']
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # Pillow raises these
 
 
 class Classified(NamedTuple):

@@ -38,7 +38,7 @@ _SHOWN = 3  # cases of a problem that a message names
 _SYNSET = re.compile(r'n\d{8}')
 _NAME = re.compile(r'[^/\\:\x00-\x1f]+')  # a file name on every system
 _LABEL = re.compile(r'-?[0-9]{1,9}')
-# what reading a tar may end in, beside OSError; ValueError for a header that should have a number
+# Reading a tar may raise these beside OSError; a header that lacks a number raises ValueError.
 _DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
@@ -50,7 +50,7 @@ class _Line(NamedTuple):
 class _Image(NamedTuple):
     name: str  # name of the file, without folders
     size: int  # in bytes
-    source: Any  # what the place it comes from knows it by
+    source: Any  # the folder or tar that it comes from finds it by this
 
 
 def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
@@ -178,7 +178,7 @@ def _check_places(images: Path, out: Path) -> None:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    # by what they are, not by name: on macOS and Windows names differ in case alone
+    # The files are compared, not their names, which may differ in case alone on macOS and Windows.
     return any(folder.samefile(p) for p in (path, *path.parents) if p.exists())
 
 

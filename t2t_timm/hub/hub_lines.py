@@ -61,7 +61,7 @@ def with_hub_lines(text: str, name: str, lines: dict[str, Any]) -> str:
 
 
 def _edit(text: str, name: str, added: str, newline: str) -> tuple[int, int, str]:
-    # where the lines go, as (start, end) of what they replace, and with what stands around them there
+    """Return start and end of the text that the lines replace, and the lines with what stands around them there."""
     _, weights = _pair(yaml.compose(text, YamlLoader), 'weights')
     key, entry = _pair(weights, name)
     hub = _pair(entry, 'hub')

@@ -161,7 +161,7 @@ def _publish_tag(
         folder: Path,
         options: _Options,
 ) -> tuple[str, dict[str, Any] | None]:
-    # what was done, and the lines for the manifest if it was published
+    """Return what was done, and the lines for the manifest if it was published."""
     repo = hub_repo(name, options.namespace)
     if not options.dry_run and _is_there(name, repo, known, folder):
         _logger.info(f'{repo} is there already and equal.')
@@ -194,7 +194,7 @@ def _given_file(name: str, source: Path) -> Path:
 
 
 def _is_there(name: str, repo: str, known: dict[str, Any], folder: Path) -> bool:
-    # whether the repo holds the weights that the manifest knows, and the config and card that would be written now
+    """Return whether a repo has the weights that the manifest knows, and the config and card of today."""
     if not {'sha256', 'size'} <= set(known) or (
             hub_file(repo, HF_SAFE_WEIGHTS_NAME) != HubFile(known['sha256'], known['size'])):
         return False

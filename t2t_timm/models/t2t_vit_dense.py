@@ -33,7 +33,7 @@ class DenseBlock(Block):
             is_causal: bool = False,
     ) -> torch.Tensor:
         """Map tokens (B, N, dim) to (B, N, dim + growth_rate)."""
-        # timm's block again, since TorchScript knows no super()
+        # This repeats timm's block, since TorchScript knows no super().
         y = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
         y = y + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
         return torch.cat([x, self.dense_linear(y)], dim=-1)
@@ -111,6 +111,7 @@ class T2TViTDense(T2TViT):
         for name in ('block_fn', 'depth', 'fix_init', 'pre_norm'):
             if kwargs.get(name):
                 raise ValueError(f'T2T-ViT-Dense has no {name}: block_config and growth_rate make its blocks.')
+        dd: dict[str, Any] = {'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
         dims, width = [], embed_dim
         for i, num_blocks in enumerate(block_config):
             width = width // 2 if i > 0 else width
@@ -132,8 +133,8 @@ class T2TViTDense(T2TViT):
         self.block_config = block_config
         self._narrow_stem(embed_dim)
         if norm_layer is None and isinstance(self.norm, nn.LayerNorm):
-            self.norm.__class__ = FinalNorm
-        self._insert_transitions(device=kwargs.get('device'), dtype=kwargs.get('dtype'))
+            self.norm = FinalNorm(width, eps=1e-5, **dd)
+        self._insert_transitions(**dd)
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)

@@ -94,7 +94,7 @@ register(nn.Dropout, pointwise=True)
 register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
 # The operations read both or none.
 register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
-register(nn.Sequential, pointwise=True)  # if what is in it is
+register(nn.Sequential, pointwise=True)  # `_is_expected` asks about the modules in it
 
 
 def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
@@ -156,7 +156,7 @@ def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
         if getattr(type(module), name) is not method or name in module.__dict__:
             return False
     for weight in module._parameters.values():
-        if weight is not None and type(weight) is not nn.Parameter and not _is_plain(weight):
+        if weight is not None and not _is_plain(weight):
             return False
     if inside:
         for name, expected in known.children:
