@@ -63,6 +63,9 @@ class FinalNorm(nn.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens (B, N, C) to (B, N, C)."""
+        if not torch.jit.is_scripting():
+            if isinstance(x, torch.fx.Proxy):  # fx knows no widths, and traces forward(): there the width fits
+                return super().forward(x)
         if x.shape[-1] != self.normalized_shape[0]:
             return x
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -225,6 +225,11 @@ def test_dense_has_no_such_option(name):
         timm.create_model('t2t_vit_dense', **{name: 1})
 
 
+def test_dense_is_traced_by_fx(images):
+    model = timm.create_model('t2t_vit_dense', img_size=48, block_config=(1, 1)).eval()
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
+
+
 def test_dense_norms_the_intermediates_that_fit(images):
     model = timm.create_model('t2t_vit_dense', img_size=48, block_config=(2, 1, 1)).eval()
     plain = model.forward_intermediates(images, output_fmt='NLC', intermediates_only=True)
