@@ -17,7 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_launch_bound, is_traced, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_compiled, is_launch_bound, is_traced, square_sum, wide_dtype, widen
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -195,7 +195,16 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     grad_z, shift = ((t / (total * scale)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
     grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
-    grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
-    grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
-    grad_v = torch.baddbmm(grad, e, grad_z)
-    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z) / scale
+    grad_weight = torch.einsum('bmo,bmi->oi', grad_s, z) / scale
+    k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
+    w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
+    if torch.is_grad_enabled() or is_compiled():
+        grad_k = torch.baddbmm(k * k_rate, grad_t, w, beta=-1)
+        grad_q = torch.baddbmm(q * q_rate, grad_l, w_sinks)
+        return torch.cat([grad_k, grad_q, torch.baddbmm(grad, e, grad_z)], dim=-1), grad_weight
+    grad_kqv = torch.empty_like(kqv)  # Written in place: baddbmm() would copy its first argument, and cat() all three.
+    grad_k, grad_q, grad_v = grad_kqv.split(w.shape[-1], dim=-1)
+    torch.mul(k, k_rate, out=grad_k).baddbmm_(grad_t, w, beta=-1)
+    torch.mul(q, q_rate, out=grad_q).baddbmm_(grad_l, w_sinks)
+    grad_v.copy_(grad).baddbmm_(e, grad_z)
+    return grad_kqv, grad_weight
