@@ -198,4 +198,6 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     grad_k = torch.baddbmm(k * grad_t.sum(dim=-1, keepdim=True), grad_t, w.expand(len(k), -1, -1), beta=-1)
     grad_q = torch.baddbmm(q * grad_l[..., m:m + 1], grad_l, _with_sinks(w).expand(len(q), -1, -1))
     grad_v = torch.baddbmm(grad, e, grad_z)
-    return torch.cat([grad_k, grad_q, grad_v], dim=-1), torch.einsum('bmo,bmi->oi', grad_s, z) / scale
+    # reshape() has a batching rule, which flatten() and einsum() lack where vmap meets a written gradient.
+    grad_weight = grad_s.reshape(-1, z.shape[-1]).t() @ z.reshape(-1, z.shape[-1])
+    return torch.cat([grad_k, grad_q, grad_v], dim=-1), grad_weight / scale

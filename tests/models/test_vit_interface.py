@@ -311,6 +311,16 @@ class TestGraphs:
         torch.testing.assert_close(out, torch.stack([model(images) for model in models]))
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_jacobian_at_once(self, token_type):
+        model = make(token_type=token_type, img_size=16, depth=2, dtype=torch.float64).train()
+        jacobian = torch.autograd.functional.jacobian
+        image = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.
+        torch.testing.assert_close(jacobian(model, image, vectorize=True), jacobian(model, image))
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_hessian_with_unfused_attention(self, token_type):
         set_fused_attn(False)
         try:
