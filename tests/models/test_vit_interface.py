@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from functorch.compile import memory_efficient_fusion
 from timm.layers import AttentionPoolLatent, PatchDropout, PatchEmbed, set_fused_attn
 
 from t2t_timm.layers import sinusoidal_pos_embed
@@ -300,6 +301,16 @@ class TestGraphs:
         *_, output = program.run_decompositions().graph.nodes
         logits, = output.args[0]
         assert isinstance(logits.meta['val'].shape[0], torch.SymInt)
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_memory_efficient_fusion(self, token_type, images):
+        """What timm's --aot-autograd calls, with its gradient."""
+        model = make(token_type=token_type, depth=2)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        out, expected = memory_efficient_fusion(model)(images), model(images)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(out.sum(), parameters), torch.autograd.grad(expected.sum(), parameters))
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_vmap_over_stacked_weights(self, token_type, images):
