@@ -104,6 +104,16 @@ def fused(request):
         yield request.param
 
 
+@pytest.fixture(params=[False, True], ids=['not reentrant', 'reentrant'])
+def reentrant(request):
+    """Run a test with both kinds of gradient checkpoints that timm can make."""
+    from timm.layers import set_reentrant_ckpt, use_reentrant_ckpt
+    before = use_reentrant_ckpt()
+    set_reentrant_ckpt(request.param)
+    yield
+    set_reentrant_ckpt(before)
+
+
 @pytest.fixture
 def called():
     """A function that gives the names of the submodules that a call of a model calls, in their order.

@@ -217,7 +217,8 @@ class TokensToToken(TokenEmbed):
         """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
         if not torch.jit.is_scripting():
             if self.grad_checkpointing:
-                return checkpoint(self._maps, x, num_maps)
+                # Reentrant checkpoints give no gradient without one of their input, which images do not need.
+                return checkpoint(self._maps, x, num_maps, use_reentrant=False)
         return self._maps(x, num_maps)
 
     def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:

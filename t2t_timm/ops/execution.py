@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _detect_infra_mode
 
 __all__ = [
     'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'product_dtype',
@@ -17,6 +18,8 @@ T = TypeVar('T')
 # Before torch 2.7, compiling and exporting cannot be told apart.
 is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
+# make_fx records under the first; AOTAutograd has run the operations once before, under the second alone.
+TRACING_MODES = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL
 TOKENS_PER_THREAD = 2 ** 13  # tokens of the map at stride 4
 FEW_TOKENS = 2 ** 15  # those of ten images of 224 x 224 pixels at stride 4
 
@@ -33,7 +36,7 @@ def is_traced() -> bool:
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # make_fx, AOTAutograd
+        or any(_detect_infra_mode(mode) is not None for mode in TRACING_MODES)
     )
 
 

@@ -195,7 +195,8 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     grad_z, shift = ((t / (total * scale)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
     grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
-    grad_weight = torch.einsum('bmo,bmi->oi', grad_s, z) / scale
+    # reshape() has a batching rule, which flatten() and einsum() lack where vmap meets a written gradient.
+    grad_weight = grad_s.reshape(-1, z.shape[-1]).t() @ z.reshape(-1, z.shape[-1]) / scale
     k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
     w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
     if torch.is_grad_enabled() or is_compiled():

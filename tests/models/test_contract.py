@@ -163,6 +163,7 @@ def test_dynamically_quantized_linear_layers_are_called(images, called):
     assert torch.allclose(logits, expected, atol=0.1)
 
 
+@pytest.mark.usefixtures('reentrant')
 def test_gradient_checkpointing_changes_nothing(model, images):
     def gradients():
         torch.manual_seed(0)  # the same dropout

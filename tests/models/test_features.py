@@ -146,6 +146,7 @@ def test_every_parameter_that_remains_is_needed(out_indices):
     assert not [n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.usefixtures('reentrant')
 @pytest.mark.parametrize('out_indices', [(0, 1), (0, 1, 2)])
 def test_grad_checkpointing_changes_no_gradient(out_indices):
     pyramid = timm.create_model('test_t2t_vit', features_only=True, out_indices=out_indices)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from functorch.compile import memory_efficient_fusion
 from timm.layers import AttentionPoolLatent, PatchDropout, PatchEmbed, set_fused_attn
 
 from t2t_timm.layers import sinusoidal_pos_embed
@@ -302,6 +303,16 @@ class TestGraphs:
         assert isinstance(logits.meta['val'].shape[0], torch.SymInt)
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_memory_efficient_fusion(self, token_type, images):
+        """What timm's --aot-autograd calls, with its gradient."""
+        model = make(token_type=token_type, depth=2)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        out, expected = memory_efficient_fusion(model)(images), model(images)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(out.sum(), parameters), torch.autograd.grad(expected.sum(), parameters))
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_vmap_over_stacked_weights(self, token_type, images):
         models = [make(token_type=token_type) for _ in range(2)]
         models[1].load_state_dict({k: v * 1.1 for k, v in models[1].state_dict().items()})
@@ -309,6 +320,16 @@ class TestGraphs:
         out = torch.func.vmap(
             lambda *state: torch.func.functional_call(models[0], state, (images,)))(params, buffers)
         torch.testing.assert_close(out, torch.stack([model(images) for model in models]))
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_jacobian_at_once(self, token_type):
+        model = make(token_type=token_type, img_size=16, depth=2, dtype=torch.float64).train()
+        jacobian = torch.autograd.functional.jacobian
+        image = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.
+        torch.testing.assert_close(jacobian(model, image, vectorize=True), jacobian(model, image))
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_hessian_with_unfused_attention(self, token_type):

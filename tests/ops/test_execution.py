@@ -2,6 +2,8 @@
 import pytest
 import torch
 import torch.nn as nn
+from functorch.compile import aot_function, nop
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from t2t_timm import ops
 from t2t_timm.layers import TokensToToken
@@ -29,7 +31,11 @@ def test_who_runs_the_operations():
     torch.func.jvp(ask, (x,), (x,))
     with torch.autograd.forward_ad.dual_level():
         ask(x)
-    assert len(answers) >= 5 and set(answers) == {(True, True)}
+    for pre_dispatch in (False, True):
+        make_fx(ask, pre_dispatch=pre_dispatch)(x)
+    aot_function(ask, nop)(x)
+    torch.func.functionalize(ask)(x)
+    assert len(answers) >= 9 and set(answers) == {(True, True)}
     assert Asks()(x)[0] == 22.
     assert torch.compile(Asks(), backend='eager', fullgraph=True)(x)[0] == 12.
     if hasattr(torch.compiler, 'is_exporting'):  # before torch 2.7 they cannot be told apart

@@ -68,6 +68,20 @@ def test_gradient_and_second_derivative(drop):
     assert torch.autograd.gradgradcheck(function, args)
 
 
+@pytest.mark.parametrize('create_graph', [False, True])
+@pytest.mark.parametrize('drop', [0., 0.5])
+def test_gradient_under_vmap(inputs, drop, create_graph):
+    """Several gradients at once (is_grads_batched, jacobian(vectorize=True)) are those taken one by one."""
+    kqv, w, weight, bias = inputs
+    args = [t.requires_grad_() for t in (kqv, weight, bias)]
+    out = performer_skip(kqv, w, EPS, weight, bias, drop)
+    probes = torch.randn(3, *out.shape, dtype=out.dtype)
+    expected = zip(*(torch.autograd.grad(out, args, probe, retain_graph=True) for probe in probes), strict=True)
+    actual = torch.autograd.grad(out, args, probes, is_grads_batched=True, create_graph=create_graph)
+    for gradients, gradient in zip(actual, expected, strict=True):
+        torch.testing.assert_close(gradients, torch.stack(gradient), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize('gain', [1., 2., 3.])
 def test_gradient_is_that_of_the_equation_where_eps_decides(inputs, gain):
     kqv, w, weight, bias = inputs

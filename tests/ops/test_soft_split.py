@@ -102,6 +102,18 @@ def test_flat_images(in_chans, mode, tolerance, grad_tolerance):
         assert max(errors(gradients, torch.autograd.grad(expected, wide, probe))) < grad_tolerance, name
 
 
+def test_gradient_under_vmap():
+    """Several gradients at once (is_grads_batched, jacobian(vectorize=True)) are those taken one by one."""
+    x = torch.randn(2, 40, 9, 9, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *parameters(40, 3)]
+    out = run(x, inputs[1:], SECOND)
+    probes = torch.randn(3, *out.shape, dtype=torch.float64)
+    expected = zip(*(torch.autograd.grad(out, inputs, probe, retain_graph=True) for probe in probes), strict=True)
+    for gradients, gradient in zip(
+            torch.autograd.grad(out, inputs, probes, is_grads_batched=True), expected, strict=True):
+        torch.testing.assert_close(gradients, torch.stack(gradient), rtol=1e-10, atol=1e-12)
+
+
 def kept_for_the_gradient(split, in_chans, image_grad):
     """Numbers of elements of the tensors that are kept for the gradient, and of the unfolded patches."""
     x = torch.randn(2, in_chans, 48, 48, requires_grad=image_grad)
