@@ -6,8 +6,8 @@ as a pytest plugin. No test is edited:
 - `list_models`, which timm's test modules call as they are imported, answers with our names alone, as if they stood in
   timm's lists of plain ViTs (NON_STD_FILTERS) and of models with forward_intermediates (FEAT_INTER_FILTERS);
 - tests that take a model from a list of their own get a case with ours (EXTRA_CASES);
-- test_model_backward and test_model_backward_fx, which ask for a gradient of every parameter, make models with a trained
-  position table;
+- test_model_backward and test_model_backward_fx, which ask for a gradient of every parameter, make models with a
+  trained position table;
 - what does not take one of our models is deselected; what needs the network is skipped, and pytest lists why.
 """
 import fnmatch

@@ -199,7 +199,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     grad_weight = grad_s.reshape(-1, z.shape[-1]).t() @ z.reshape(-1, z.shape[-1]) / scale
     k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
     w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
-    if torch.is_grad_enabled() or is_compiled():
+    if torch.is_grad_enabled() or is_compiled() or torch._C._functorch.is_legacy_batchedtensor(grad):
         grad_k = torch.baddbmm(k * k_rate, grad_t, w, beta=-1)
         grad_q = torch.baddbmm(q * q_rate, grad_l, w_sinks)
         return torch.cat([grad_k, grad_q, torch.baddbmm(grad, e, grad_z)], dim=-1), grad_weight

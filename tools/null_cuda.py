@@ -1,0 +1,169 @@
+"""Three models through PyTorch's real CUDA code on a device that computes nothing: `make cuda NULLCUDA=FOLDER`.
+
+FOLDER holds the null device: it logs what the CUDA runtime is asked for, and executes none of it. Each model runs in
+float16 and bfloat16 autocast, a forward pass and a training step each: eager, captured in a CUDA graph, and compiled.
+There must be no synchronization, no copy between devices and no graph break; every Triton kernel must pass ptxas for
+sm_80; the numbers of launches and the peak memory must be within 5 % of null_cuda.json, which `ARGS=--record` rewrites.
+docs/gpu.md says what this proves.
+"""
+import argparse
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nullcuda
+import timm
+import torch
+from torch._dynamo.utils import counters
+
+MODELS: dict[str, dict[str, Any]] = {'test_t2t_vit': {}, 't2t_vit_7': {'depth': 2}, 't2t_vit_t_14': {'depth': 2}}
+DTYPES = torch.float16, torch.bfloat16
+BATCH_SIZE = 64
+TOLERANCE = 0.05
+LAUNCHES = 'KERNEL', 'GEMM', 'CUDNN', 'MEMSET', 'COPY_D2D'
+MEMORY = 'MALLOC', 'FREE'
+TABLE = Path(__file__).with_suffix('.json')
+
+
+def make_run(model: torch.nn.Module, mode: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[], None]:
+    """Return a function that runs a forward pass or a training step of a model."""
+    size = model.default_cfg['input_size'][-1]
+    images = torch.empty(BATCH_SIZE, 3, size, size, device='cuda')
+    fn = torch.compile(model, dynamic=False) if compiled else model
+
+    def forward() -> None:
+        model.eval()
+        with torch.no_grad(), torch.autocast('cuda', dtype):
+            fn(images)
+
+    def step() -> None:
+        model.train()
+        with torch.autocast('cuda', dtype):
+            loss = fn(images).float().sum()
+        loss.backward()
+        model.zero_grad()
+
+    return forward if mode == 'forward' else step
+
+
+def measure(run: Callable[[], None], num_triton: Callable[[], int] = lambda: 0) -> tuple[dict[str, int], Counter]:
+    """Return launches and peak memory, in MiB, of a run that has been warmed up, and the log by kind of call."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held, before = torch.cuda.memory_allocated(), num_triton()
+    _, log = nullcuda.log(run)
+    kinds = Counter(record[1] for record in log)
+    peak = (torch.cuda.max_memory_allocated() - held) >> 20
+    return {'launches': sum(kinds[kind] for kind in LAUNCHES) + num_triton() - before, 'peak_mib': peak}, kinds
+
+
+def unwanted(kinds: Counter, allowed: tuple[str, ...] = LAUNCHES + MEMORY) -> str:
+    """Return the calls of a log that are no launch and no allocation, such as copies to the host."""
+    return ', '.join(f'{count} {kind}' for kind, count in kinds.items() if kind not in allowed)
+
+
+def capture(run: Callable[[], None]) -> str:
+    """Return what a CUDA graph of a run could not hold, or ''."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+
+    def record() -> None:
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+
+    _, log = nullcuda.log(record)
+    kinds = Counter(entry[1] for entry in log if entry[1].startswith('CAPTURING:'))
+    # PyTorch itself waits once, on another stream, for the state of its random numbers.
+    allowed = tuple(f'CAPTURING:{kind}' for kind in LAUNCHES + MEMORY + ('SYNC_OTHER_STREAM',))
+    return unwanted(kinds, allowed) if kinds['CAPTURING:KERNEL'] else 'no kernel was captured'
+
+
+class Report:
+    """Prints a line per case and keeps the figures and the faults."""
+
+    def __init__(self, expected: dict[str, dict[str, int]]) -> None:
+        self.expected = expected
+        self.figures: dict[str, dict[str, int]] = {}
+        self.num_faults = 0
+
+    def add(self, case: str, figures: dict[str, int], *faults: str) -> None:
+        """Compare the figures of a case with the recorded ones; a fault that is '' is none."""
+        found = [fault for fault in faults if fault]
+        for key, value in figures.items():
+            recorded = self.expected.get(case, {}).get(key)
+            if recorded is None:
+                found.append(f'{key} has no recorded value')
+            elif abs(value - recorded) > TOLERANCE * recorded:
+                found.append(f'{key} was recorded as {recorded}')
+        self.figures[case] = figures
+        self.num_faults += len(found)
+        size = f'{figures["launches"]:5d} launches {figures["peak_mib"]:5d} MiB'
+        print(f'{case:42s}', size, '; '.join(found), flush=True)
+
+
+def run_eager(name: str, mode: str, dtype: torch.dtype, report: Report) -> None:
+    """Run a model eagerly, then into a CUDA graph."""
+    run = make_run(timm.create_model(name, **MODELS[name]).cuda(), mode, dtype)
+    run()
+    figures, kinds = measure(run)
+    report.add(f'{name} {mode} {str(dtype)[6:]} eager', figures, unwanted(kinds), capture(run))
+
+
+def run_compiled(name: str, mode: str, dtype: torch.dtype, report: Report) -> None:
+    """Compile a model and run it."""
+    torch._dynamo.reset()
+    counters.clear()
+    nullcuda.GRAPHS.clear()
+    run = make_run(timm.create_model(name, **MODELS[name]).cuda(), mode, dtype, compiled=True)
+    run()
+    figures, kinds = measure(run, lambda: len(nullcuda.LAUNCHES))
+    num_graphs = {'forward': 1, 'step': 2}[mode]
+    report.add(
+        f'{name} {mode} {str(dtype)[6:]} compiled', figures, unwanted(kinds),
+        ', '.join(f'graph break: {reason}' for reason in counters['graph_break']),
+        f'{len(nullcuda.GRAPHS)} graphs' if len(nullcuda.GRAPHS) != num_graphs else '')
+
+
+def compile_kernels() -> str:
+    """Return what ptxas says of all Triton kernels so far, as one sentence."""
+    folder = Path(nullcuda.BUILD)
+    with open(folder / 'kernels.pkl', 'wb') as file:
+        pickle.dump({'kernels': dict(enumerate(dict.fromkeys(nullcuda.KERNELS.values())))}, file)
+    script = Path(nullcuda.__file__).with_name('cubin.py')
+    command = [sys.executable, str(script), str(folder / 'kernels.pkl')]
+    out = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'NULLGPU_CC': '80'})
+    return (out.stdout.strip() or out.stderr.strip()).splitlines()[-1]
+
+
+def main() -> int:
+    """Run all cases; return 1 if one differs from the table or does what it must not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--record', action='store_true', help='write the figures into null_cuda.json')
+    args = parser.parse_args()
+    report = Report({} if args.record else json.loads(TABLE.read_text()))
+    cases = list(itertools.product(MODELS, ('forward', 'step'), DTYPES))
+    for case in cases:
+        run_eager(*case, report)
+    nullcuda.mock_inductor()
+    for case in cases:
+        run_compiled(*case, report)
+    kernels = compile_kernels()
+    print(kernels)
+    if args.record:
+        TABLE.write_text(json.dumps(report.figures, indent=1) + '\n')
+    failed = report.num_faults > 0 and not args.record or ' 0 failed' not in kernels
+    print(f'{len(report.figures)} cases, {report.num_faults} faults.')
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
