@@ -213,7 +213,7 @@ FORMATS = {  # name of the format: what writes it, the file's name, architecture
     'timm train.py': (timm_train, 'last.pth.tar', 't2t_vit_7', 'of a timm training run'),
     'token labeling': (token_labeling, '84.2.pth.tar', 't2t_vit_7', 'auxiliary head of token labeling left out'),
     'OpenMMLab (mmcls)': (openmmlab, 'mm.pth', 't2t_vit_t_14', "OpenMMLab's names"),
-    'OpenMMLab (EMAHook)': (openmmlab_ema, 'ema.pth', 't2t_vit_t_14', "averaged weights of mmcv's EMAHook"),
+    'OpenMMLab (EMAHook)': (openmmlab_ema, 'ema.pth', 't2t_vit_t_14', "as mmcv's EMAHook leaves them"),
     'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
     'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters, official names'),
     'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),

@@ -125,7 +125,8 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
     # file, which therefore has the averaged weights under the plain names.
     buffers = {f'ema_{name.replace(".", "_")}' for name in tensors} & tensors.keys()
     if buffers:
-        notes.append(f"averaged weights of mmcv's EMAHook, leaving {len(buffers)} buffers with the others aside")
+        notes.append(
+            f"averaged weights, as mmcv's EMAHook leaves them after an epoch; its {len(buffers)} buffers left out")
     others = tuple(p for d, p in models.values() if d is tensors)
     inner = tuple(p for p in others if p.startswith(prefix))
     weights, rest = {}, {}

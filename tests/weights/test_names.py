@@ -66,7 +66,7 @@ WRAPPED = {  # what training code saves of weights; if it saves two sets, the ot
         lambda w: {'state_dict': {
             **prefixed('backbone.timm_model.', w),
             **{f"ema_backbone_timm_model_{k.replace('.', '_')}": v for k, v in zeros(w).items()}}},
-        "weights under state_dict.backbone.timm_model; averaged weights of mmcv's EMAHook, leaving"),
+        "weights under state_dict.backbone.timm_model; averaged weights, as mmcv's EMAHook leaves"),
 }
 
 
