@@ -15,7 +15,7 @@ from .classify import class_names
 
 __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
 
-MAX_SIZE = 1024  # pixels; a block's attention is then 4,097 x 4,097
+MAX_SIZE = 1024  # pixels of a picture of attention; a block's matrix is then 4,097 x 4,097
 COLUMNS = 7
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # tokens of a token step, as fractions of height and width
 CHANNELS = 7
@@ -39,8 +39,6 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
     if mode is None:
         raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    if max(model.patch_embed.img_size) > MAX_SIZE:
-        raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     try:
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image).convert(mode)
@@ -203,8 +201,10 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
         A matplotlib Figure.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the image is larger than MAX_SIZE.
     """
+    if max(image.size) > MAX_SIZE:
+        raise UserError(f'Pictures of attention go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     figure = _new_figure(1, 1)  # says so at once if it cannot
     attention = extract_attention(model, image)
     heights = [1, -(-len(attention.blocks) // COLUMNS)] + [1] * bool(attention.steps)  # in rows of panels
