@@ -2,7 +2,10 @@
 import pytest
 import timm
 import torch
+import torch.nn as nn
+from torch.nn.utils import prune
 
+from t2t_timm import set_fused
 from t2t_timm.layers import GhostAttention, GhostMlp, SqueezeExciteAttention
 
 ATTENTIONS = (SqueezeExciteAttention, GhostAttention)
@@ -54,3 +57,44 @@ def test_the_parts_serve_in_any_model(kwargs):
     torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
     model(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14', 't2t_vit_c_14', 't2t_vit_14_se', 't2t_vit_16_ghost'])
+def test_every_module_that_has_weights_is_called(called, name):
+    """Pruning, offloading and sharding make the weights of a module ready when it is called."""
+    model = timm.create_model(name, img_size=32, depth=2).eval()
+    with set_fused(False):
+        names = set(called(model, torch.randn(1, 3, 32, 32)))
+    weighted = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    assert len(weighted) > 10 and weighted <= names
+
+
+@pytest.fixture
+def ghost():
+    torch.manual_seed(0)
+    return timm.create_model('t2t_vit_16_ghost', img_size=32, depth=2, embed_dim=48, num_classes=5).eval()
+
+
+def test_pruned_scales_of_ghost_features_are_trained(ghost):
+    scales = [m for m in ghost.modules() if isinstance(m, nn.Conv1d)]
+    for module in scales:
+        prune.random_unstructured(module, 'weight', .5)
+    for _ in range(2):  # the second pass needs weights that are computed anew
+        ghost(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert len(scales) == 10
+    for module in scales:
+        assert module.weight_orig.grad.any() and not module.weight_orig.grad[module.weight_mask == 0].any()
+
+
+@pytest.mark.parametrize('where', ['cpu', 'disk'])
+def test_offloaded_ghost(ghost, tmp_path, where):
+    accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
+    x, device = torch.randn(2, 3, 32, 32), torch.device('cpu')
+    expected = ghost(x)
+    if where == 'cpu':
+        accelerate.cpu_offload(ghost, execution_device=device)
+    else:
+        accelerate.disk_offload(ghost, tmp_path, execution_device=device)
+    assert all(p.is_meta for p in ghost.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(ghost(x), expected)
