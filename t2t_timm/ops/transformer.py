@@ -2,9 +2,11 @@
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, product_dtype, wide_dtype
+from .execution import autocast_off, cast, is_launch_bound, product_dtype, wide_dtype
 
 __all__ = ['class_token_attention', 'mlp_skip']
+
+STRIDE_RATIO = 16  # tokens of the map at stride 4 for a token of the backbone
 
 
 @autocast_off
@@ -48,9 +50,9 @@ def class_token_attention(
         scale: float,
         drop: float = 0.,
 ) -> torch.Tensor:
-    """Return the class token's row of softmax attention before the projection, without forming keys and values.
+    """Return the class token's row of softmax attention before the projection.
 
-    With q the query of a head,
+    Keys and values are formed only where launches decide. With q the query of a head,
 
         q'(Wk x_n + bk) = (Wk' q)'x_n + const,    sum_n a_n (Wv x_n + bv) = Wv (sum_n a_n x_n) + bv sum_n a_n
 
@@ -68,8 +70,16 @@ def class_token_attention(
         Class token of shape (B, 1, num_heads * head_dim).
     """
     dtype = product_dtype(x)
-    return _class_token_attention(
-        cast(x, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype), num_heads, scale, drop)
+    x, weight, bias = cast(x, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype)
+    if is_launch_bound(x, x.shape[0] * x.shape[1] * STRIDE_RATIO):
+        return _one_query(x, weight, bias, num_heads, scale, drop)
+    return _class_token_attention(x, weight, bias, num_heads, scale, drop)
+
+
+@autocast_off
+def _one_query(x, weight, bias, num_heads, scale, drop):
+    q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q[:, :, :1], k, v, dropout_p=drop, scale=scale).transpose(1, 2).flatten(2)
 
 
 @autocast_off

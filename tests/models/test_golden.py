@@ -70,6 +70,13 @@ def outputs(golden, golden_images):
 
 
 @torch.no_grad()
+def test_logits_with_the_fewest_launches(golden, outputs, launch_bound, rel_error):
+    _, model = golden
+    images, expected = outputs
+    assert rel_error(model(images), expected['logits']) < 1e-9
+
+
+@torch.no_grad()
 def test_tokens_pre_logits_and_logits(golden, outputs, fused, rel_error):
     _, model = golden
     images, expected = outputs

@@ -61,7 +61,10 @@ def reference(x, weight, bias, num_heads, scale):
 
 @pytest.mark.parametrize('num_heads, head_dim', [(1, 12), (4, 3), (3, 5)])  # the last is not as wide as the tokens
 @pytest.mark.parametrize('bias', [False, True])
-def test_attention_is_the_first_row_with_its_gradients(num_heads, head_dim, bias):
+@pytest.mark.parametrize('few_launches', [False, True])
+def test_attention_is_the_first_row_with_its_gradients(request, num_heads, head_dim, bias, few_launches):
+    if few_launches:
+        request.getfixturevalue('launch_bound')
     torch.manual_seed(0)
     width = num_heads * head_dim
     x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
