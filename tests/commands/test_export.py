@@ -125,6 +125,28 @@ def test_openvino(openvino, tmp_path, token_type, dynamic):
             torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')  # the exporter is deprecated
+@pytest.mark.parametrize('opset', [17, 18, 20])
+@pytest.mark.parametrize('token_type', TOKEN_TYPES + ('convolution',))
+def test_older_exporter_of_torch(onnxruntime, tmp_path, token_type, opset):
+    """What timm's onnx_export.py calls without --dynamo: any batch size, as of timm's ViTs."""
+    import onnx
+    model, file = make_model(token_type=token_type), str(tmp_path / 'model.onnx')
+    axes = {'x': {0: 'batch'}, 'logits': {0: 'batch'}}
+    torch.onnx.export(
+        model, (images(2, 3, 56, 56),), file, dynamo=False, opset_version=opset, input_names=['x'],
+        output_names=['logits'], dynamic_axes=axes)
+    assert [i.version for i in onnx.load(file).opset_import] == [opset]
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    for batch_size in (2, 1, 5):
+        x = images(batch_size, 3, 56, 56) * .01 + 2.2  # flat: the first soft split subtracts the centre of each patch
+        with torch.no_grad():
+            expected = model(x)
+        logits, = session.run(['logits'], {'x': x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=0)
+
+
 def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_once, tmp_path):
     import onnx
     model = onnx.load(export_once('onnx', 'performer', False)[1].path)
