@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
     sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
     sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
+    sub.add_argument('--opset', type=int, metavar='N', help='opset of an onnx file, 16 to 20 (the default)')
     sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx, openvino); needs --calibration')
     sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
@@ -187,7 +188,7 @@ def _export(args: argparse.Namespace) -> None:
     from .commands.export import export_model
     from .commands.load import load_t2t_vit
     model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
-    print(export_model(model, args.out, args.format, args.quantize, args.calibration))
+    print(export_model(model, args.out, args.format, args.quantize, args.calibration, args.opset))
 
 
 def _attention(args: argparse.Namespace) -> None:

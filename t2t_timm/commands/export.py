@@ -3,6 +3,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from .quantize import Agreement, Calibration, measure_agreement, quantize_onnx, 
 __all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
 
 OPSET = 20
+OPSETS = range(16, OPSET + 1)
+DYNAMO_OPSET = 18  # below, onnx's converter fails (Pad), and torch's older exporter writes the graph
 TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
 TOLERANCE = 1e-4  # largest difference of logits, relative where they are above 1
 MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would have to treat apart
@@ -50,6 +53,7 @@ def export_model(
         format: str = 'onnx',
         quantize: str | None = None,
         calibration: str | Path | None = None,
+        opset: int | None = None,
 ) -> Exported:
     """Export a model through the framework's own exporter, compare the result with the model, and write the file.
 
@@ -65,18 +69,22 @@ def export_model(
         quantize: 'int8' (ONNX and OpenVINO) or None. The float32 model is compared first.
         calibration: Folder with images for quantize, which the int8 model is compared on. OpenVINO's takes the ranges
             of its activations from them, ONNX's takes them when it runs.
+        opset: Opset of the format 'onnx', 16 to 20, by default 20. 16 and 17 are for one image size, without quantize.
 
     Returns:
         The file, its size in bytes (with NAME.bin), the largest difference in a logit of the float32 model, the shapes
         of the images compared, and the agreement of the int8 model.
 
     Raises:
-        UserError: An unknown format, a missing package or compiler, an exporter that is too old for this, no folder to
+        UserError: An unknown format, an opset that does not go with it or with the rest, a missing package or compiler, an exporter that is too old for this, no folder to
             write to, no images to calibrate with, or too large a difference.
     """
     path = Path(path)
     _check_arguments(path, format, quantize, calibration)
     write, suffix = FORMATS[format]
+    if opset is not None:
+        _check_opset(opset, format, quantize, model.dynamic_img_size)
+        write = partial(write, opset=opset)
     model = model.float().eval()
     images = _images(model)
     data = None if calibration is None else Calibration(calibration, model)
@@ -125,6 +133,16 @@ def _check_arguments(path: Path, format: str, quantize: str | None, calibration:
             raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
         if quantize:
             _check_packages(('nncf',), 'int8 for OpenVINO')
+
+
+def _check_opset(opset: int, format: str, quantize: str | None, dynamic: bool) -> None:
+    if format != 'onnx':
+        raise UserError(f'--opset is for the format onnx, not for {format}.')
+    if opset not in OPSETS:
+        raise UserError(f'--opset takes {OPSETS[0]} to {OPSETS[-1]}, not {opset}.')
+    if opset < DYNAMO_OPSET and (quantize or dynamic):
+        what = '--quantize int8' if quantize else 'A model for images of any size (--dynamic)'
+        raise UserError(f'{what} needs --opset {DYNAMO_OPSET} or more, not {opset}.')
 
 
 def _keep(file: Path, path: Path) -> int:
@@ -197,7 +215,7 @@ def _exported_program(model: T2TViT, x: torch.Tensor) -> torch.export.ExportedPr
     return torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(model), strict=False)
 
 
-def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
+def _save_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int = OPSET) -> None:
     for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
         logging.getLogger(name).setLevel(logging.WARNING)
     program = torch.onnx.export(
@@ -205,13 +223,22 @@ def _save_onnx(model: T2TViT, x: torch.Tensor, file: str) -> None:
         (x,),
         dynamo=True,
         dynamic_shapes=_dynamic_shapes(model),  # names the sizes
-        opset_version=OPSET,
+        opset_version=opset,
         input_names=['x'],
         output_names=['logits'],
         verbose=False,
     )
     assert program is not None  # dynamo=True gives one
     program.save(file, external_data=False)
+
+
+def _save_older_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int) -> None:
+    names = {'x': {0: 'batch'}, 'logits': {0: 'batch'}}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it is deprecated, and tells of each size that it takes for a constant
+        torch.onnx.export(
+            model, (x,), file, dynamo=False, opset_version=opset, input_names=['x'], output_names=['logits'],
+            dynamic_axes=names)
 
 
 def _check_packages(names: tuple[str, ...], what: str) -> None:
@@ -226,9 +253,10 @@ def _run_onnx(file: str) -> Run:
     return lambda x: torch.from_numpy(session.run(['logits'], {'x': x.numpy()})[0])
 
 
-def _write_onnx(model: T2TViT, x: torch.Tensor, file: str) -> Run:
+def _write_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int = OPSET) -> Run:
     _check_packages(('onnx', 'onnxscript', 'onnxruntime'), 'The ONNX export')
-    _save_onnx(model, x, file)
+    save = _save_onnx if opset >= DYNAMO_OPSET else _save_older_onnx
+    save(model, x, file, opset)
     return _run_onnx(file)
 
 

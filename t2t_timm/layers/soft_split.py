@@ -35,7 +35,8 @@ def soft_split(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> 
 
 def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return tokens (B, height * width, D) as a map (B, D, height, width), a view."""
-    return x.transpose(1, 2).unflatten(2, (height, width))
+    # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
 
 @torch.no_grad()

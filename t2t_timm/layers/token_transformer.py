@@ -30,8 +30,8 @@ class TokenAttention(nn.Module):
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """Map projected tokens (B, N, 3 * dim) to (B, N, dim)."""
-        # chunk() would fix the batch size of an exported graph.
-        q, k, v = qkv.unsqueeze(1).unflatten(-1, (3, -1)).unbind(-2)
+        # chunk() would fix the batch size of an exported graph, unflatten() that of torch's older ONNX exporter.
+        q, k, v = qkv.reshape(qkv.shape[0], 1, qkv.shape[1], 3, -1).unbind(-2)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:

@@ -114,6 +114,17 @@ def soft_split_norm_linear(
 
 @autocast_off
 def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding):
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # torch's older exporter cannot unfold views
+        u = F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
+        u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
+    else:
+        u = _centred_patches(x, dtype, kernel_size, stride, padding)
+    norm_weight, norm_bias = (None if t is None else cast(t, u.dtype) for t in (norm_weight, norm_bias))
+    u = F.layer_norm(u, weight.shape[1:], norm_weight, norm_bias, eps)
+    return F.linear(cast(u, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
+
+
+def _centred_patches(x, dtype, kernel_size, stride, padding):
     patches = F.pad(x, (padding, padding, padding, padding))
     patches = patches.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
     centre = patches[..., kernel_size // 2, kernel_size // 2].mean(dim=1)  # (B, H', W')
@@ -124,10 +135,7 @@ def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_si
         u = torch.empty(patches.shape, dtype=dtype, device=x.device)
         torch.sub(patches, centre[..., None, None], out=u)
         u = u.flatten(3)
-    u = u.flatten(1, 2)
-    norm_weight, norm_bias = (None if t is None else cast(t, u.dtype) for t in (norm_weight, norm_bias))
-    u = F.layer_norm(u, u.shape[-1:], norm_weight, norm_bias, eps)
-    return F.linear(cast(u, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
+    return u.flatten(1, 2)
 
 
 @autocast_off

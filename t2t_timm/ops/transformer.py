@@ -37,7 +37,7 @@ def mlp_skip(
     weight1, weight2 = cast(weight1, x.dtype), cast(weight2, x.dtype)
     norm_weight, norm_bias, bias1, bias2 = (
         None if t is None else cast(t, x.dtype) for t in (norm_weight, norm_bias, bias1, bias2))
-    y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    y = F.layer_norm(x, weight1.shape[1:], norm_weight, norm_bias, eps)
     y = F.linear(F.gelu(F.linear(y, weight1, bias1)), weight2, bias2)
     return x + (F.dropout(y, drop) if drop > 0. else y)
 

@@ -125,6 +125,43 @@ def test_openvino(openvino, tmp_path, token_type, dynamic):
             torch.testing.assert_close(torch.from_numpy(run([x.numpy()])['logits']), model(x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')  # the exporter is deprecated
+@pytest.mark.parametrize('opset', [17, 18, 20])
+@pytest.mark.parametrize('token_type', TOKEN_TYPES + ('convolution',))
+def test_older_exporter_of_torch(onnxruntime, tmp_path, token_type, opset):
+    """What timm's onnx_export.py calls without --dynamo: any batch size, as of timm's ViTs."""
+    import onnx
+    model, file = make_model(token_type=token_type), str(tmp_path / 'model.onnx')
+    axes = {'x': {0: 'batch'}, 'logits': {0: 'batch'}}
+    torch.onnx.export(
+        model, (images(2, 3, 56, 56),), file, dynamo=False, opset_version=opset, input_names=['x'],
+        output_names=['logits'], dynamic_axes=axes)
+    assert [i.version for i in onnx.load(file).opset_import] == [opset]
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    for batch_size in (2, 1, 5):
+        x = images(batch_size, 3, 56, 56) * .01 + 2.2  # flat: the first soft split subtracts the centre of each patch
+        with torch.no_grad():
+            expected = model(x)
+        logits, = session.run(['logits'], {'x': x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('opset', [16, 17, 18, 19])
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_older_opsets(onnxruntime, tmp_path, token_type, opset):
+    import onnx
+    model, file = make_model(token_type=token_type), tmp_path / 'model.onnx'
+    assert export_model(model, file, opset=opset).max_diff < 1e-4
+    assert [i.version for i in onnx.load(file).opset_import if i.domain == ''] == [opset]
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    x = images(5, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(session.run(['logits'], {'x': x.numpy()})[0]), model(x), atol=1e-4, rtol=0)
+
+
 def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_once, tmp_path):
     import onnx
     model = onnx.load(export_once('onnx', 'performer', False)[1].path)
@@ -264,8 +301,13 @@ class TestNothingIsWritten:
         (['--quantize', 'int8', '--calibration', 'EMPTY', '--format', 'torchscript'],
          '--quantize int8 is for the formats onnx and openvino, not for torchscript.'),
         (['--format', 'openvino'], 'name a file .xml, not model.onnx'),
+        (['--opset', '15'], '--opset takes 16 to 20, not 15.'),
+        (['--opset', '17', '--format', 'torchscript'], '--opset is for the format onnx, not for torchscript.'),
+        (['--opset', '17', '--dynamic'], 'A model for images of any size (--dynamic) needs --opset 18 or more, not 17'),
+        (['--opset', '17', '--quantize', 'int8', '--calibration', 'EMPTY'],
+         '--quantize int8 needs --opset 18 or more, not 17.'),
     ])
-    def test_of_a_mistake_in_quantization(self, tmp_path, capsys, arguments, message):
+    def test_of_a_mistake_in_quantization_or_opset(self, tmp_path, capsys, arguments, message):
         empty, out = tmp_path / 'empty', tmp_path / 'out'
         empty.mkdir()
         out.mkdir()
