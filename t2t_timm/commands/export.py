@@ -76,8 +76,9 @@ def export_model(
         of the images compared, and the agreement of the int8 model.
 
     Raises:
-        UserError: An unknown format, an opset that does not go with it or with the rest, a missing package or compiler, an exporter that is too old for this, no folder to
-            write to, no images to calibrate with, or too large a difference.
+        UserError: An unknown format, an opset that the rest does not go with, a missing package or compiler, an
+            exporter that is too old for this, no folder to write to, no images to calibrate with, or too large a
+            difference.
     """
     path = Path(path)
     _check_arguments(path, format, quantize, calibration)
@@ -323,7 +324,7 @@ def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
         return torch.jit.load(file)
 
 
-FORMATS = {
+FORMATS: dict[str, tuple[Callable[..., Run], str]] = {
     'onnx': (_write_onnx, '.onnx'),
     'openvino': (_write_openvino, '.xml'),
     'export': (_write_export, '.pt2'),
