@@ -185,14 +185,16 @@ def _attention(args: argparse.Namespace) -> None:
     from .commands.load import load_t2t_vit
     from .commands.pictures import draw_attention, read_image, save_picture
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
-    print(save_picture(draw_attention(model, read_image(args.image, model), args.model), args.out))
+    figure = draw_attention(model, read_image(args.image, model), args.model, args.untrained)
+    print(save_picture(figure, args.out))
 
 
 def _features(args: argparse.Namespace) -> None:
     from .commands.load import load_t2t_vit
     from .commands.pictures import draw_features, read_image, save_picture
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
-    print(save_picture(draw_features(model, read_image(args.image, model), args.model, args.blocks), args.out))
+    figure = draw_features(model, read_image(args.image, model), args.model, args.blocks, args.untrained)
+    print(save_picture(figure, args.out))
 
 
 @contextmanager
