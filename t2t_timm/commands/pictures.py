@@ -236,7 +236,7 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
         UserError: matplotlib is not installed.
     """
     attention = extract_attention(model, image)
-    blocks = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
+    blocks: list[tuple[str, np.ndarray, Any]] = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
     steps = [
         (f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point)
         for i, step in enumerate(attention.steps, 1) for point, m, kept in step if kept >= 0.5]
