@@ -13,6 +13,7 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
+from .images import open_image
 
 __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
 
@@ -45,10 +46,9 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     if max(model.patch_embed.img_size) > MAX_SIZE:
         raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f'{file} cannot be read as an image: {getattr(e, "strerror", None) or e}') from e
+        image = open_image(file).convert(mode)
+    except ValueError as e:
+        raise UserError(f'{file} cannot be read as an image: {e}') from e
     height, width = model.patch_embed.img_size
     left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
     if left < 0.99:

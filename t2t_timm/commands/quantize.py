@@ -10,7 +10,7 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .classify import find_images, image_reader
+from .images import find_images, image_reader
 
 __all__ = ['Agreement', 'Calibration', 'measure_agreement', 'quantize_onnx', 'quantize_openvino']
 
