@@ -1,0 +1,59 @@
+"""Pages that need no program of timm's: their code runs as it is written there, and prints what stands below it."""
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+
+from t2t_timm.cli import main
+
+ROOT = Path(__file__).parents[1]
+NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch torchvision'}
+PAGES = ('README.md', 'docs/python.md', 'docs/embeddings.md', 'docs/transformers.md', 'docs/segmentation.md')
+BLOCK = re.compile(r'^```(python|sh)\n(.*?)^```$(?:\n+^```\n(.*?)^```$)?', re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
+
+
+def run(language, code, names):
+    """Run a block of a page and return what it printed; of shell blocks, the lines that call t2t-timm."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        if language == 'python':
+            # the published weights are not here: their models get random ones
+            exec(re.sub(r"('t2t_vit_\w+'), pretrained=True", r'\1', code), names)
+        else:
+            for line in re.findall(r'^t2t-timm .*', code, re.MULTILINE):
+                assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    return out.getvalue()
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_code_of_page(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(Path(page).name, '').split():
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    names, compared = {'__name__': '__main__'}, 0
+    for language, code, expected in BLOCK.findall((ROOT / page).read_text(encoding='utf-8')):
+        printed = run(language, code, names)
+        if expected:
+            compared += 1
+            assert NUMBER.sub('#', printed).split() == NUMBER.sub('#', expected).split(), code
+            for number, of_page in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
+                assert float(number) == pytest.approx(float(of_page), rel=0.02, abs=0.02), code
+    assert compared
+
+
+def test_messages_of_the_troubleshooting_page_are_real():
+    sources = ''
+    for folder in (ROOT / 't2t_timm', Path(timm.__file__).parent):
+        sources += ''.join(path.read_text(encoding='utf-8') for path in sorted(folder.rglob('*.py')))
+    sources = re.sub(r"'\n\s+f?'", '', sources)  # sentences that go on in the next line
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
+    messages = [m for row in re.findall(r'^\| (`.*?) \|', page, re.MULTILINE) for m in re.findall(r'`(.*?)`', row)]
+    assert len(messages) > 12
+    for message in messages:
+        for part in message.split(' ... '):
+            assert part in sources, part
