@@ -2,13 +2,17 @@
 import contextlib
 import io
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from t2t_timm.cli import main
+from t2t_timm.hub.complexity import known_complexity
+from t2t_timm.weights.manifest import load_manifest
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch torchvision'}
@@ -50,6 +54,7 @@ def test_messages_of_the_troubleshooting_page_are_real():
     sources = ''
     for folder in (ROOT / 't2t_timm', Path(timm.__file__).parent):
         sources += ''.join(path.read_text(encoding='utf-8') for path in sorted(folder.rglob('*.py')))
+    sources += Path(torch.nn.modules.module.__file__).read_text(encoding='utf-8')
     sources = re.sub(r"'\n\s+f?'", '', sources)  # sentences that go on in the next line
     page = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
     messages = [m for row in re.findall(r'^\| (`.*?) \|', page, re.MULTILINE) for m in re.findall(r'`(.*?)`', row)]
@@ -57,3 +62,26 @@ def test_messages_of_the_troubleshooting_page_are_real():
     for message in messages:
         for part in message.split(' ... '):
             assert part in sources, part
+
+
+def test_choosing_has_the_figures_of_the_manifest():
+    page = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', page, re.MULTILINE)
+    weights, cost = load_manifest()['weights'], known_complexity()
+    tags = [tag for tag, entry in weights.items() if tag.endswith('.in1k')]
+    assert sorted(f'{row[0]}.in1k' for row in rows) == sorted(tags)
+    for name, *figures in rows:
+        tag = f'{name}.in1k'
+        counted = cost[tag]['params'] / 1e6, cost[tag]['macs'] / 1e9, cost[tag]['activations'] / 1e6
+        assert figures == [*(f'{c:.2f}' for c in counted), f'{weights[tag]["top1"]:.1f}'], name
+
+
+def test_plot_has_the_figures_of_the_manifest(tmp_path):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    tool = runpy.run_path(str(ROOT / 'tools' / 'plot_accuracy.py'))
+    tool['draw'](tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').read_bytes()[:4] == b'\x89PNG'
+    points = {name: figures for family in tool['points']().values() for name, *figures in family}
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8').partition('## ')[0]
+    for name, stated in (('t2t_vit_14', (4.8, 81.5)), ('deit_small_patch16_224', (4.6, 79.9))):
+        assert points[name] == pytest.approx(stated, abs=0.05) and all(str(number) in readme for number in stated)

@@ -127,6 +127,8 @@ def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], sourc
         f'- Weights: {source["name"]}, [{entry["file"]}]({entry["url"]})' if 'url' in entry else
         f'- Weights: trained by {source["name"]}, inside the package t2t-timm'
     )
+    if entry['dataset'] == 'mnist':
+        text += ' It reads white digits on black; invert dark digits on white paper first.'
     lines = [f'- Paper: [{paper["title"]}](https://arxiv.org/abs/{paper["arxiv"]}), {paper["venue"]}', origin]
     if 'code' in source:
         lines.append(f'- Published code: {source["code"]}')
@@ -222,17 +224,21 @@ tokens = model.forward_features(images)  # (1, {1 + sizes[2][0] * sizes[2][1]}, 
 def _scripts(name: str, entry: dict[str, Any]) -> str:
     architecture = name.split('.')[0]
     recipe = next(r for r in (f'{architecture}_{entry["dataset"]}', architecture) if r in recipe_names())
-    notes = ''
+    notes, data = '', 'DATA'
     if '.tl_' in name:
         notes = '\nThe recipe trains without token labeling, which train.py does not know.\n'
     elif entry['dataset'] == 'mnist':
-        notes = '\n`t2t-timm digits DATA` writes the held-out digits.\n'
+        data = 'DIGITS'
+        notes = (
+            '\n`t2t-timm digits DATA` writes the 1,000 held-out digits, on which the accuracy was measured: they are not '
+            'for training. From a checkout of t2t-timm, `python tools/make_digits.py DIGITS` writes both, 4,000 to '
+            'train on and these 1,000.\n')
     return f'''\
 ### timm's scripts
 
 ```sh
 python validate.py --data-dir DATA --model {name} --pretrained
-python train.py --data-dir DATA --config $(t2t-timm recipe {recipe})
+python train.py --data-dir {data} --config $(t2t-timm recipe {recipe})
 ```
 {notes}'''
 
