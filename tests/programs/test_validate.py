@@ -68,6 +68,12 @@ def test_ema_of_a_training_run(page, trained):
         assert top1(page.run(command)) == float(logged) == pytest.approx(stated(command), abs=6)
 
 
+def test_official_checkpoint_of_the_page(page, pretrained):
+    block, = (b for b in page.blocks if "'official.pth.tar'" in b)
+    page.run(block)
+    assert top1(page.run(page.command('--checkpoint official.pth.tar --use-ema'))) == top1(pretrained)
+
+
 def test_official_checkpoint(page, pretrained, official):
     command = page.command('--checkpoint official.pth.tar --use-ema')
     assert top1(page.run(command)) == top1(pretrained) == pytest.approx(stated(command), abs=1)
