@@ -64,6 +64,15 @@ def test_messages_of_the_troubleshooting_page_are_real():
             assert part in sources, part
 
 
+def test_every_page_is_listed_and_every_link_leads_somewhere():
+    docs = ROOT / 'docs'
+    listed = set(re.findall(r'\]\((\w+\.md)\)', (docs / 'README.md').read_text(encoding='utf-8')))
+    assert listed == {path.name for path in docs.glob('*.md')} - {'README.md'}
+    for path in docs.glob('*.md'):
+        links = re.findall(r'\]\(([^)#]*)', path.read_text(encoding='utf-8'))
+        assert [link for link in links if not link.startswith('https://') and not (docs / link).exists()] == [], path
+
+
 def test_choosing_has_the_figures_of_the_manifest():
     page = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', page, re.MULTILINE)
