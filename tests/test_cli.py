@@ -15,7 +15,8 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf
 
-from t2t_timm.cli import _parser, main
+from t2t_timm.arguments import make_parser
+from t2t_timm.cli import main
 from t2t_timm.commands.images import find_images
 from t2t_timm.digits import extract_heldout
 from t2t_timm.hub.complexity import count_complexity
@@ -229,7 +230,7 @@ def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch,
 def test_readme_has_every_command():
     readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `t2t-timm ([\w-]+)([^`]*)` \|', readme, re.MULTILINE)
-    commands, = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    commands, = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(name for name, _ in rows) == sorted(commands.choices)
     for name, arguments in rows:
         example = re.sub(r'\[([A-Z]+).*?\]', r'\1', arguments).split()  # as `--help` writes what may be left out
