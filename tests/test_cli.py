@@ -15,7 +15,8 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf
 
-from t2t_timm.cli import _parser, main
+from t2t_timm.arguments import make_parser
+from t2t_timm.cli import main
 from t2t_timm.commands.images import find_images
 from t2t_timm.digits import extract_heldout
 from t2t_timm.hub.complexity import count_complexity
@@ -210,6 +211,63 @@ def test_interrupt(monkeypatch, capsys):
     assert capsys.readouterr().err == 't2t-timm classify: interrupted\n'
 
 
+@pytest.mark.parametrize('argv, words', [
+    (['classify', 'IMAGE', '--model', 'test_t2t_vitt'], "the model 'test_t2t_vitt'; did you mean test_t2t_vit"),
+    (['classify', 'IMAGE', '--model', 'T2T-ViT-14-384'], 'did you mean t2t_vit_14_384'),
+    (['classify', 'IMAGE', '--model', 'nothing_like_it'], "the model 'nothing_like_it'. `t2t-timm models`"),
+    (['convert', 'IMAGE', '--model', 't2t_vit14', '--out', 'out'], 'did you mean t2t_vit_14 or '),
+    (['verify', 't2t_vit_14.in1'], 'nor a tag; did you mean t2t_vit_14.in1k'),
+    (['publish', 't2t_vit_14.inlk', '--dry-run'], 'did you mean t2t_vit_14.in1k'),
+    (['recipe', 't2t_vit_14_cifar'], 'did you mean t2t_vit_14_cifar10 or '),
+])
+def test_misspelt_names_bring_the_nearest(tmp_path, capsys, argv, words):
+    Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+    err = mistake(capsys, *(str(tmp_path / 'a.png') if arg == 'IMAGE' else arg for arg in argv))
+    assert words in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['export', '--format', 'nope', '--out', 'a.onnx'], "Unknown format 'nope': use one of onnx, "),
+    (['export', '--out', 'nowhere/a.onnx'], 'There is no folder nowhere to write a.onnx to.'),
+    (['export', '--out', 'wrong.pt'], 'wrong.pt would not be a .pt file: name a file .onnx.'),
+    (['export', '--format', 'torchscript', '--out', 'a.onnx'], 'a.onnx would not be a .onnx file: name a file .pt.'),
+    (['export', '--out', 'a.onnx', '--quantize', 'int8', '--calibration', 'empty'], 'There are no images in empty'),
+    (['attention', 'none.jpg', '--out', 'a.png'], 'none.jpg cannot be read as an image: No such file or directory'),
+    (['features', 'text.jpg', '--out', 'a.png'], 'text.jpg cannot be read as an image: cannot identify image file'),
+    (['attention', 'image.png', '--out', 'x.jpg'], 'x.jpg would not be a .jpg file: name a file .png.'),
+    (['features', 'image.png', '--out', 'nowhere/a.png'], 'There is no folder nowhere to write a.png to.'),
+    (['classify', 'none.jpg'], 'There is no file none.jpg.'),
+    (['classify', 'image.png', '--out', 'nowhere/a.txt'], 'There is no folder nowhere to write a.txt to.'),
+    (['classify', 'image.png', '--json', '--out', 'a.csv'], 'a.csv would not be a .csv file: name a file .json.'),
+    (['classify', 'image.png', '--batch-size', '0'], '--batch-size should be 1 or more, not 0.'),
+    (['classify', 'image.png', '--device', 'toaster'], '--device toaster cannot be used: '),
+    (['classify', 'image.png', '--img-size', '2'], '--img-size takes a height and a width'),
+])
+def test_arguments_are_checked_before_weights_are_fetched(tmp_path, monkeypatch, capsys, argv, words):
+    def fetch(*args, **kwargs):
+        raise AssertionError('weights were fetched')
+
+    monkeypatch.setattr('timm.create_model', fetch)
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (9, 9)).save('image.png')
+    Path('text.jpg').write_text('text')
+    Path('empty').mkdir()
+    argv[1:1] = ['t2t_vit_14'] if argv[0] == 'export' else []
+    err = mistake(capsys, *argv)
+    assert words in err and len(err.splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'image.png', 'text.jpg']
+
+
+def test_every_command_shows_examples_that_it_takes():
+    parser = make_parser()
+    commands, = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        examples = re.findall(rf'^  t2t-timm ({name}.*)$', command.format_help(), re.MULTILINE)
+        assert examples, name
+        for example in examples:
+            assert parser.parse_args(example.split()).run
+
+
 @pytest.mark.parametrize('argv', [
     ['convert', 'a.pth', '--model', 'test_t2t_vit', '--out', 'out'],
     ['digits', 'out'],
@@ -229,7 +287,7 @@ def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch,
 def test_readme_has_every_command():
     readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `t2t-timm ([\w-]+)([^`]*)` \|', readme, re.MULTILINE)
-    commands, = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    commands, = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(name for name, _ in rows) == sorted(commands.choices)
     for name, arguments in rows:
         example = re.sub(r'\[([A-Z]+).*?\]', r'\1', arguments).split()  # as `--help` writes what may be left out

@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError
-from ..files import folder_beside
+from ..files import check_target, folder_beside
 from ..models import T2TViT
-from .quantize import Agreement, Calibration, measure_agreement, quantize_onnx, quantize_openvino
+from .quantize import (
+    Agreement,
+    Calibration,
+    calibration_files,
+    measure_agreement,
+    quantize_onnx,
+    quantize_openvino,
+)
 
-__all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
+__all__ = ['FORMATS', 'OPSET', 'Exported', 'check_arguments', 'export_model']
 
 OPSET = 20
 TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
@@ -75,7 +82,7 @@ def export_model(
             write to, no images to calibrate with, or too large a difference.
     """
     path = Path(path)
-    _check_arguments(path, format, quantize, calibration)
+    check_arguments(path, format, quantize, calibration)
     write, suffix = FORMATS[format]
     model = model.float().eval()
     images = _images(model)
@@ -85,7 +92,7 @@ def export_model(
         torch.inference_mode(False),
         torch.no_grad(),
     ):
-        file = Path(tmp) / f'model{suffix}'
+        file = tmp / f'model{suffix}'
         _logger.info(f'Exporting, format {format} ...')
         run = _write(write, model, images[0], str(file), format)
         _logger.info('Comparing it with the model ...')
@@ -102,7 +109,18 @@ def export_model(
     return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
 
 
-def _check_arguments(path: Path, format: str, quantize: str | None, calibration: str | Path | None) -> None:
+def check_arguments(
+        path: str | Path,
+        format: str = 'onnx',
+        quantize: str | None = None,
+        calibration: str | Path | None = None,
+) -> None:
+    """Check what can be checked of the arguments of `export_model` without a model.
+
+    Raises:
+        UserError: What `export_model` says of them.
+    """
+    path = Path(path)
     if format not in FORMATS:
         raise UserError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
     if quantize not in (None, 'int8'):
@@ -113,10 +131,9 @@ def _check_arguments(path: Path, format: str, quantize: str | None, calibration:
         raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
     if calibration is not None and not quantize:
         raise UserError('--calibration is for --quantize int8.')
-    if not path.parent.is_dir():
-        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
-    if path.is_dir():
-        raise UserError(f'{path} is a folder: name a file to write.')
+    check_target(path, *SUFFIXES[format])
+    if calibration is not None:
+        calibration_files(calibration)
     if format == 'openvino':
         if path.suffix != '.xml':
             raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
@@ -302,5 +319,8 @@ FORMATS = {
     'aoti': (_write_aoti, '.pt2'),
     'torchscript': (_write_torchscript, '.pt'),
 }
+
+# ends of names that do not contradict a format
+SUFFIXES = dict({name: (suffix,) for name, (_, suffix) in FORMATS.items()}, torchscript=('.pt', '.pth', '.ts'))
 
 QUANTIZERS = {'onnx': _quantize_onnx, 'openvino': _quantize_openvino}

@@ -11,26 +11,27 @@ from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.readers import get_img_extensions
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..models import T2TViT
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['find_images', 'image_reader', 'open_image']
+__all__ = ['check_image', 'find_images', 'image_reader', 'open_image']
 
 _EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # Pillow raises these
 _SHOWN = 3  # files that a message names
 
 
-def find_images(names: list[str]) -> list[str]:
+def find_images(names: list[str], warn: bool = True) -> list[str]:
     """Return the files behind names of files, folders (searched recursively) and globs, in order.
 
     A name that is none of these is returned unchanged, so that opening it fails with a message. What else lies in a
-    folder is counted and named in a warning.
+    folder is counted and named in a warning, if wanted.
     """
     extensions = _EXTENSIONS | get_img_extensions(as_set=True)
-    files, skipped = [], []
+    files: list[str] = []
+    skipped: list[str] = []
     for name in names:
         if os.path.isdir(name):
             for path in sorted(p for p in Path(name).rglob('*') if p.is_file()):
@@ -39,11 +40,11 @@ def find_images(names: list[str]) -> list[str]:
             files += sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p)) or [name]
         else:
             files.append(name)
-    if skipped:
+    if skipped and warn:
         more = ', ...' if len(skipped) > _SHOWN else ''
         _logger.warning(
             f'Skipped {len(skipped)} that {"has" if len(skipped) == 1 else "have"} no extension of an image: '
-            f'{", ".join(skipped[:_SHOWN])}{more}.')
+            f'{", ".join(map(printable, skipped[:_SHOWN]))}{more}.')
     return files
 
 
@@ -67,6 +68,18 @@ def open_image(file: str) -> Image.Image:
             return image.convert('RGB')
     except _UNREADABLE as e:
         raise ValueError(getattr(e, 'strerror', None) or str(e) or type(e).__name__) from e
+
+
+def check_image(file: str) -> None:
+    """Check, before weights are fetched, that a file can be read as an image.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        open_image(file)
+    except ValueError as e:
+        raise UserError(f'{file} cannot be read as an image: {e}') from e
 
 
 def image_reader(model: T2TViT) -> Callable[[str], torch.Tensor]:

@@ -3,9 +3,9 @@ import os
 from typing import Any
 
 import timm
-from timm.models import is_model, model_entrypoint
+from timm.models import is_model, list_models, model_entrypoint
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..models import T2TViT
 from ..weights.manifest import load_manifest
 
@@ -46,7 +46,9 @@ def _check_name(name: str, untrained: bool) -> None:
             f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
             '`t2t-timm convert`, and convert a checkpoint file first.')
     if not is_model(name):
-        raise UserError(f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.')
+        known = [*list_models('*t2t_vit*'), *load_manifest()['weights']]
+        raise UserError(
+            f'timm does not know the model {name!r}{nearest(name, known)} `t2t-timm models` lists those with weights.')
     if not model_entrypoint(name).__module__.startswith('t2t_timm.'):
         raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
     architecture, _, tag = name.partition('.')

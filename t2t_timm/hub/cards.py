@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
 from ..errors import UserError
+from ..files import new_text_file
 from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
 from ..weights.fit import FIRST_LAYERS
@@ -318,5 +319,6 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     cards = _cards()
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in cards.items():
-        (folder / name).write_text(text, encoding='utf-8', newline='\n')
+        with new_text_file(folder / name) as file:
+            file.write(text)
     _logger.info(f'{folder}: {len(cards)} cards.')

@@ -15,7 +15,7 @@ from timm.data.loader import adapt_to_chs
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
-from ..errors import UserError, require_timm
+from ..errors import UserError, nearest, require_timm
 from ..files import new_folder
 from ..layers import sinusoidal_pos_embed, tokens_grid_size
 from ..models import T2TViT
@@ -128,7 +128,9 @@ def resolve_name(model: str) -> tuple[str, str]:
     architecture, _, tag = model.partition('.')
     architectures = list_models('*t2t_vit*')
     if architecture not in architectures:
-        raise UserError(f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.')
+        raise UserError(
+            f'There is no architecture {architecture!r}{nearest(architecture, architectures)} There are '
+            f'{", ".join(architectures)}.')
     names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture]
     if tag and model not in names:
         tags = f'its tags are {", ".join(names)}' if names else 'it has no tags'

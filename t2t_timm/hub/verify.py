@@ -7,7 +7,7 @@ import torch
 from timm.models import is_model
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import file_hash, pretrained_file
@@ -80,7 +80,9 @@ def _file_of(what: str) -> Path:
         return path
     if what in load_manifest()['weights']:
         return pretrained_file(what)
-    raise UserError(f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.')
+    raise UserError(
+        f'{what} is neither a folder, nor a file, nor a tag{nearest(what, load_manifest()["weights"])} '
+        '`t2t-timm models` lists the tags.')
 
 
 def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:

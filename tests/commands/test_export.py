@@ -10,8 +10,8 @@ import torch
 
 from t2t_timm.cli import main
 from t2t_timm.commands import export
-from t2t_timm.commands.images import image_reader
 from t2t_timm.commands.export import FORMATS, OPSET, export_model
+from t2t_timm.commands.images import image_reader
 from t2t_timm.commands.quantize import quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError

@@ -1,8 +1,11 @@
 """The table of tags, and where it says that weights would come from."""
+import json
+import re
+
 import huggingface_hub.constants
 import pytest
 
-from t2t_timm.hub.tables import models_table, weights_origin
+from t2t_timm.hub.tables import models_json, models_table, weights_origin
 from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
@@ -62,9 +65,20 @@ def test_origin_in_the_hub_cache(tmp_path, monkeypatch):
 
 
 def test_table():
-    header, *rows = models_table().split('\n')
-    assert [row.split()[0] for row in rows] == list(load_manifest()['weights'])
-    row = dict(zip(('name', 'params', 'macs', 'size', 'top1', 'reporter', 'source'), rows[3].split(), strict=False))
-    assert row == dict(name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm_pull_2426',
-                       source='yitu')
-    assert header.split()[:3] == ['weights', 'params', '(M)']
+    header, *rows = (re.split('  +', row) for row in models_table().split('\n'))
+    assert [row[0] for row in rows] == list(load_manifest()['weights'])
+    row = dict(zip(('name', 'params', 'macs', 'size', 'top1', 'reporter', 'source'), rows[3], strict=False))
+    assert row == dict(name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm pull request 2426',
+                       source="the authors' repository")
+    assert header[:3] == ['weights', 'params (M)', 'MACs (G)']
+
+
+def test_json_has_what_the_table_has():
+    models = json.loads(models_json())
+    for model, row in zip(models, models_table().split('\n')[1:], strict=True):
+        name, params, macs, size, top1, reporter, source, origin = re.split('  +', row)
+        assert [model['name'], model['reported_by'] or '-', model['source'], model['weights_from']] == [
+            name, reporter, source, origin]
+        assert (f'{model["params"] / 1e6:.2f}', f'{model["macs"] / 1e9:.2f}') == (params, macs)
+        assert size.startswith('~') if model['size'] is None else f'{model["size"] / 1e6:.1f}' == size
+        assert top1 == ('-' if model['top1'] is None else f'{model["top1"]:.3f}')
