@@ -15,7 +15,7 @@ from t2t_timm.hub.complexity import known_complexity
 from t2t_timm.weights.manifest import load_manifest
 
 ROOT = Path(__file__).parents[1]
-NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch torchvision'}
+NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch'}
 PAGES = ('README.md', 'docs/python.md', 'docs/embeddings.md', 'docs/transformers.md', 'docs/segmentation.md')
 BLOCK = re.compile(r'^```(python|sh)\n(.*?)^```$(?:\n+^```\n(.*?)^```$)?', re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
@@ -37,7 +37,7 @@ def run(language, code, names):
 @pytest.mark.parametrize('page', PAGES)
 def test_code_of_page(page, tmp_path, monkeypatch):
     for package in NEEDS.get(Path(page).name, '').split():
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason=f'pip install {package}')
     monkeypatch.chdir(tmp_path)
     names, compared = {'__name__': '__main__'}, 0
     for language, code, expected in BLOCK.findall((ROOT / page).read_text(encoding='utf-8')):

@@ -16,6 +16,11 @@ FAMILY = {
 }
 # top-1 as timm's results/results-imagenet.csv has it, release 1.0.31
 DEIT = {'deit_tiny_patch16_224': 72.190, 'deit_small_patch16_224': 79.856, 'deit_base_patch16_224': 81.980}
+# of the labels that would lie on another, in points
+OFFSETS = {
+    'DeiT tiny': (4, -11), 'DeiT small': (4, -11), 'DeiT base': (6, -28), '19': (4, -13), '24': (-2, -14),
+    't_14': (2, -13),
+}
 
 
 def count_macs(name: str) -> int:
@@ -45,8 +50,7 @@ def draw(file: str) -> None:
         axis.plot([m for _, m, _ in models], [t for *_, t in models], line, color=color, label=family)
         for name, macs, top1 in models:
             text = name.removeprefix('t2t_vit_').removesuffix('_patch16_224').replace('deit_', 'DeiT ')
-            x, y = {'DeiT tiny': (4, -11), 'DeiT small': (4, -11), 'DeiT base': (6, -28), '19': (4, -13), '24': (-2, -14),
-                    't_14': (2, -13)}.get(text, (-5, 6))
+            x, y = OFFSETS.get(text, (-5, 6))
             axis.annotate(
                 f'{text}: {top1:.1f}', (macs, top1), fontsize=8, color=color, xytext=(x, y),
                 textcoords='offset points', ha='right' if x < 0 or text == 'DeiT base' else 'left')

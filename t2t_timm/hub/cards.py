@@ -231,9 +231,9 @@ def _scripts(name: str, entry: dict[str, Any]) -> str:
     elif entry['dataset'] == 'mnist':
         data = 'DIGITS'
         notes = (
-            '\n`t2t-timm digits DATA` writes the 1,000 held-out digits, on which the accuracy was measured: they are not '
-            'for training. From a checkout of t2t-timm, `python tools/make_digits.py DIGITS` writes both, 4,000 to '
-            'train on and these 1,000.\n')
+            '\n`t2t-timm digits DATA` writes the 1,000 held-out digits, on which the accuracy was measured: they are '
+            'not for training. From a checkout of t2t-timm, `python tools/make_digits.py DIGITS` writes both, 4,000 '
+            'to train on and these 1,000.\n')
     return f'''\
 ### timm's scripts
 
