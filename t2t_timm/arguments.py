@@ -107,6 +107,7 @@ def _add_checkpoints(commands: _Commands) -> None:
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
         help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
+    _add_checkpoint(sub)
 
     sub = commands.add(
         'verify', '.hub.verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.",
@@ -114,6 +115,14 @@ def _add_checkpoints(commands: _Commands) -> None:
     sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
     sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
     sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
+    _add_checkpoint(sub)
+
+
+def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        '--img-size', type=int, nargs='+', metavar='N',
+        help='height and width of the images, or one for both, if the file does not say them')
+    sub.add_argument('--key', help='which model to take of a file that holds several, such as teacher')
 
 
 def _add_use(commands: _Commands) -> None:
@@ -208,12 +217,12 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     from .hub.convert import convert
-    print(convert(args.file, args.model, args.out, args.labels))
+    print(convert(args.file, args.model, args.out, args.labels, key=args.key, **_img_size(args)))
 
 
 def _verify(args: argparse.Namespace) -> int:
     from .hub.verify import verify
-    verdict = verify(args.first, args.second, args.model)
+    verdict = verify(args.first, args.second, args.model, key=args.key, **_img_size(args))
     print('\n'.join(verdict.lines))
     return 0 if verdict.good else 1
 

@@ -122,6 +122,12 @@ def official_ema(path: Path) -> None:
     }, path)
 
 
+def official_finetuned(path: Path) -> None:
+    """What the authors' transfer_learning.py saves, with data parallelism."""
+    state = OrderedDict((f'module.{k}', v) for k, v in tensors('t2t_vit_7').items())
+    torch.save({'net': state, 'acc': 98.3, 'epoch': 57}, path)
+
+
 def timm_train(path: Path) -> None:
     """What timm's own saver writes in train.py."""
     from timm.utils import CheckpointSaver, ModelEmaV3
@@ -145,6 +151,13 @@ def openmmlab(path: Path, **more: Any) -> None:
     state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
     meta = dict(mmcls_version='0.17.0', CLASSES=['tench', 'goldfish'], config='model = dict()', epoch=305)
     torch.save({'meta': meta, 'state_dict': state, **more}, path)
+
+
+def openmmlab_ema(path: Path) -> None:
+    """The same with mmcv's EMAHook, after its swap at the end of an epoch: plain names are the averaged weights'."""
+    state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
+    state.update({f'ema_{k.replace(".", "_")}': torch.zeros_like(v) for k, v in state.items()})
+    torch.save({'meta': dict(epoch=305), 'state_dict': state}, path)
 
 
 def mmpretrain(path: Path) -> None:
@@ -194,11 +207,13 @@ def safetensors(path: Path) -> None:
 
 FORMATS = {  # name of the format: what writes it, the file's name, architecture, a word of how it is described
     'official, plain': (official_plain, '71.7_T2T_ViT_7.pth', 't2t_vit_7', 'before 1.6'),
-    'official, state_dict': (official_state_dict, 'a.pth.tar', 't2t_vit_7', 'without their module. prefix'),
+    'official, state_dict': (official_state_dict, 'a.pth.tar', 't2t_vit_7', 'weights under state_dict'),
+    'official, fine-tuned': (official_finetuned, 'ckpt_0.05_98.3.pth', 't2t_vit_7', 'weights under net'),
     'official, state_dict_ema': (official_ema, '71.7_T2T_ViT_7.pth.tar', 't2t_vit_7', 'leaving state_dict aside'),
     'timm train.py': (timm_train, 'last.pth.tar', 't2t_vit_7', 'of a timm training run'),
     'token labeling': (token_labeling, '84.2.pth.tar', 't2t_vit_7', 'auxiliary head of token labeling left out'),
     'OpenMMLab (mmcls)': (openmmlab, 'mm.pth', 't2t_vit_t_14', "OpenMMLab's names"),
+    'OpenMMLab (EMAHook)': (openmmlab_ema, 'ema.pth', 't2t_vit_t_14', "as mmcv's EMAHook leaves them"),
     'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
     'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters, official names'),
     'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),

@@ -19,7 +19,7 @@ __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 
 
 _logger = logging.getLogger(__name__)
 
-MAX_SIZE = 1024  # pixels; a block's attention is then 4,097 x 4,097
+MAX_SIZE = 1024  # pixels of a picture of attention; a block's matrix is then 4,097 x 4,097
 COLUMNS = 6  # panels in a row, beside the colour bar
 PANEL = 2.  # inches
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # tokens of a token step, as fractions of height and width
@@ -43,8 +43,6 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
     if mode is None:
         raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    if max(model.patch_embed.img_size) > MAX_SIZE:
-        raise UserError(f'Pictures go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     try:
         image = open_image(file).convert(mode)
     except ValueError as e:
@@ -233,8 +231,10 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
         A matplotlib Figure.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the image is larger than MAX_SIZE.
     """
+    if max(image.size) > MAX_SIZE:
+        raise UserError(f'Pictures of attention go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     attention = extract_attention(model, image)
     blocks: list[tuple[str, np.ndarray, Any]] = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
     steps = [

@@ -23,6 +23,7 @@ from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import check_file, file_hash
 from ..weights.fit import input_channels, looks_like
 from ..weights.manifest import load_manifest
+from ..weights.names import some
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def convert(
         out: str | Path,
         labels: str | Path | None = None,
         checked: bool = False,
+        img_size: tuple[int, int] | None = None,
+        key: str | None = None,
 ) -> Path:
     """Convert a checkpoint of any published format into a directory that timm loads as local-dir:DIR.
 
@@ -53,6 +56,9 @@ def convert(
         labels: Names of the classes of weights of one's own: the folder of class folders that they were trained on, or
             a text file with one name per line.
         checked: The file has been compared with the manifest already.
+        img_size: Size (H, W), in pixels, of the images that weights of one's own were trained with, if the file does
+            not say it.
+        key: Model to take if the file holds several, as 'teacher' or 'state_dict.backbone'.
 
     Returns:
         The directory.
@@ -78,9 +84,9 @@ def convert(
     size = file.stat().st_size
     with tqdm(
             total=3 * size, unit='B', unit_scale=True, desc=f'Converting {file.name}', delay=1, disable=None) as bar:
-        checkpoint = read_checkpoint(file)
+        checkpoint = read_checkpoint(file, key)
         bar.update(size)
-        net = build_for(architecture, tag, checkpoint)
+        net = build_for(architecture, tag, checkpoint, img_size)
         state_dict = check_fit(checkpoint, net, file)
         if names is not None:
             if len(names) != net.num_classes:
@@ -154,11 +160,22 @@ def _usual_cfg(architecture: str) -> PretrainedCfg:
     return cfg
 
 
-def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> T2TViT:
+def build_for(
+        architecture: str,
+        tag: str,
+        checkpoint: Checkpoint,
+        img_size: tuple[int, int] | None = None,
+) -> T2TViT:
     """Build, on the meta device, the model that a checkpoint fits.
 
     A tag decides everything; without one, classes, input channels and image size come from the checkpoint.
+
+    Raises:
+        UserError: An img_size beside a tag.
     """
+    if tag and img_size:
+        raise UserError(
+            f'--img-size is for weights of your own, which have no tag: use --model {architecture}.')
     if tag:
         return cast(T2TViT, timm.create_model(f'{architecture}.{tag}', device='meta'))
     state_dict = checkpoint.state_dict
@@ -167,7 +184,7 @@ def build_for(architecture: str, tag: str, checkpoint: Checkpoint) -> T2TViT:
     cfg['num_classes'] = 0 if head is None or head.ndim != 2 else head.shape[0]
     cfg['input_size'] = (
         input_channels(state_dict) or cfg['input_size'][0],
-        *_img_size(checkpoint, cfg['input_size'][1:]),
+        *(img_size or _img_size(checkpoint, cfg['input_size'][1:])),
     )
     for key in ('mean', 'std'):
         cfg[key] = adapt_to_chs(cfg[key], cfg['input_size'][0])  # timm's loader did the same in training
@@ -191,7 +208,10 @@ def _img_size(checkpoint: Checkpoint, usual: tuple[int, int]) -> tuple[int, int]
     known = next((size for size in candidates if math.prod(tokens_grid_size(size)) == num_tokens > 0), None)
     side = 16 * math.isqrt(max(num_tokens, 0))
     if known is None and math.prod(tokens_grid_size((side, side))) == num_tokens > 0:
-        checkpoint.notes.append(f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels')
+        checkpoint.notes.append(
+            f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels: give --img-size H W '
+            'if it was another'
+        )
         return side, side
     return known or usual
 
@@ -220,6 +240,13 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
             f'{file} has {classes} classes, {_full_name(model)} has {usual}: if it is not that tag, use --model '
             f'{architecture}.'
         )
+    table, (_, num_positions, width) = actual['pos_embed'], expected['pos_embed']
+    if not model.pretrained_cfg.get('tag') and differing == {'pos_embed'} and table[::2] == (1, width):
+        size = ' x '.join(map(str, model.patch_embed.img_size))
+        raise UserError(
+            f'{file} does not fit {_full_name(model)}: it has {table[1]} positions, and images of {size} pixels need '
+            f'{num_positions}. Give the size of the images that it was trained with, as --img-size H W.'
+        )
     raise UserError(f'{file} does not fit {_full_name(model)}: {"; ".join(_differences(actual, expected))}.')
 
 
@@ -229,9 +256,6 @@ def _full_name(model: T2TViT) -> str:
 
 
 def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    def some(names: list[str]) -> str:
-        return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-
     missing = [k for k in expected if k not in actual]
     unexpected = [k for k in actual if k not in expected]
     wrong = [f'{k} {actual[k]} instead of {expected[k]}' for k in expected if actual.get(k, expected[k]) != expected[k]]

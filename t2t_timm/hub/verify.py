@@ -26,7 +26,13 @@ class Verdict(NamedTuple):
     good: bool
 
 
-def verify(first: str, second: str | None = None, model: str | None = None) -> Verdict:
+def verify(
+        first: str,
+        second: str | None = None,
+        model: str | None = None,
+        img_size: tuple[int, int] | None = None,
+        key: str | None = None,
+) -> Verdict:
     """Say what weights are: format, architecture, size, hash, whether they load strictly; compare with a second's.
 
     Two are good if both load and their logits for two fixed images differ by no more than TOLERANCE.
@@ -35,11 +41,15 @@ def verify(first: str, second: str | None = None, model: str | None = None) -> V
         first: Directory as `t2t-timm convert` writes it, checkpoint file, or architecture.tag, which is downloaded.
         second: Another, to compare with.
         model: Architecture[.tag] of the files, where their shapes leave a choice; by default what they look like.
+        img_size: Size (H, W), in pixels, of the images of the files, if they do not say it.
+        key: Model to take of a file that holds several, as 'teacher' or 'state_dict.backbone'.
 
     Raises:
-        UserError: Nothing of that name, or images of different size.
+        UserError: Nothing of that name, images of different size, or an img_size or key without a file.
     """
-    verdicts = [_inspect(what, model) for what in (first, second) if what is not None]
+    if (img_size or key) and not any(Path(what).is_file() for what in (first, second or '')):
+        raise UserError('--img-size and --key are for checkpoint files: a folder or a tag says what it is.')
+    verdicts = [_inspect(what, model, img_size, key) for what in (first, second) if what is not None]
     lines = [line for found, _ in verdicts for line in found]
     models = [net for _, net in verdicts if net is not None]
     good = len(models) == len(verdicts)
@@ -51,22 +61,32 @@ def verify(first: str, second: str | None = None, model: str | None = None) -> V
     return Verdict(lines, good)
 
 
-def _inspect(what: str, model: str | None) -> tuple[list[str], T2TViT | None]:
+def _inspect(
+        what: str,
+        model: str | None,
+        img_size: tuple[int, int] | None,
+        key: str | None,
+) -> tuple[list[str], T2TViT | None]:
     file = _file_of(what)
     lines = [what, f'  file: {file}', f'  size: {file.stat().st_size} bytes', f'  sha256: {file_hash(file)}']
+    if not Path(what).is_file():
+        img_size = key = None
+    notes: list[str] = []
     try:
-        checkpoint = read_checkpoint(file)
-        lines.append('  format: ' + '; '.join([checkpoint.format] + checkpoint.notes))
-        net = _meta_model(what, model, checkpoint)
+        checkpoint = read_checkpoint(file, key)
+        lines.append(f'  format: {checkpoint.format}')
+        notes = checkpoint.notes
+        net = _meta_model(what, model, checkpoint, img_size)
         height, width = net.patch_embed.img_size
         lines.append(
             f'  architecture: {net.pretrained_cfg["architecture"]}; {net.num_classes} classes, images of '
             f'{net.in_chans} x {height} x {width}')
         state_dict = check_fit(checkpoint, net, what)
         net.load_state_dict({k: v.float() for k, v in state_dict.items()}, strict=True, assign=True)
+        loads = 'yes'
     except UserError as e:
-        return [*lines, f'  loads strictly: no. {e}'], None
-    return [*lines, '  loads strictly: yes'], net.eval()
+        net, loads = None, f'no. {e}'
+    return [*lines, *(f'  note: {note}' for note in notes), f'  loads strictly: {loads}'], net and net.eval()
 
 
 def _file_of(what: str) -> Path:
@@ -85,7 +105,12 @@ def _file_of(what: str) -> Path:
         '`t2t-timm models` lists the tags.')
 
 
-def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:
+def _meta_model(
+        what: str,
+        model: str | None,
+        checkpoint: Checkpoint,
+        img_size: tuple[int, int] | None,
+) -> T2TViT:
     if Path(what).is_dir():
         return _configured(what)
     if model is None and not Path(what).exists():
@@ -94,7 +119,7 @@ def _meta_model(what: str, model: str | None, checkpoint: Checkpoint) -> T2TViT:
         model = looks_like(checkpoint.state_dict)
     if model is None:
         raise UserError(f'{what} has shapes that fit no architecture: name the expected one with --model.')
-    return build_for(*resolve_name(model), checkpoint)
+    return build_for(*resolve_name(model), checkpoint, img_size)
 
 
 def _configured(folder: str) -> T2TViT:

@@ -33,12 +33,19 @@ def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None
         img_size: The only (H, W) allowed, or None for any that the soft splits allow.
 
     Raises:
-        ValueError: Wrong number of dimensions or channels, or a size that is not img_size, or is below 3 pixels.
+        ValueError: Wrong number of dimensions or channels, whole numbers, or a size that is not img_size, or is below
+            3 pixels.
     """
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(
             f'Expected images of shape (batch, {in_chans}, height, width), got {list(x.shape)}. '
             'Create the model with in_chans= to read another number of channels.'
+        )
+    if not x.is_floating_point():
+        dtype = 'others' if torch.jit.is_scripting() else str(x.dtype)  # to TorchScript a dtype is a number
+        raise ValueError(
+            f'Expected images of floating-point numbers, got {dtype}. Divide pixels by 255 and normalize them, as '
+            'timm.data.create_transform does.'
         )
     if img_size is not None and (x.shape[2] != img_size[0] or x.shape[3] != img_size[1]):
         raise ValueError(

@@ -26,7 +26,8 @@ from ..layers import (
     join_positions,
     sinusoidal_pos_embed,
 )
-from ..weights.fit import FIRST_LAYERS, check_architecture, pop_aux_head, rename_official, resample_positions
+from ..weights.fit import FIRST_LAYERS, check_architecture, first_layer, rename_keys, resample_positions
+from ..weights.names import pop_aux_head, rename_official
 from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
 
@@ -141,8 +142,13 @@ class T2TViT(VisionTransformer):
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Any route may bring an official file, also one of token labeling or of another image size.
+        # Any route may bring an official file, also one of token labeling or of another image size. timm's loaders hand
+        # over a whole checkpoint if they do not know the key of its weights, as 'net' of the authors' fine-tuned files.
         rename_official(state_dict, prefix)
+        if not prefix and first_layer(state_dict) is None and any(isinstance(v, dict) for v in state_dict.values()):
+            weights = rename_keys(state_dict)
+            state_dict.clear()
+            state_dict.update(weights)
         pop_aux_head(state_dict, prefix)
         key = prefix + 'pos_embed'
         if key in state_dict and self.pos_embed is not None:

@@ -1,7 +1,6 @@
 """Checkpoint files of every published format: recognised by their bytes, read without running a pickle."""
 import argparse
 import io
-import json
 import os
 import re
 import struct
@@ -14,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from .fit import first_layer, model_names, pop_aux_head, wrappers
+from .fit import first_layer
+from .names import find_weights, first_names
 from .paddle import from_paddle, load_paddle
 from .pickles import dry_run
 
@@ -125,14 +125,6 @@ def _load(path: Path) -> tuple[Any, str]:
     )
 
 
-def _unwrap(loaded: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    if not wrappers(loaded):
-        return loaded
-    key, *others = wrappers(loaded)
-    notes.append(f'weights under {key}' + (f', leaving {", ".join(others)} aside' if others else ''))
-    return loaded[key]
-
-
 def _are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == count and all(isinstance(v, (int, float)) for v in value)
 
@@ -162,7 +154,7 @@ def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
     return {k: args[k] for k, is_sound in sound.items() if args.get(k) and is_sound(args[k])}
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     """Read a checkpoint of any published format, whatever its name.
 
     It knows PyTorch files (the authors', OpenMMLab's, token labeling's, timm's train.py's), Paddle files (the Paddle
@@ -171,9 +163,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: File to read.
+        key: Model to take if the file holds several, as 'teacher' or 'state_dict.backbone'.
 
     Raises:
-        UserError: Unknown format, a damaged file, a pickle that asks for more than weights, or no T2T-ViT.
+        UserError: Unknown format, a damaged file, a pickle that asks for more than weights, no T2T-ViT, or several and
+            nothing that says which to take.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,31 +175,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     loaded, fmt = _load(path)
     if not isinstance(loaded, dict):
         raise UserError(f'{path} holds a {type(loaded).__name__}, not a state dict.')
-    notes: list[str] = []
-    weights = _unwrap(loaded, notes)
-    names = [name for name in weights if isinstance(name, str)]
-    if fmt.startswith('Paddle'):
-        fmt += ", PaddleViT's names" if any(n.startswith('patch_embed.attn1.') for n in names) else ', official names'
-        weights = from_paddle(weights)
-        notes.append('linear weights transposed')
-    elif any(n.startswith(('backbone.', 'module.backbone.')) for n in names):
-        fmt += ", OpenMMLab's names"
-    elif any(n.startswith('timm_model.') for n in names):
-        fmt += ", Transformers' names"
-        weights = {k.removeprefix('timm_model.'): v for k, v in weights.items() if isinstance(k, str)}
-    elif 'arch' in loaded and 'epoch' in loaded:
-        fmt += ' of a timm training run'
-    if any(n.startswith('module.') for n in names):
-        notes.append('names without their module. prefix')
     try:
-        state_dict = model_names({
-            k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)})
+        weights, notes = find_weights(loaded, key)
     except ValueError as e:
         raise UserError(f'{path}: {e}') from e
+    if fmt.startswith('Paddle'):
+        fmt += ", PaddleViT's names" if any(str(n).startswith('patch_embed.attn1.') for n in weights) else (
+            ', official names')
+        weights = from_paddle(weights)
+        notes.append('linear weights transposed')
+    elif 'arch' in loaded and 'epoch' in loaded:
+        fmt += ' of a timm training run'
+    state_dict = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     _check_tensors(state_dict, path)
-    aux = pop_aux_head(state_dict)
-    if aux:
-        notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
     if first_layer(state_dict) is None:
-        raise UserError(f'{path} holds no T2T-ViT: its names begin with {json.dumps(names[:3])}.')
+        raise UserError(f'{path} holds no T2T-ViT: its names begin with {first_names(loaded)}.')
     return Checkpoint(state_dict, fmt, notes, _train_args(loaded))

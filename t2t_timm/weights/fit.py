@@ -13,12 +13,13 @@ from timm.models import list_models, model_entrypoint
 from ..errors import require_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
+from .names import find_weights, first_names
 
 _logger = logging.getLogger(__name__)
 
 __all__ = [
     'FIRST_LAYERS', 'adapt_stem', 'check_architecture', 'checkpoint_filter_fn', 'first_layer', 'input_channels',
-    'looks_like', 'model_names', 'pop_aux_head', 'rename_keys', 'rename_official', 'resample_positions', 'wrappers',
+    'looks_like', 'rename_keys', 'resample_positions',
 ]
 
 PATCH_SIZE = SOFT_SPLITS[0][0] ** 2  # pixels in a patch of the first soft split
@@ -28,18 +29,6 @@ FIRST_LAYERS = {  # by token type, the layer that reads the image
     'transformer': 'patch_embed.attention1.attn.qkv',
     'convolution': 'patch_embed.soft_split0',
 }
-
-_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in timm's order of preference
-
-# Replacements that turn OpenMMLab's names into the official ones, in this order.
-_OPENMMLAB = (
-    (r'^backbone\.', ''),
-    (r'^head\.layers\.head\.', 'head.'),
-    (r'^encoder\.', 'blocks.'),
-    (r'\.ln(\d)\.', r'.norm\1.'),
-    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
-    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
-)
 
 
 def first_layer(state_dict: dict[str, Any]) -> str | None:
@@ -56,64 +45,16 @@ def input_channels(state_dict: dict[str, Any]) -> int:
     return weight.shape[1] if ndim == 4 else 0
 
 
-def wrappers(checkpoint: dict[str, Any]) -> list[str]:
-    """Return the keys under which a checkpoint holds state dicts, averaged weights first, as timm prefers them."""
-    return [key for key in _WRAPPERS if isinstance(checkpoint.get(key), dict)]
-
-
-def model_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict under the names of the models, without the prefixes of DDP and torch.compile.
-
-    Args:
-        state_dict: State dict under official names, OpenMMLab's or the models'.
-
-    Raises:
-        ValueError: The names are of two kinds.
-    """
-    state_dict = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in state_dict.items()}
-    if any(k.startswith('backbone.') for k in state_dict):
-        for pattern, name in _OPENMMLAB:
-            state_dict = {re.sub(pattern, name, k): v for k, v in state_dict.items()}
-    rename_official(state_dict)
-    return state_dict
-
-
-def rename_official(state_dict: dict[str, Any], prefix: str = '') -> None:
-    """Rename tokens_to_token.*, the official names, to patch_embed.*, in place.
-
-    Raises:
-        ValueError: The state dict has both kinds of names.
-    """
-    official = [k for k in state_dict if k.startswith(f'{prefix}tokens_to_token.')]
-    if official and any(k.startswith(f'{prefix}patch_embed.') for k in state_dict):
-        raise ValueError(
-            f'The state dict names the tokens-to-token module twice, {prefix}tokens_to_token.* and '
-            f'{prefix}patch_embed.*: keep one of them. Nothing was loaded.'
-        )
-    for name in official:
-        state_dict[f"{prefix}patch_embed.{name[len(prefix) + len('tokens_to_token.'):]}"] = state_dict.pop(name)
-
-
-def pop_aux_head(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
-    """Take token labeling's auxiliary head, which the models do not have, out of a state dict; return its names."""
-    names = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
-    for name in names:
-        del state_dict[name]
-    return names
-
-
 def rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict under the names of the models, without wrappers and token labeling's auxiliary head.
+    """Return the weights in a checkpoint under the names of the models; log what was taken (`names.find_weights`).
 
-    Args:
-        checkpoint: A state dict, or a checkpoint that holds one.
+    Raises:
+        ValueError: The checkpoint holds several models, or names of two kinds.
     """
-    keys = wrappers(checkpoint)
-    state_dict = model_names(checkpoint[keys[0]] if keys else checkpoint)
-    aux = pop_aux_head(state_dict)
-    if aux:
-        _logger.info(f'Leaving out the auxiliary head of token labeling ({", ".join(aux)}).')
-    return state_dict
+    weights, notes = find_weights(checkpoint)
+    if notes:
+        _logger.info(f'Loading {"; ".join(notes)}.')
+    return weights
 
 
 def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, torch.Tensor]:
@@ -281,9 +222,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
         require_timm('1.0.31', f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
         state_dict = adapt_stem(state_dict, model.in_chans)
     if first_layer(state_dict) is None:
-        names = ', '.join(list(state_dict)[:3])
         raise ValueError(
-            f'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with {names}.')
+            'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with '
+            f'{first_names(state_dict)}.')
     check_architecture(state_dict, model)
     if not model.has_class_token:
         state_dict.pop('cls_token', None)

@@ -204,18 +204,18 @@ def test_what_is_cut_off_is_said(photo, tmp_path, capsys, size, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('command', ['attention', 'features'])
-def test_largest_size(photo, tmp_path, command):
+@pytest.mark.parametrize('command, size', [('attention', '1024'), ('features', '1040')])
+def test_largest_size(photo, tmp_path, command, size):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
     out = tmp_path / 'picture.png'
-    assert main([command, photo, '--model', 'test_t2t_vit', '--img-size', '1024', '--out', str(out)]) == 0
+    assert main([command, photo, '--model', 'test_t2t_vit', '--img-size', size, '--out', str(out)]) == 0
     assert out.stat().st_size > 10000
 
 
 @pytest.mark.parametrize('arguments, message', [
     (['features', 'PHOTO', '--blocks', '9'], 'has blocks 1 to 4, not 9'),
     (['features', 'PHOTO', '--blocks', '0'], 'has blocks 1 to 4, not 0'),
-    (['features', 'PHOTO', '--img-size', '1025'], 'up to 1024 x 1024 pixels'),
+    (['attention', 'PHOTO', '--img-size', '1025'], 'up to 1024 x 1024 pixels'),
     (['attention', __file__], 'cannot be read as an image'),
     (['attention', 'nothing.png'], 'cannot be read as an image'),
 ])

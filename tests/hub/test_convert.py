@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import warm
 from PIL import Image
 from safetensors.torch import load_file
 
+from t2t_timm.cli import main
 from t2t_timm.commands.classify import classify
 from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import tag_card
@@ -58,7 +60,7 @@ def test_every_format_gives_the_same_bytes(tmp_path):
         if architecture == 't2t_vit_7':
             write(tmp_path / file)
             hashes[name] = file_hash(convert(tmp_path / file, architecture, tmp_path / name) / 'model.safetensors')
-    assert len(hashes) == 8 and len(set(hashes.values())) == 1, hashes
+    assert len(hashes) == 9 and len(set(hashes.values())) == 1, hashes
 
 
 def test_safetensors_whose_length_begins_as_a_pickle(tmp_path):
@@ -137,6 +139,43 @@ def test_preprocessing_and_size_of_the_training_run(tmp_path):
         crop_mode='center')
 
 
+@pytest.mark.parametrize('size, without', [
+    ((56, 112), 'it has 29 positions, and images of 56 x 56 pixels need 17. Give the size .* as --img-size H W'),
+    ((64, 144), 'nothing says the image size, 36 tokens taken for 96 x 96 pixels: give --img-size H W'),
+], ids=str)
+def test_a_size_that_nothing_says_is_given(tmp_path, capsys, size, without):
+    torch.manual_seed(0)
+    own = timm.create_model('test_t2t_vit', img_size=size, num_classes=10, pos_embed='learn').eval()
+    torch.save(own.state_dict(), tmp_path / 'own.pth')
+    file, out, other = (str(tmp_path / name) for name in ('own.pth', 'out', 'other'))
+    status = main(['convert', file, '--model', 'test_t2t_vit', '--out', other])
+    assert re.search(without, capsys.readouterr().err) and status == (size == (56, 112))
+    given = ['--img-size', *map(str, size)]
+    assert main(['convert', file, '--model', 'test_t2t_vit', '--out', out, *given]) == 0
+    assert main(['verify', file, out, *given]) == 0
+    told = capsys.readouterr()
+    assert 'nothing says the image size' not in told.out + told.err
+    images = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(model_logits(Path(out), images), own(images), rtol=0, atol=1e-6)
+    assert main(['verify', file]) == status and re.search(without, capsys.readouterr().out)
+    assert main(['verify', out, *given]) == 1
+    assert '--img-size and --key are for checkpoint files' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--model', 'test_t2t_vit', '--img-size', '64', '96'], 'it has 17 positions, and images of 64 x 96 pixels'),
+    (['--model', 'test_t2t_vit.mnist', '--img-size', '56'], 'for weights of your own, which have no tag: use'),
+    (['--model', 'test_t2t_vit', '--key', 'teacher'], "no T2T-ViT under 'teacher', but under no key."),
+])
+def test_a_size_or_key_that_does_not_fit(tiny_file, capsys, args, words):
+    assert main(['convert', str(tiny_file), '--out', str(tiny_file.parent / 'out'), *args]) == 1
+    assert words in capsys.readouterr().err
+    assert main(['verify', str(tiny_file), *args]) == 1
+    assert words in capsys.readouterr().out
+    assert [path.name for path in tiny_file.parent.iterdir()] == ['tiny.pth']
+
+
 @pytest.mark.parametrize('args', [
     dict(input_size='abc', img_size='big', mean='x', std=[None], crop_pct='0.9', interpolation=3),
     dict(input_size=(3, 40), img_size=-5, mean=(), std=0.5),
@@ -213,7 +252,7 @@ def test_transformers_own_checkpoint(tmp_path, caplog):
     state_dict = published.tiny(num_classes=5)
     published.save_file({f'timm_model.{k}': v for k, v in state_dict.items()}, tmp_path / 'a.safetensors')
     out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', tmp_path / 'out')
-    assert "safetensors, Transformers' names" in caplog.text
+    assert 'safetensors; weights under timm_model' in caplog.text
     assert torch.equal(load_file(out / 'model.safetensors')['head.weight'], state_dict['head.weight'])
 
 

@@ -302,6 +302,38 @@ def test_bad_images(model, shape, message):
         model(torch.randn(shape))
 
 
+MODES = {
+    'equations': lambda model: model,
+    'fused': lambda model: model,
+    'training': lambda model: model.train(),
+    'pure bfloat16': lambda model: model.bfloat16(),
+    'compiled': lambda model: torch.compile(model, backend='eager'),
+    'fx': torch.fx.symbolic_trace,
+    'scripted': torch.jit.script,
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int64])
+def test_pixels_that_are_whole_numbers(mode, token_type, dtype):
+    model = timm.create_model('test_t2t_vit', img_size=48, depth=1, token_type=token_type).eval()
+    got = 'others' if mode == 'scripted' else str(dtype)
+    with set_fused(mode != 'equations'):
+        model = MODES[mode](model)
+        for enabled in (False, True):
+            with torch.autocast('cpu', torch.bfloat16, enabled), \
+                    pytest.raises((ValueError, torch.jit.Error), match=f'floating-point numbers, got {got}. Divide'):
+                model(torch.ones(2, 3, 48, 48, dtype=dtype))
+
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(feature_cls='getter')], ids=str)
+def test_pixels_that_are_whole_numbers_in_a_pyramid(kwargs):
+    model = timm.create_model('test_t2t_vit', features_only=True, **kwargs)
+    with pytest.raises(ValueError, match='got torch.uint8'), torch.autocast('cpu', torch.bfloat16):
+        model(torch.ones(1, 3, 56, 56, dtype=torch.uint8))
+
+
 def test_image_too_small_for_the_soft_splits():
     model = timm.create_model('test_t2t_vit', dynamic_img_size=True)
     with pytest.raises(ValueError, match='at least 3 x 3 pixels, got 2 x 9'):

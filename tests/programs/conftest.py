@@ -13,9 +13,10 @@ def open_page(timm_scripts, tmp_path_factory) -> Callable[..., Page]:
 
 @pytest.fixture(scope='session')
 def page(open_page) -> Page:
-    """docs/programs.md, its images made."""
+    """docs/programs.md, its images made, and the embedded weights as the authors release theirs and fine-tuned ones."""
     page = open_page('programs.md')
-    page.run(page.blocks[1])
+    for block in page.blocks[1:3]:
+        page.run(block)
     return page
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENTS = (
     'scratch', 'parity', 'grey', 'larger', 'layer-decay', 'ema', 'mixup', 'float16', 'bfloat16', 'accumulate',
-    'checkpointing', 'compile', 'channels-last')
+    'checkpointing', 'compile', 'channels-last', 'file')
 COMPILER = any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'c++', 'clang++')))
 
 
@@ -57,11 +57,17 @@ def test_other_classes_and_channels(trained):
         assert weights['patch_embed.attention1.norm1.weight'].shape == (channels * 49,)
 
 
+def test_a_downloaded_file_is_as_good_as_the_pretrained_weights(trained):
+    weights, expected = (trained(experiment)[1]['state_dict'] for experiment in ('file', 'parity'))
+    assert all(torch.equal(v, expected[k]) for k, v in weights.items())
+
+
 @pytest.mark.parametrize('option, words', [
+    ('--initial-checkpoint official.pth.tar', 'size mismatch for head.weight'),
     ('--in-chans 1', r'Expected images of shape \(batch, 1, height, width\)'),
     ('--img-size 72', 'made for images of 56 x 56 pixels, got 72 x 72'),
 ])
-def test_half_of_an_option_is_refused(page, option, words):
+def test_options_that_are_refused(page, option, words):
     assert re.search(words, page.run(f'finetune --experiment refused {option}', fails=True))
 
 

@@ -1,13 +1,9 @@
 """timm's validate.py: the pretrained weights, checkpoints of every kind, other sizes."""
-import argparse
 import csv
 import json
 import re
 
-import published
 import pytest
-import timm
-import torch
 from pages import stated, top1
 
 pytestmark = pytest.mark.slow
@@ -17,22 +13,6 @@ pytestmark = pytest.mark.slow
 def pretrained(page):
     """What validate.py says of the pretrained weights."""
     return page.run(page.command('--results-file results.csv'))
-
-
-@pytest.fixture(scope='module')
-def official(page):
-    """The embedded weights as the authors release theirs: averaged beside plain ones, their names, DDP's prefix."""
-    state = published.official(timm.create_model('test_t2t_vit', pretrained=True).state_dict())
-    state = {f'module.{k}': v for k, v in state.items()}
-    torch.save({
-        'epoch': 309,
-        'arch': 't2t_vit',
-        'state_dict': {k: torch.zeros_like(v) for k, v in state.items()},
-        'state_dict_ema': state,
-        'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
-        'args': argparse.Namespace(lr=1e-3, model='t2t_vit'),
-        'metric': 98.2,
-    }, page.folder / 'official.pth.tar')
 
 
 def test_pretrained_and_results_file(page, pretrained):
@@ -68,13 +48,8 @@ def test_ema_of_a_training_run(page, trained):
         assert top1(page.run(command)) == float(logged) == pytest.approx(stated(command), abs=6)
 
 
-def test_official_checkpoint_of_the_page(page, pretrained):
-    block, = (b for b in page.blocks if "'official.pth.tar'" in b)
-    page.run(block)
-    assert top1(page.run(page.command('--checkpoint official.pth.tar --use-ema'))) == top1(pretrained)
-
-
-def test_official_checkpoint(page, pretrained, official):
-    command = page.command('--checkpoint official.pth.tar --use-ema')
+def test_official_checkpoint(page, pretrained):
+    command, finetuned = page.command('--checkpoint official.pth.tar --use-ema'), page.command('finetuned.pth')
     assert top1(page.run(command)) == top1(pretrained) == pytest.approx(stated(command), abs=1)
     assert top1(page.run(command.replace(' --use-ema', ''))) == 10  # the plain weights, zeros here, see one class
+    assert top1(page.run(finetuned)) == top1(pretrained) == pytest.approx(stated(finetuned), abs=1)

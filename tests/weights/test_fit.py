@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from t2t_timm.cli import main
 from t2t_timm.errors import UserError
 from t2t_timm.hub.convert import convert
-from t2t_timm.weights.fit import FIRST_LAYERS, first_layer, input_channels, looks_like, rename_keys
+from t2t_timm.weights.fit import FIRST_LAYERS, first_layer, input_channels, looks_like
 
 SMALL = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2.)
 
@@ -113,14 +113,6 @@ def test_every_architecture_looks_like_itself():
             assert looks_like(prefixed('module.', published.official(token_labeling))) == same_shapes.get(
                 architecture, architecture)
     assert looks_like({'conv1.weight': torch.zeros(1)}) is None
-
-
-@pytest.mark.parametrize('wrapper, second', [
-    ('state_dict_ema', 'model_ema'), ('model_ema', 'state_dict'), ('state_dict', 'model'), ('model', 'optimizer')])
-def test_the_first_wrapper_in_timms_order_is_taken(wrapper, second):
-    weights = {'module.norm.weight': torch.ones(1), 'module.aux_head.weight': torch.ones(1)}
-    checkpoint = {second: {'norm.weight': torch.zeros(1)}, wrapper: weights, 'epoch': 3}
-    assert rename_keys(checkpoint) == {'norm.weight': torch.ones(1)}
 
 
 @pytest.mark.parametrize('architecture, token_type', [

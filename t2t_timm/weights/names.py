@@ -1,0 +1,174 @@
+"""Which tensors of a checkpoint are a T2T-ViT's, whatever its training code wrapped around them, and their names."""
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+__all__ = ['find_weights', 'first_names', 'pop_aux_head', 'rename_official', 'some']
+
+_DEPTH = 6  # dicts inside dicts
+_LONGEST = 256  # characters of a name; a short file can hold a long one in many dicts
+
+# What wraps a module inside another writes itself into the names: DDP, torch.compile, FSDP, activation checkpointing.
+_WRAPPED = re.compile(r'(?<=\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+
+# The layer that reads the image, under official names, the models' or PaddleViT's.
+_FIRST_LAYER = re.compile(
+    r'(|.*\.)(?:tokens_to_token|patch_embed)\.(?:att(?:entio)?n1\.(?:kqv|attn\.qkv)|soft_split0)\.weight')
+
+# If a checkpoint holds several models, the first kind of key that is there decides: averaged weights, then timm's keys.
+_ORDER = [re.compile(rf'(?:{key})(?:\..*)?') for key in (
+    'state_dict_ema', 'model_ema', r'(?:.*[._])?(?:ema|swa)(?:_[^.]*)?', 'state_dict', 'model')]
+
+# Replacements that turn OpenMMLab's names into the official ones, in this order.
+_OPENMMLAB = (
+    (r'^encoder\.', 'blocks.'),
+    (r'\.ln(\d)\.', r'.norm\1.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+)
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    names = list(names)
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= _LONGEST
+
+
+def _dicts(checkpoint: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yield each dict inside a checkpoint once, with what its names begin with, as 'state_dict.'."""
+    level, seen = [('', checkpoint)], {id(checkpoint)}
+    for _ in range(_DEPTH):
+        yield from level
+        inner = {
+            id(value): (f'{path}{key}.', value) for path, outer in level for key, value in outer.items()
+            if isinstance(value, dict) and _is_name(key) and id(value) not in seen}
+        seen |= inner.keys()
+        level = list(inner.values())
+
+
+def _tensors(outer: dict[Any, Any]) -> dict[str, Any]:
+    # n_averaged counts what torch's AveragedModel has averaged
+    return {
+        _WRAPPED.sub('', k): v for k, v in outer.items() if _is_name(k) and k != 'n_averaged' and hasattr(v, 'ndim')}
+
+
+def first_names(checkpoint: dict[Any, Any]) -> str:
+    """Return the names that a checkpoint begins with: of its tensors or, if it has none, of whatever it holds."""
+    tensors = (f'{path}{name}' for path, outer in _dicts(checkpoint) for name in _tensors(outer))
+    names = list(islice(tensors, 3)) or list(islice(filter(_is_name, checkpoint), 3))
+    return ', '.join(names) or 'nothing'
+
+
+def _models(checkpoint: dict[Any, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return the tensors that T2T-ViTs stand among, and the prefix of each one's names, by keys as 'model.teacher'."""
+    models = {}
+    for path, outer in _dicts(checkpoint):
+        tensors = _tensors(outer)
+        for match in filter(None, map(_FIRST_LAYER.fullmatch, tensors)):
+            models[_WRAPPED.sub('', f'{path}{match[1]}').rstrip('.')] = tensors, match[1]
+    return models
+
+
+def _shown(keys: Iterable[str]) -> str:
+    return some(repr(key) if key else 'no key' for key in keys)
+
+
+def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
+    """Return the key of the model that is asked for, or of the only one, or of the averaged one.
+
+    Args:
+        keys: Keys of the models that a checkpoint holds.
+        key: The one that is asked for, or what it begins with.
+        swapped: mmengine wrote the file: its EMAHook saves the averaged weights as state_dict, where evaluation looks
+            for them, and the others as ema_state_dict.
+    """
+    left = [k for k in keys if key is None or f'{k}.'.startswith(f'{key}.')]
+    if not left:
+        raise ValueError(f'This checkpoint holds no T2T-ViT under {key!r}, but under {_shown(keys)}.')
+    if swapped:
+        left = [k for k in left if not k.startswith('ema_state_dict')] or left
+    best = next(filter(None, ([k for k in left if rule.fullmatch(k)] for rule in _ORDER)), left)
+    if len(best) > 1:
+        raise ValueError(
+            f'This checkpoint holds {len(left)} T2T-ViTs, under {_shown(left)}: choose one, as in `t2t-timm '
+            f'convert FILE --key {best[-1]}`. Nothing was loaded.'
+        )
+    return best[0]
+
+
+def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[dict[Any, Any], list[str]]:
+    """Return the weights of the T2T-ViT in a checkpoint under the names of the models, and notes of what was taken.
+
+    They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names.
+    Token labeling's auxiliary head is left out. A checkpoint without such a module is returned as it is.
+
+    Args:
+        checkpoint: A state dict, or a checkpoint that holds one or more.
+        key: Model to take of several, as 'teacher' or 'state_dict.backbone'; by default the averaged one.
+
+    Raises:
+        ValueError: There are several models and nothing says which to take, or there is none under the key, or the
+            names of the tokens-to-token module are of two kinds.
+    """
+    models = _models(checkpoint)
+    if not models:
+        return dict(checkpoint), []
+    chosen = _choose(models, key, swapped='message_hub' in checkpoint)
+    tensors, prefix = models.pop(chosen)
+    notes = [f'weights under {chosen}' + (f', leaving {some(models)} aside' if models else '')] if chosen else []
+    # mmcv's EMAHook keeps a buffer per parameter. At the end of an epoch it swaps the two, for evaluation and for the
+    # file, which therefore has the averaged weights under the plain names.
+    buffers = {f'ema_{name.replace(".", "_")}' for name in tensors} & tensors.keys()
+    if buffers:
+        notes.append(
+            f"averaged weights, as mmcv's EMAHook leaves them after an epoch; its {len(buffers)} buffers left out")
+    others = tuple(p for d, p in models.values() if d is tensors)
+    inner = tuple(p for p in others if p.startswith(prefix))
+    weights, rest = {}, {}
+    for name in [k for k in tensors if k not in buffers]:
+        if name.startswith(prefix) and not name.startswith(inner):
+            weights[name[len(prefix):]] = tensors[name]
+        elif not name.startswith(others):
+            rest[name] = tensors[name]
+    if any('.ffn.layers.0.0.' in name for name in weights):
+        notes.append("OpenMMLab's names")
+        for pattern, name in _OPENMMLAB:
+            weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
+        head = prefix.removesuffix('backbone.') + 'head.layers.head.'
+        weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
+    if rest:
+        notes.append(f'{some(rest)} left out')
+    rename_official(weights)
+    aux = pop_aux_head(weights)
+    if aux:
+        notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
+    return weights, notes
+
+
+def rename_official(state_dict: dict[str, Any], prefix: str = '') -> None:
+    """Rename tokens_to_token.*, the official names, to patch_embed.*, in place.
+
+    Raises:
+        ValueError: The state dict has both kinds of names.
+    """
+    official = [k for k in state_dict if k.startswith(f'{prefix}tokens_to_token.')]
+    if official and any(k.startswith(f'{prefix}patch_embed.') for k in state_dict):
+        raise ValueError(
+            f'The state dict names the tokens-to-token module twice, {prefix}tokens_to_token.* and '
+            f'{prefix}patch_embed.*: keep one of them. Nothing was loaded.'
+        )
+    for name in official:
+        state_dict[f"{prefix}patch_embed.{name[len(prefix) + len('tokens_to_token.'):]}"] = state_dict.pop(name)
+
+
+def pop_aux_head(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
+    """Take token labeling's auxiliary head, which the models do not have, out of a state dict; return its names."""
+    names = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
+    for name in names:
+        del state_dict[name]
+    return names
