@@ -16,7 +16,9 @@ from t2t_timm.weights.manifest import load_manifest
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch'}
-PAGES = ('README.md', 'docs/python.md', 'docs/embeddings.md', 'docs/transformers.md', 'docs/segmentation.md')
+PAGES = (
+    'README.md', 'docs/python.md', 'docs/segmentation.md', pytest.param('docs/embeddings.md', marks=pytest.mark.slow),
+    pytest.param('docs/transformers.md', marks=pytest.mark.slow))
 BLOCK = re.compile(r'^```(python|sh)\n(.*?)^```$(?:\n+^```\n(.*?)^```$)?', re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
 
@@ -85,6 +87,7 @@ def test_choosing_has_the_figures_of_the_manifest():
         assert figures == [*(f'{c:.2f}' for c in counted), f'{weights[tag]["top1"]:.1f}'], name
 
 
+@pytest.mark.slow
 def test_plot_has_the_figures_of_the_manifest(tmp_path):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
     tool = runpy.run_path(str(ROOT / 'tools' / 'plot_accuracy.py'))
