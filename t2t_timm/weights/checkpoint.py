@@ -47,14 +47,15 @@ class _Inert:
         pass
 
 
-# Checkpoints hold these beside tensors: numpy's numbers, and the statistics of mmengine's runner. torch finds them by
-# their names.
+# Checkpoints hold these beside tensors: numpy's numbers, the statistics of mmengine's runner, and fastai's lists. torch
+# finds them by their names.
 _READ_PAST = [
     type(name, (_Inert,), {'__module__': module, '__qualname__': name}) for module, name in (
         ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
         ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
         ('numpy', 'ndarray'), ('numpy', 'dtype'),
         ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
+        ('fastcore.foundation', 'L'),
         ('_codecs', 'encode'),  # older protocols pickle numpy's numbers so
     )
 ]

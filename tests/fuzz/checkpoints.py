@@ -126,8 +126,8 @@ def _resaved(rng: Random, fmt: str) -> bytes:
                 word(rng), number(rng), (name,), None, f'aux_{name}', f'module.{name}', 'tokens_to_token.x',
                 'patch_embed.x'))] = torch.ones(2)
         elif kind == 2:
-            wrapper = rng.choice(('model', 'state_dict', 'state_dict_ema', 'args', 'arch', 'a'))
-            state = {wrapper: state, 'epoch': word(rng)}
+            wrapper = rng.choice(('model', 'state_dict', 'state_dict_ema', 'net', 'teacher', 'args', 'arch', 'a'))
+            state = {wrapper: state, rng.choice(('epoch', 'student', 'message_hub')): rng.choice((word(rng), _state()))}
         else:
             value = state.get(name)
             state[name] = _senseless(rng, value if isinstance(value, torch.Tensor) else torch.ones(2, 2))
