@@ -106,7 +106,7 @@ AGAIN = dict(  # cases from above, under other circumstances
         'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
     offline_cached=HUB['found'],
     offline_empty=replace(HUB['found'], error=(
-        'DownloadError', r't2t_vit_7.in1k: Offline mode is on \(HF_HUB_OFFLINE=1\), and the file is not in the cache\. What')),
+        'DownloadError', r'Offline mode is on \(HF_HUB_OFFLINE=1\), and the file is not in the cache\. What')),
     offline_release_cached=RELEASE['release'],
 )
 
