@@ -6,7 +6,7 @@ __all__ = ['main']
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
-    ctrl_c = _CtrlC()
+    ctrl_c = _CtrlC(ends=argv is None)
     try:
         with ctrl_c:
             try:
@@ -43,7 +43,8 @@ class _CtrlC:
     Some of them catch it there, or make other errors of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends  # the process does, after the command
         self.name = 't2t-timm'
         self.importing = True
         self.pressed = False
@@ -58,7 +59,7 @@ class _CtrlC:
     def __exit__(self, *error: object) -> None:
         import signal
         if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self.ends else self.before)
 
     def _press(self, signal: int, frame: object) -> None:
         self.pressed = True

@@ -3,6 +3,7 @@ import argparse
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -282,6 +283,65 @@ def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model('test_t2t_vit').state_dict(), 'a.pth')
     assert mistake(capsys, *argv).splitlines()[-1] == f't2t-timm {argv[0]}: out: Permission denied.'
+
+
+WRITING = {
+    'convert': ['convert', 'a.pth', '--model', 'test_t2t_vit', '--out', 'out'],
+    'digits': ['digits', 'out'],
+    'torchscript': ['export', 'test_t2t_vit', '--untrained', '--format', 'torchscript', '--out', 'out.pt'],
+    'export': ['export', 'test_t2t_vit', '--untrained', '--format', 'export', '--out', 'out.pt2'],
+    'onnx': ['export', 'test_t2t_vit', '--untrained', '--out', 'out.onnx'],
+    'attention': ['attention', 'a.png', '--model', 'test_t2t_vit', '--out', 'out.png'],
+    'classify': ['classify', 'a.png', '--model', 'test_t2t_vit', '--out', 'out.txt'],
+    'cards': ['cards', '--out', 'out'],
+}
+
+
+@pytest.fixture
+def writing(tmp_path, monkeypatch):
+    """What the commands of WRITING read, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model('test_t2t_vit').state_dict(), 'a.pth')
+    Image.new('L', (28, 28)).save('a.png')
+    return tmp_path
+
+
+def packages_for(command):
+    if command == 'attention':
+        pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    if command == 'onnx':
+        pytest.importorskip('onnxscript', reason='pip install t2t-timm[onnx]')
+
+
+@pytest.mark.parametrize('command', [pytest.param(c, marks=pytest.mark.slow) if c in ('onnx', 'export') else c
+                                     for c in WRITING])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(writing, capsys, command):
+    resource = pytest.importorskip('resource', reason='Windows limits no files')
+    packages_for(command)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        err = mistake(capsys, *WRITING[command])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.fullmatch(
+        rf't2t-timm {WRITING[command][0]}: {WRITING[command][-1]}\S*: File too large\.', err.splitlines()[-1])
+    left = {p.name for p in writing.iterdir()}
+    assert left == ({'a.pth', 'a.png', 'out'} if command == 'cards' else {'a.pth', 'a.png'})
+
+
+@pytest.mark.parametrize('command', [pytest.param(c, marks=pytest.mark.slow) if c in ('onnx', 'export') else c
+                                     for c in WRITING])
+def test_what_is_written_has_the_rights_of_any_other_file(writing, command):
+    packages_for(command)
+    before = os.umask(0o027)
+    try:
+        assert main(WRITING[command]) == 0
+    finally:
+        os.umask(before)
+    out = Path(WRITING[command][-1])
+    for path in (out, *out.rglob('*')):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_readme_has_every_command():

@@ -9,7 +9,8 @@ import pytest
 
 from t2t_timm.cli import main
 
-QUICK = [['--help'], ['--version'], ['clasify'], ['classify', '--help'], ['recipe', 't2t_vit_14'], ['recipe', 'nothing']]
+QUICK = [
+    ['--help'], ['--version'], ['clasify'], ['classify', '--help'], ['recipe', 't2t_vit_14'], ['recipe', 'nothing']]
 CODE = (
     'import sys\n'
     'from t2t_timm.cli import main\n'

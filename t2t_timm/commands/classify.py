@@ -23,7 +23,7 @@ __all__ = ['class_names', 'classify', 'write_results']
 def class_names(model: T2TViT) -> list[str]:
     """Return the names that came with the weights, else ImageNet's if their number says so, else numbers."""
     names = model.pretrained_cfg.get('label_names')
-    if names is not None:
+    if names is not None and len(names) == model.num_classes:  # Transformers keeps those of before a fine-tuning
         return [str(name) for name in names]
     subset = infer_imagenet_subset(model)
     if subset is not None:

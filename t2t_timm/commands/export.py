@@ -1,10 +1,14 @@
 """Export to ONNX, OpenVINO, torch.export, AOTInductor and TorchScript; the model is compared before a file is kept."""
+import io
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -288,8 +292,15 @@ def _quantize_openvino(file: str, calibration: Calibration) -> Run:
     return _run_openvino(quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration), file)
 
 
+def _save(save: Callable[[io.BytesIO], Any], file: str) -> None:
+    """Write what torch saves; it ends the process if it finds the disk full."""
+    buffer = io.BytesIO()
+    save(buffer)
+    Path(file).write_bytes(buffer.getbuffer())
+
+
 def _write_export(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    torch.export.save(_exported_program(model, x), file)
+    _save(partial(torch.export.save, _exported_program(model, x)), file)
     return torch.export.load(file).module()
 
 
@@ -301,14 +312,16 @@ def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
         get_cpp_compiler()
     except InvalidCxxCompiler as e:
         raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
-    aoti_compile_and_package(_exported_program(model, x), package_path=file)
+    with TemporaryDirectory() as tmp:  # with the system's temporary files, where the compiler's are too
+        package = aoti_compile_and_package(_exported_program(model, x), package_path=f'{tmp}/model.pt2')
+        shutil.copyfile(package, file)
     return aoti_load_package(file)
 
 
 def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)  # TorchScript is what was asked for
-        torch.jit.script(model).save(file)
+        _save(partial(torch.jit.save, torch.jit.script(model)), file)
         return torch.jit.load(file)
 
 

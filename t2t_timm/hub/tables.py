@@ -7,7 +7,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..weights.download import is_set, release_path
-from ..weights.manifest import hub_repo, load_manifest, weight_entry
+from ..weights.manifest import load_manifest, weight_entry, weights_repo
 from .complexity import known_complexity
 
 __all__ = ['models_json', 'models_table', 'weights_origin']
@@ -18,15 +18,19 @@ _HEADER = (
 
 def weights_origin(name: str) -> str:
     """Say where the weights of an architecture.tag would come from now, in words and without asking the network."""
-    entry, repo = weight_entry(name), hub_repo(name)
+    entry, repo = weight_entry(name), weights_repo(name)
     if 'path' in entry:
         return 'the package' if os.path.isfile(entry['path']) else 'nowhere: missing from the package'
-    if isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
+    if repo is not None and isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
         return f'the Hub cache ({repo})'
     release = not is_set('T2T_TIMM_HUB_ONLY')
     downloaded = release and release_path(entry, None).is_file()
     if constants.HF_HUB_OFFLINE:
         return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
+    if repo is None and not release:
+        return 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
+    if repo is None:
+        return 'the release downloaded before' if downloaded else 'the release'
     if not release:
         return f'the Hub ({repo}) only'
     return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else "the release"}'

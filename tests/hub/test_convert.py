@@ -88,7 +88,7 @@ def test_tag(tmp_path):
     assert config['architecture'] == 't2t_vit_7'
     assert config['pretrained_cfg']['tag'] == 'in1k'
     assert config['pretrained_cfg']['license'] == 'bsd-3-clause-clear'
-    assert 'model_args' not in config
+    assert config['model_args'] == {}
     assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')
 
 
