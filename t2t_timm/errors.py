@@ -16,9 +16,9 @@ def printable(text: str) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return what to put behind a word that is none of `words`: a question for the most similar, or a full stop."""
+    """Return a question for the most similar of `words`, to put behind a sentence, or nothing if there is none."""
     found = get_close_matches(word.lower().replace('-', '_'), list(words), n=3, cutoff=0.75)
-    return f'; did you mean {" or ".join(found)}?' if found else '.'
+    return f' Did you mean {" or ".join(found)}?' if found else ''
 
 
 class UserError(RuntimeError):

@@ -50,7 +50,7 @@ def _check_name(name: str, untrained: bool) -> None:
     if not is_model(name):
         known = [*list_models('*t2t_vit*'), *load_manifest()['weights']]
         raise UserError(
-            f'timm does not know the model {name!r}{nearest(name, known)} `t2t-timm models` lists those with weights.')
+            f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.{nearest(name, known)}')
     if not model_entrypoint(name).__module__.startswith('t2t_timm.'):
         raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
     architecture, _, tag = name.partition('.')

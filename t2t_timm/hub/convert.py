@@ -150,8 +150,8 @@ def resolve_name(model: str) -> tuple[str, str]:
     architectures = list_models('*t2t_vit*')
     if architecture not in architectures:
         raise UserError(
-            f'There is no architecture {architecture!r}{nearest(architecture, architectures)} There are '
-            f'{", ".join(architectures)}.')
+            f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.'
+            f'{nearest(architecture, architectures)}')
     names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture]
     if tag and model not in names:
         tags = f'its tags are {", ".join(names)}' if names else 'it has no tags'

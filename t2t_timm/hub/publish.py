@@ -118,7 +118,8 @@ def _names(tags: Sequence[str]) -> list[str]:
     wrong = [tag for tag in tags if tag not in released]
     if wrong:
         raise UserError(
-            f'No tag with a release is called {wrong[0]}{nearest(wrong[0], released)} There are {", ".join(released)}.')
+            f'No tag with a release is called {", ".join(wrong)}; there are {", ".join(released)}.'
+            f'{nearest(wrong[0], released)}')
     return list(dict.fromkeys(tags)) or released
 
 

@@ -102,8 +102,8 @@ def _file_of(what: str) -> Path:
     if what in load_manifest()['weights']:
         return pretrained_file(what)
     raise UserError(
-        f'{what} is neither a folder, nor a file, nor a tag{nearest(what, load_manifest()["weights"])} '
-        '`t2t-timm models` lists the tags.')
+        f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
+        f'{nearest(what, load_manifest()["weights"])}')
 
 
 def _meta_model(

@@ -22,5 +22,5 @@ def recipe_path(name: str) -> str:
     path = _DIR / f'{name}.yaml'
     if name not in recipe_names():
         raise UserError(
-            f"No recipe named {name!r}{nearest(name, recipe_names())} There are {', '.join(recipe_names())}.")
+            f"No recipe named {name!r}; there are {', '.join(recipe_names())}.{nearest(name, recipe_names())}")
     return str(path)
