@@ -17,8 +17,8 @@ from pathlib import Path
 import timm
 import torch
 
-from t2t_timm.commands.classify import image_reader
 from t2t_timm.commands.export import export_model
+from t2t_timm.commands.images import image_reader
 from t2t_timm.digits import extract_heldout
 
 

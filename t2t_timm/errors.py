@@ -1,11 +1,24 @@
 """Errors that a user can fix."""
 import re
+import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
-import timm
-
-__all__ = ['UserError', 'require_timm']
+__all__ = ['UserError', 'nearest', 'printable', 'require_timm']
 
 _LONGEST = 1500  # characters
+
+
+def printable(text: str) -> str:
+    """Return text whose control characters, line ends and bytes that are not UTF-8 are written as escapes of Python."""
+    return ''.join(
+        c if c.isprintable() or unicodedata.category(c) == 'Zs' else c.encode('unicode_escape').decode() for c in text)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return a question for the most similar of `words`, to put behind a sentence, or nothing if there is none."""
+    found = get_close_matches(word.lower().replace('-', '_'), list(words), n=3, cutoff=0.75)
+    return f' Did you mean {" or ".join(found)}?' if found else ''
 
 
 class UserError(RuntimeError):
@@ -16,7 +29,7 @@ class UserError(RuntimeError):
     """
 
     def __init__(self, message: str) -> None:
-        text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in message)
+        text = printable(message)
         super().__init__(text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...')
 
 
@@ -27,6 +40,7 @@ def require_timm(version: str, what: str) -> None:
         version: Oldest release of timm that has what the feature needs.
         what: The feature, to begin the sentence with.
     """
+    import timm  # not above: the command line imports this file, and answers before timm could be imported
     installed, needed = (tuple(map(int, re.findall(r'\d+', v)[:3])) for v in (timm.__version__, version))
     if installed < needed:
         raise UserError(

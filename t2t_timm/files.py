@@ -1,20 +1,78 @@
 """Files and folders that appear whole or not at all: written beside their place, then renamed."""
+import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import TextIO
 
-__all__ = ['folder_beside', 'is_part', 'new_file', 'new_folder']
+from .errors import UserError
+
+__all__ = ['check_target', 'folder_beside', 'is_part', 'new_file', 'new_folder', 'new_text_file']
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
+_FULL = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO')}
 
 
 def is_part(name: str) -> bool:
     """Return True if a file of this name is one that `new_file` was writing when it was killed."""
     return _PART.fullmatch(name) is not None
+
+
+def check_target(path: str | Path, *suffixes: str) -> None:
+    """Check, before long work begins, that a file can be written.
+
+    Args:
+        path: File to write.
+        suffixes: Ends that its name may have if it has any; the first is the usual one.
+
+    Raises:
+        UserError: There is no folder to write it to, it is a folder, or its name says that it is of another format.
+        OSError: Its folder is read-only.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
+    if path.is_dir():
+        raise UserError(f'{path} is a folder: name a file to write.')
+    if path.suffix and path.suffix.lower() not in suffixes:
+        raise UserError(f'{path} would not be a {path.suffix} file: name a file {suffixes[0]}.')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+@contextmanager
+def _naming(path: Path, part: Path) -> Iterator[None]:
+    # errors of writing `part`, whose temporary name would tell the user nothing, name `path`
+    try:
+        yield
+    except Exception as e:
+        error = _disk_error(e, part)
+        if error is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from e
+
+
+def _disk_error(e: Exception, part: Path) -> OSError | None:
+    """Return the system's error behind one that was raised while a file or folder `part` was written, if there is one.
+
+    Libraries raise errors of their own, in their own words, when a disk is full: whether it is full is tried.
+    """
+    if isinstance(e, OSError) and e.errno is not None:
+        if e.filename is None:
+            return e if e.errno in _FULL else None
+        return e if os.fsdecode(e.filename).startswith(str(part)) else None
+    files = [p for p in (part, *part.rglob('*')) if p.is_file()]
+    try:
+        with TemporaryFile(dir=part if part.is_dir() else part.parent) as file:
+            file.seek(max((p.stat().st_size for p in files), default=0))
+            file.write(bytes(1 << 20))
+    except OSError as full:
+        return full if full.errno in _FULL else None
+    return None
 
 
 @contextmanager
@@ -24,30 +82,42 @@ def new_file(path: Path, suffix: str = '') -> Iterator[Path]:
     Args:
         path: File to make or to replace.
         suffix: What the name of the file to write to has to end in, for a library that asks for it.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`.
     """
     part = path.with_name(f'.{token_hex(8)}.part{suffix}')
     try:
-        yield part
-        os.replace(part, path)
-    except OSError as e:
-        if e.filename != str(part):
-            raise
-        raise OSError(e.errno, e.strerror, str(path)) from e
+        with _naming(path, part):
+            yield part
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def folder_beside(path: Path) -> TemporaryDirectory:
-    """Make a temporary folder beside `path`.
+@contextmanager
+def new_text_file(path: str | Path) -> Iterator[TextIO]:
+    """Give a text file, in UTF-8, that appears at `path` at the end, or not at all if anything fails."""
+    with (
+        new_file(Path(path)) as part,
+        open(part, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file,
+    ):
+        yield file
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`.
 
     Raises:
-        OSError: It cannot be made; the error names `path`, as the temporary name would tell the user nothing.
+        OSError: It cannot be made, or nothing can be written there; the error names `path`.
     """
     try:
-        return TemporaryDirectory(
-            prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True)
+        folder = TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
+    with folder as tmp, _naming(path, Path(tmp)):
+        yield Path(tmp)
 
 
 @contextmanager
@@ -58,12 +128,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: Folder to make; may exist if it is empty.
 
     Raises:
-        OSError: There is no folder to make it in, or it exists and is not empty.
+        OSError: There is no folder to make it in, it cannot be filled, or it exists and is not empty.
     """
     with folder_beside(path) as tmp:
-        folder = Path(tmp) / 'folder'  # not the temporary one itself, which nobody else may read
+        folder = tmp / 'folder'  # not the temporary one itself, which nobody else may read
         folder.mkdir()
         yield folder
-        if path.is_dir():
-            path.rmdir()
-        os.replace(folder, path)
+        try:
+            if path.is_dir():
+                path.rmdir()
+            os.replace(folder, path)
+        except OSError as e:
+            if not os.path.lexists(path):
+                raise
+            raise OSError(
+                e.errno, 'another command has made it in the meantime, so this one wrote nothing', str(path)) from e

@@ -3,6 +3,7 @@ import argparse
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,8 +16,9 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf
 
-from t2t_timm.cli import _parser, main
-from t2t_timm.commands.classify import find_images
+from t2t_timm.arguments import make_parser
+from t2t_timm.cli import main
+from t2t_timm.commands.images import find_images
 from t2t_timm.digits import extract_heldout
 from t2t_timm.hub.complexity import count_complexity
 from t2t_timm.weights.manifest import load_manifest
@@ -84,7 +86,7 @@ def test_classify_text_globs_and_unreadable(images, tmp_path, capsys):
     assert lines[1].endswith('%  seven (7)')
     assert f'{images / "broken.png"}: cannot be read: ' in err
     assert f'{images / "none.jpg"}: cannot be read: ' in err
-    assert 'notes.txt' not in out + err
+    assert f'Skipped 1 that has no extension of an image: {images / "notes.txt"}.' in err
 
 
 def test_classify_other_kinds_of_images(tmp_path, capsys):
@@ -210,6 +212,63 @@ def test_interrupt(monkeypatch, capsys):
     assert capsys.readouterr().err == 't2t-timm classify: interrupted\n'
 
 
+@pytest.mark.parametrize('argv, words', [
+    (['classify', 'IMAGE', '--model', 'test_t2t_vitt'], "Did you mean test_t2t_vit or test_t2t_vit.mnist?"),
+    (['classify', 'IMAGE', '--model', 'T2T-ViT-14-384'], 'Did you mean t2t_vit_14_384 or '),
+    (['classify', 'IMAGE', '--model', 'nothing_like_it'], "the model 'nothing_like_it': `t2t-timm models` lists those with weights.\n"),
+    (['convert', 'IMAGE', '--model', 't2t_vit14', '--out', 'out'], 'Did you mean t2t_vit_14 or '),
+    (['verify', 't2t_vit_14.in1'], 'Did you mean t2t_vit_14.in1k or '),
+    (['publish', 't2t_vit_14.inlk', '--dry-run'], 'Did you mean t2t_vit_14.in1k or '),
+    (['recipe', 't2t_vit_14_cifar'], 'Did you mean t2t_vit_14_cifar10 or '),
+])
+def test_misspelt_names_bring_the_nearest(tmp_path, capsys, argv, words):
+    Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+    err = mistake(capsys, *(str(tmp_path / 'a.png') if arg == 'IMAGE' else arg for arg in argv))
+    assert words in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['export', '--format', 'nope', '--out', 'a.onnx'], "Unknown format 'nope': use one of onnx, "),
+    (['export', '--out', 'nowhere/a.onnx'], 'There is no folder nowhere to write a.onnx to.'),
+    (['export', '--out', 'wrong.pt'], 'wrong.pt would not be a .pt file: name a file .onnx.'),
+    (['export', '--format', 'torchscript', '--out', 'a.onnx'], 'a.onnx would not be a .onnx file: name a file .pt.'),
+    (['export', '--out', 'a.onnx', '--quantize', 'int8', '--calibration', 'empty'], 'There are no images in empty'),
+    (['attention', 'none.jpg', '--out', 'a.png'], 'none.jpg cannot be read as an image: No such file or directory'),
+    (['features', 'text.jpg', '--out', 'a.png'], 'text.jpg cannot be read as an image: cannot identify image file'),
+    (['attention', 'image.png', '--out', 'x.jpg'], 'x.jpg would not be a .jpg file: name a file .png.'),
+    (['features', 'image.png', '--out', 'nowhere/a.png'], 'There is no folder nowhere to write a.png to.'),
+    (['classify', 'none.jpg'], 'There is no file none.jpg.'),
+    (['classify', 'image.png', '--out', 'nowhere/a.txt'], 'There is no folder nowhere to write a.txt to.'),
+    (['classify', 'image.png', '--json', '--out', 'a.csv'], 'a.csv would not be a .csv file: name a file .json.'),
+    (['classify', 'image.png', '--batch-size', '0'], '--batch-size should be 1 or more, not 0.'),
+    (['classify', 'image.png', '--device', 'toaster'], '--device toaster cannot be used: '),
+    (['classify', 'image.png', '--img-size', '2'], '--img-size takes a height and a width'),
+])
+def test_arguments_are_checked_before_weights_are_fetched(tmp_path, monkeypatch, capsys, argv, words):
+    def fetch(*args, **kwargs):
+        raise AssertionError('weights were fetched')
+
+    monkeypatch.setattr('timm.create_model', fetch)
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (9, 9)).save('image.png')
+    Path('text.jpg').write_text('text')
+    Path('empty').mkdir()
+    argv[1:1] = ['t2t_vit_14'] if argv[0] == 'export' else []
+    err = mistake(capsys, *argv)
+    assert words in err and len(err.splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'image.png', 'text.jpg']
+
+
+def test_every_command_shows_examples_that_it_takes():
+    parser = make_parser()
+    commands, = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        examples = re.findall(rf'^  t2t-timm ({name}.*)$', command.format_help(), re.MULTILINE)
+        assert examples, name
+        for example in examples:
+            assert parser.parse_args(example.split()).run
+
+
 @pytest.mark.parametrize('argv', [
     ['convert', 'a.pth', '--model', 'test_t2t_vit', '--out', 'out'],
     ['digits', 'out'],
@@ -226,20 +285,80 @@ def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch,
     assert mistake(capsys, *argv).splitlines()[-1] == f't2t-timm {argv[0]}: out: Permission denied.'
 
 
+WRITING = {
+    'convert': ['convert', 'a.pth', '--model', 'test_t2t_vit', '--out', 'out'],
+    'digits': ['digits', 'out'],
+    'torchscript': ['export', 'test_t2t_vit', '--untrained', '--format', 'torchscript', '--out', 'out.pt'],
+    'export': ['export', 'test_t2t_vit', '--untrained', '--format', 'export', '--out', 'out.pt2'],
+    'onnx': ['export', 'test_t2t_vit', '--untrained', '--out', 'out.onnx'],
+    'attention': ['attention', 'a.png', '--model', 'test_t2t_vit', '--out', 'out.png'],
+    'classify': ['classify', 'a.png', '--model', 'test_t2t_vit', '--out', 'out.txt'],
+    'cards': ['cards', '--out', 'out'],
+}
+
+
+@pytest.fixture
+def writing(tmp_path, monkeypatch):
+    """What the commands of WRITING read, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model('test_t2t_vit').state_dict(), 'a.pth')
+    Image.new('L', (28, 28)).save('a.png')
+    return tmp_path
+
+
+def packages_for(command):
+    if command == 'attention':
+        pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    if command == 'onnx':
+        pytest.importorskip('onnxscript', reason='pip install t2t-timm[onnx]')
+
+
+@pytest.mark.parametrize('command', [pytest.param(c, marks=pytest.mark.slow) if c in ('onnx', 'export') else c
+                                     for c in WRITING])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(writing, capsys, command):
+    resource = pytest.importorskip('resource', reason='Windows limits no files')
+    packages_for(command)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        err = mistake(capsys, *WRITING[command])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.fullmatch(
+        rf't2t-timm {WRITING[command][0]}: {WRITING[command][-1]}\S*: File too large\.', err.splitlines()[-1])
+    left = {p.name for p in writing.iterdir()}
+    assert left == ({'a.pth', 'a.png', 'out'} if command == 'cards' else {'a.pth', 'a.png'})
+
+
+@pytest.mark.parametrize('command', [pytest.param(c, marks=pytest.mark.slow) if c in ('onnx', 'export') else c
+                                     for c in WRITING])
+def test_what_is_written_has_the_rights_of_any_other_file(writing, command):
+    packages_for(command)
+    before = os.umask(0o027)
+    try:
+        assert main(WRITING[command]) == 0
+    finally:
+        os.umask(before)
+    out = Path(WRITING[command][-1])
+    for path in (out, *out.rglob('*')):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+
+
 def test_readme_has_every_command():
     readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `t2t-timm ([\w-]+)([^`]*)` \|', readme, re.MULTILINE)
-    commands, = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    commands, = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(name for name, _ in rows) == sorted(commands.choices)
     for name, arguments in rows:
         example = re.sub(r'\[([A-Z]+).*?\]', r'\1', arguments).split()  # as `--help` writes what may be left out
         assert commands.choices[name].parse_args(example).run
 
 
-def test_readme_is_whole_outside_the_repository():
+def test_readme_links_lead_somewhere():
     readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
     links = re.findall(r'\]\(([^)]*)\)', readme)
-    assert links and all(link.startswith('https://') for link in links)
+    assert links and all(
+        link.startswith('https://') or (Path(__file__).parents[1] / link).exists() for link in links)
 
 
 def test_readme_has_the_models_and_figures_of_the_manifest():

@@ -1,7 +1,10 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and errors that name them."""
+import errno
+
 import pytest
 
-from t2t_timm.files import is_part, new_file, new_folder
+from t2t_timm.errors import UserError
+from t2t_timm.files import check_target, folder_beside, is_part, new_file, new_folder
 
 
 @pytest.fixture(params=[new_file, new_folder])
@@ -50,3 +53,66 @@ def test_parts_are_told_from_other_files(tmp_path):
         assert part.suffix == '.onnx' and is_part(part.name)
         part.touch()
     assert not any(map(is_part, ('x', '.part', '.1.part', 'ILSVRC2012_val_00000001.JPEG', '.DS_Store')))
+
+
+@pytest.fixture
+def file_limit():
+    """A function that lets no file grow beyond so many bytes, as on a full disk."""
+    resource = pytest.importorskip('resource', reason='Windows limits no files')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize('begin', [new_file, new_folder, folder_beside])
+@pytest.mark.parametrize('error', [None, RuntimeError, KeyError])
+def test_a_full_disk_is_told_with_the_name_that_the_user_gave(tmp_path, file_limit, begin, error):
+    file_limit(10_000)
+    with pytest.raises(OSError) as e, begin(tmp_path / 'x') as part:
+        try:
+            (part if begin is new_file else part / 'a').write_bytes(bytes(20_000))
+        except OSError:
+            if error is None:
+                raise
+            raise error('a library says it in its own words') from None
+    assert (e.value.errno, e.value.filename) == (errno.EFBIG, str(tmp_path / 'x'))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('begin', [new_file, new_folder, folder_beside])
+@pytest.mark.parametrize('error', [RuntimeError('a fault'), ConnectionRefusedError(errno.ECONNREFUSED, 'refused'),
+                                   FileNotFoundError(errno.ENOENT, 'not there', 'another file')])
+def test_other_errors_stay_what_they_are(tmp_path, begin, error):
+    with pytest.raises(type(error)) as e, begin(tmp_path / 'x'):
+        raise error
+    assert e.value is error
+
+
+def test_the_slower_of_two_commands_is_told(tmp_path):
+    with pytest.raises(OSError, match='another command has made it in the meantime') as e:
+        with new_folder(tmp_path / 'x') as slow:
+            (slow / 'a').write_text('slow')
+            with new_folder(tmp_path / 'x') as fast:
+                (fast / 'a').write_text('fast')
+    assert e.value.filename == str(tmp_path / 'x')
+    assert (tmp_path / 'x' / 'a').read_text() == 'fast' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('name, words', [
+    ('nowhere/a.png', 'There is no folder .* to write a.png to'), ('folder', 'is a folder: name a file to write'),
+    ('a.jpg', 'would not be a .jpg file: name a file .png'), ('a.png', None), ('a.PNG', None), ('a', None),
+])
+def test_targets(tmp_path, name, words):
+    (tmp_path / 'folder').mkdir()
+    if words is None:
+        check_target(tmp_path / name, '.png')
+        return
+    with pytest.raises(UserError, match=words):
+        check_target(tmp_path / name, '.png')
+
+
+def test_a_target_in_a_folder_that_is_read_only(tmp_path, monkeypatch):
+    monkeypatch.setattr('os.access', lambda *args: False)  # whoever runs the tests may be allowed all
+    with pytest.raises(PermissionError) as e:
+        check_target(tmp_path / 'a.png', '.png')
+    assert e.value.filename == str(tmp_path / 'a.png')

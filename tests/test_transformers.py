@@ -1,4 +1,6 @@
 """Transformers loads the models through its timm wrapper: converted directories, backbones, and a step of training."""
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,8 +9,11 @@ import pytest
 import timm
 import torch
 import warm
+from PIL import Image
 
 import t2t_timm
+from t2t_timm.cli import main
+from t2t_timm.commands.classify import class_names
 from t2t_timm.hub.convert import convert
 
 transformers = pytest.importorskip('transformers', reason='pip install transformers')
@@ -34,7 +39,6 @@ def converted(tmp_path_factory):
 
 @pytest.fixture
 def photo():
-    from PIL import Image
     pixels = torch.randint(0, 256, (9, 11, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.numpy()).resize((110, 90), Image.Resampling.BICUBIC)
 
@@ -147,3 +151,56 @@ def test_trainer_fine_tunes_a_step(embedded, tmp_path):
     x = torch.stack([d['pixel_values'] for d in data])
     with torch.no_grad():
         torch.testing.assert_close(again(x).logits, model.eval()(x).logits, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope='module')
+def saved(embedded, tmp_path_factory):
+    """Directory that Transformers saves of the embedded model."""
+    folder = tmp_path_factory.mktemp('saved') / 'model'
+    transformers.AutoModelForImageClassification.from_pretrained(embedded).save_pretrained(folder)
+    return folder
+
+
+def test_timm_loads_what_transformers_saves(embedded, saved):
+    model = timm.create_model(f'local-dir:{saved}', pretrained=True)
+    expected = timm.create_model(f'local-dir:{embedded}', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == expected.pretrained_cfg['label_names']
+    for (name, p), (other, q) in zip(model.state_dict().items(), expected.state_dict().items(), strict=True):
+        assert name == other and torch.equal(p, q)
+
+
+@pytest.mark.parametrize('command', ['classify', 'verify'])
+def test_the_null_of_other_configs_is_named_with_its_cure(saved, tmp_path, capsys, command):
+    folder = shutil.copytree(saved, tmp_path / 'model')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(dict(config, model_args=None)))
+    Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+    argv = ['verify', str(folder)] if command == 'verify' else [
+        'classify', str(tmp_path / 'a.png'), '--model', f'local-dir:{folder}']
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert 'its config.json has "model_args": null, as Transformers saves it' in out + err
+    assert 'put {} for null' in out + err
+    (folder / 'config.json').write_text(json.dumps(dict(config, model_args={})))
+    assert main(argv) == 0
+
+
+def test_convert_keeps_the_labels_that_transformers_saved(saved, tmp_path, caplog):
+    caplog.set_level('INFO')
+    model = convert(saved / 'model.safetensors', 'test_t2t_vit', tmp_path / 'kept')
+    config = transformers.AutoConfig.from_pretrained(model)
+    assert list(config.id2label.values()) == [
+        'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
+    assert not any('--labels' in message for message in caplog.messages)
+
+
+def test_labels_of_before_a_fine_tuning_are_not_taken(embedded, tmp_path, caplog):
+    caplog.set_level('INFO')
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        embedded, num_labels=3, ignore_mismatched_sizes=True)
+    model.save_pretrained(tmp_path / 'tuned')
+    assert class_names(timm.create_model(f'local-dir:{tmp_path / "tuned"}', pretrained=True)) == [
+        'class 0', 'class 1', 'class 2']
+    out = convert(tmp_path / 'tuned' / 'model.safetensors', 'test_t2t_vit', tmp_path / 'out')
+    assert 'label_names' not in json.loads((out / 'config.json').read_text())
+    assert 'The classes have no names: --labels FOLDER|FILE gives them.' in caplog.messages

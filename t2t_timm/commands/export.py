@@ -1,21 +1,31 @@
 """Export to ONNX, OpenVINO, torch.export, AOTInductor and TorchScript; the model is compared before a file is kept."""
+import io
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import UserError
-from ..files import folder_beside
+from ..files import check_target, folder_beside
 from ..models import T2TViT
-from .quantize import Agreement, Calibration, measure_agreement, quantize_onnx, quantize_openvino
+from .quantize import (
+    Agreement,
+    Calibration,
+    calibration_files,
+    measure_agreement,
+    quantize_onnx,
+    quantize_openvino,
+)
 
-__all__ = ['FORMATS', 'OPSET', 'Exported', 'export_model']
+__all__ = ['FORMATS', 'OPSET', 'Exported', 'check_arguments', 'export_model']
 
 OPSET = 20
 OPSETS = range(16, OPSET + 1)
@@ -81,10 +91,9 @@ def export_model(
             difference.
     """
     path = Path(path)
-    _check_arguments(path, format, quantize, calibration)
+    check_arguments(path, format, quantize, calibration, opset, model.dynamic_img_size)
     write, suffix = FORMATS[format]
     if opset is not None:
-        _check_opset(opset, format, quantize, model.dynamic_img_size)
         write = partial(write, opset=opset)
     model = model.float().eval()
     images = _images(model)
@@ -94,7 +103,7 @@ def export_model(
         torch.inference_mode(False),
         torch.no_grad(),
     ):
-        file = Path(tmp) / f'model{suffix}'
+        file = tmp / f'model{suffix}'
         _logger.info(f'Exporting, format {format} ...')
         run = _write(write, model, images[0], str(file), format)
         _logger.info('Comparing it with the model ...')
@@ -111,21 +120,35 @@ def export_model(
     return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
 
 
-def _check_arguments(path: Path, format: str, quantize: str | None, calibration: str | Path | None) -> None:
+def check_arguments(
+        path: str | Path,
+        format: str = 'onnx',
+        quantize: str | None = None,
+        calibration: str | Path | None = None,
+        opset: int | None = None,
+        dynamic: bool = False,
+) -> None:
+    """Check what can be checked of the arguments of `export_model` without a model.
+
+    Raises:
+        UserError: What `export_model` says of them.
+    """
+    path = Path(path)
     if format not in FORMATS:
         raise UserError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
     if quantize not in (None, 'int8'):
         raise UserError(f'Unknown quantization {quantize!r}: use int8.')
+    if opset is not None:
+        _check_opset(opset, format, quantize, dynamic)
     if quantize and format not in QUANTIZERS:
         raise UserError(f'--quantize int8 is for the formats {" and ".join(QUANTIZERS)}, not for {format}.')
     if quantize and calibration is None:
         raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
     if calibration is not None and not quantize:
         raise UserError('--calibration is for --quantize int8.')
-    if not path.parent.is_dir():
-        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
-    if path.is_dir():
-        raise UserError(f'{path} is a folder: name a file to write.')
+    check_target(path, *SUFFIXES[format])
+    if calibration is not None:
+        calibration_files(calibration)
     if format == 'openvino':
         if path.suffix != '.xml':
             raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
@@ -300,8 +323,15 @@ def _quantize_openvino(file: str, calibration: Calibration) -> Run:
     return _run_openvino(quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration), file)
 
 
+def _save(save: Callable[[io.BytesIO], Any], file: str) -> None:
+    """Write what torch saves; it ends the process if it finds the disk full."""
+    buffer = io.BytesIO()
+    save(buffer)
+    Path(file).write_bytes(buffer.getbuffer())
+
+
 def _write_export(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    torch.export.save(_exported_program(model, x), file)
+    _save(partial(torch.export.save, _exported_program(model, x)), file)
     return torch.export.load(file).module()
 
 
@@ -313,14 +343,16 @@ def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
         get_cpp_compiler()
     except InvalidCxxCompiler as e:
         raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
-    aoti_compile_and_package(_exported_program(model, x), package_path=file)
+    with TemporaryDirectory() as tmp:  # with the system's temporary files, where the compiler's are too
+        package = aoti_compile_and_package(_exported_program(model, x), package_path=f'{tmp}/model.pt2')
+        shutil.copyfile(package, file)
     return aoti_load_package(file)
 
 
 def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)  # TorchScript is what was asked for
-        torch.jit.script(model).save(file)
+        _save(partial(torch.jit.save, torch.jit.script(model)), file)
         return torch.jit.load(file)
 
 
@@ -331,5 +363,8 @@ FORMATS: dict[str, tuple[Callable[..., Run], str]] = {
     'aoti': (_write_aoti, '.pt2'),
     'torchscript': (_write_torchscript, '.pt'),
 }
+
+# ends of names that do not contradict a format
+SUFFIXES = dict({name: (suffix,) for name, (_, suffix) in FORMATS.items()}, torchscript=('.pt', '.pth', '.ts'))
 
 QUANTIZERS = {'onnx': _quantize_onnx, 'openvino': _quantize_openvino}

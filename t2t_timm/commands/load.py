@@ -3,9 +3,10 @@ import os
 from typing import Any
 
 import timm
-from timm.models import is_model, model_entrypoint
+from timm.models import is_model, list_models, model_entrypoint
 
-from ..errors import UserError
+from ..errors import UserError, nearest
+from ..hub.verify import config_fault
 from ..models import T2TViT
 from ..weights.manifest import load_manifest
 
@@ -32,8 +33,9 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
     except Exception as e:  # nearly anything, for a folder or repo whose files are damaged or do not belong together
         if ':' not in name and not isinstance(e, (RuntimeError, OSError, TypeError, ValueError)):
             raise
-        advice = f'; `t2t-timm verify {name[10:]}` says more' if name.startswith('local-dir:') else ''
-        reason = ' '.join(str(e).split()) or type(e).__name__
+        advice, reason = '', ' '.join(str(e).split()) or type(e).__name__
+        if name.startswith('local-dir:'):
+            advice, reason = f'; `t2t-timm verify {name[10:]}` says more', config_fault(name[10:]) or reason
         raise UserError(f'{name} cannot be loaded: {reason.rstrip(".")}{advice}.') from e
     if not isinstance(model, T2TViT):
         raise UserError(f'{name} is a {type(model).__name__}, not a T2T-ViT.')
@@ -46,7 +48,9 @@ def _check_name(name: str, untrained: bool) -> None:
             f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
             '`t2t-timm convert`, and convert a checkpoint file first.')
     if not is_model(name):
-        raise UserError(f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.')
+        known = [*list_models('*t2t_vit*'), *load_manifest()['weights']]
+        raise UserError(
+            f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.{nearest(name, known)}')
     if not model_entrypoint(name).__module__.startswith('t2t_timm.'):
         raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
     architecture, _, tag = name.partition('.')

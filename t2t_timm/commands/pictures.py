@@ -1,4 +1,5 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
+import logging
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,16 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
+from .images import open_image
 
 __all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
 
+_logger = logging.getLogger(__name__)
+
 MAX_SIZE = 1024  # pixels of a picture of attention; a block's matrix is then 4,097 x 4,097
-COLUMNS = 7
+COLUMNS = 6  # panels in a row, beside the colour bar
+PANEL = 2.  # inches
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # tokens of a token step, as fractions of height and width
-CHANNELS = 7
 CLASSES = 5
 
 
@@ -40,11 +44,17 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     if mode is None:
         raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
     try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f'{file} cannot be read as an image: {getattr(e, "strerror", None) or e}') from e
-    return ImageOps.fit(image, model.patch_embed.img_size[::-1], Image.Resampling.BICUBIC)
+        image = open_image(file).convert(mode)
+    except ValueError as e:
+        raise UserError(f'{file} cannot be read as an image: {e}') from e
+    height, width = model.patch_embed.img_size
+    left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
+    if left < 0.99:
+        side = 'width' if image.width * height > image.height * width else 'height'
+        _logger.info(
+            f'{file}: the picture shows the middle {left:.0%} of its {side}, since the model reads {height} x {width} '
+            'pixels (height x width).')
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
@@ -120,19 +130,27 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     return Attention(maps[1:], maps[0], step_maps, probabilities)
 
 
-def _new_figure(width: float, height: float):
+def _new_figure(rows: list[int], image: Image.Image, title: str):
+    """Return a matplotlib Figure and a part of it for each section; a section has some rows of panels."""
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise UserError('Pictures need matplotlib: pip install matplotlib') from e
-    return Figure(figsize=(width, height), dpi=100, layout='constrained')
+    row = PANEL * min(image.height / image.width, 1.5) + 0.4
+    heights = [row * n + 0.5 for n in rows]
+    figure = Figure(figsize=(PANEL * (COLUMNS + 1), sum(heights) + 0.4), dpi=100, layout='constrained')
+    figure.suptitle(f'{title}, {image.height} x {image.width} pixels', fontsize=14)
+    return figure, figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
 
 
-def _show(axis, values: np.ndarray, title: str, image: Image.Image, **kwargs):
+def _show(axis, values: np.ndarray, title: str, image: Image.Image, interpolation: str = 'nearest', **kwargs):
+    from matplotlib.patches import Rectangle
     # every map lies in the image's coordinates, whatever its grid
-    axis.set_title(title, fontsize=9, y=1.)  # otherwise matplotlib measures ticks to place it
+    axis.set_title(title, fontsize=10, y=1.)  # otherwise matplotlib measures ticks to place it
     axis.set_axis_off()
-    return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation='nearest', **kwargs)
+    # a frame, as an image on white has no edge
+    axis.add_patch(Rectangle((0, 0), image.width, image.height, fill=False, edgecolor='0.7', zorder=3))
+    return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation=interpolation, **kwargs)
 
 
 def _show_image(axis, image: Image.Image, title: str) -> None:
@@ -140,13 +158,18 @@ def _show_image(axis, image: Image.Image, title: str) -> None:
 
 
 def _show_over(axis, image: Image.Image, values: np.ndarray, title: str, top: float):
-    # in grey, and lightened, so that it is seen through the dark end of the colours
-    _show(axis, np.asarray(image.convert('L')), title, image, cmap='gray', vmin=-128, vmax=255)
-    return _show(axis, values, title, image, cmap='inferno', vmin=0, vmax=top, alpha=0.6)
+    """Draw a map over the image in grey, in yellow to red where it is above 1, its average if attention is uniform."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+    colors = colormaps['autumn_r'](np.linspace(0, 1, 256))
+    colors[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.5
+    # neither black nor white, so that the colours are seen on dark and on white images
+    _show(axis, np.asarray(image.convert('L')), title, image, cmap='gray', vmin=-128, vmax=300)
+    return _show(axis, values, title, image, 'bicubic', cmap=ListedColormap(colors), vmin=1, vmax=max(top, 2))
 
 
-def _panels(figure, rows: int, columns: int) -> np.ndarray:
-    axes = figure.subplots(rows, columns, squeeze=False)
+def _panels(figure, rows: int) -> np.ndarray:
+    axes = figure.subplots(rows, COLUMNS + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     return axes
@@ -155,47 +178,54 @@ def _panels(figure, rows: int, columns: int) -> np.ndarray:
 def _color_bar(figure, axis, shown, label: str, **kwargs) -> None:
     # in the cell right of the last map
     bar = figure.colorbar(shown, cax=axis.inset_axes((0.05, 0., 0.08, 0.95)), **kwargs)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=9)
 
 
-def _show_section(figure, image: Image.Image, title: str, maps: list, rows: int) -> None:
+def _show_section(figure, image: Image.Image, title: str, maps: list) -> None:
     """Draw titled maps of one section with one colour bar, in units of uniform attention."""
-    figure.suptitle(title, fontsize=11)
-    axes = _panels(figure, rows, COLUMNS + 1)
+    figure.suptitle(title, fontsize=12)
+    axes = _panels(figure, _rows(maps))
     values = [m * m.size for _, m, _ in maps]
     top = max(np.quantile(v, 0.995) for v in values)
     for axis, (name, _, point), value in zip(axes[:, :COLUMNS].flat, maps, values, strict=False):
         shown = _show_over(axis, image, value, name, top)
         if point is not None:
             y, x = ((p + 0.5) * s / n for p, s, n in zip(point, image.size[::-1], value.shape, strict=True))
-            axis.plot(x, y, marker='o', markersize=6, color='none', markeredgecolor='cyan', markeredgewidth=1.5)
-    _color_bar(figure, axes[0, min(len(maps), COLUMNS)], shown, '1 = uniform', extend='max')
+            axis.plot(x, y, marker='o', markersize=8, color='none', markeredgecolor='blue', markeredgewidth=2)
+    _color_bar(figure, axes[0, min(len(maps), COLUMNS)], shown, 'times the average', extend='max')
+
+
+def _rows(maps: list) -> int:
+    return -(-len(maps) // COLUMNS)
 
 
 def _show_classes(figure, axes: np.ndarray, probabilities: np.ndarray, labels: list[str]) -> None:
     """Draw the most probable classes as bars, with the label on the bar, over the cells of some panels."""
     first = axes[0].get_subplotspec()
     axis = figure.add_subplot(first.get_gridspec()[0, first.colspan.start:])
-    axis.set_title('most probable classes', fontsize=9)
+    axis.set_title('most probable classes', fontsize=10)
     axis.set_axis_off()
     best = np.argsort(-probabilities, kind='stable')[:CLASSES]
     for y, i in enumerate(best):
         axis.barh(y, 1, height=0.8, color='0.95')
         axis.barh(y, probabilities[i], height=0.8, color='#9ecae1')
-        axis.text(0.01, y, textwrap.shorten(labels[i], 44, placeholder=' ...'), fontsize=9, va='center')
-        axis.text(0.99, y, f'{100 * probabilities[i]:.1f} %', fontsize=9, va='center', ha='right')
+        axis.text(0.01, y, textwrap.shorten(labels[i], 44, placeholder=' ...'), fontsize=10, va='center')
+        axis.text(0.99, y, f'{100 * probabilities[i]:.1f} %', fontsize=10, va='center', ha='right')
     axis.set_xlim(0, 1)
     axis.set_ylim(CLASSES - 0.4, -0.6)
 
 
-def draw_attention(model: T2TViT, image: Image.Image, name: str):
+def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool = False):
     """Draw the most probable classes, the class token's attention in each block, its rollout, and that of token steps.
+
+    A token step's map is left out where the Performer uses less than half of it.
 
     Args:
         model: Model to draw.
         image: Image that read_image gave.
         name: What the title calls the model.
+        untrained: The weights are random: the title says so, and no classes are shown.
 
     Returns:
         A matplotlib Figure.
@@ -205,42 +235,38 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str):
     """
     if max(image.size) > MAX_SIZE:
         raise UserError(f'Pictures of attention go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
-    figure = _new_figure(1, 1)  # says so at once if it cannot
     attention = extract_attention(model, image)
-    heights = [1, -(-len(attention.blocks) // COLUMNS)] + [1] * bool(attention.steps)  # in rows of panels
-    row = 1.7 * image.height / image.width + 0.35
-    figure.set_size_inches(1.7 * (COLUMNS + 1), row * sum(heights) + 0.5 * len(heights) + 0.3)
-    figure.suptitle(f'{name}, {image.height} x {image.width} pixels', fontsize=13)
-    parts = figure.subfigures(len(heights), 1, height_ratios=[row * h + 0.5 for h in heights], squeeze=False)[:, 0]
+    blocks: list[tuple[str, np.ndarray, Any]] = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
+    steps = [
+        (f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point)
+        for i, step in enumerate(attention.steps, 1) for point, m, kept in step if kept >= 0.5]
+    sections = [('Attention of the class token, mean over the heads', blocks)]
+    if steps:
+        sections.append(('Attention inside the tokens-to-token module, of the tokens circled', steps))
+    title = f'{name}, random weights' if untrained else name
+    figure, (first, *parts) = _new_figure([1, *(_rows(maps) for _, maps in sections)], image, title)
 
-    title = 'Image, attention rollout of the class token through all blocks, and what the model sees in it'
-    parts[0].suptitle(title, fontsize=11)
-    axes = _panels(parts[0], 1, COLUMNS + 1)[0]
+    first.suptitle('Image, and attention of the class token followed through all blocks (rollout)', fontsize=12)
+    axes = _panels(first, 1)[0]
     _show_image(axes[0], image, 'image')
     rollout = attention.rollout * attention.rollout.size
     shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
-    _color_bar(parts[0], axes[2], shown, '1 = uniform')
-    if attention.probabilities.size:
-        _show_classes(parts[0], axes[4:], attention.probabilities, class_names(model))
-
-    maps: list[tuple[str, np.ndarray, tuple[int, int] | None]]
-    maps = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
-    _show_section(parts[1], image, 'Attention of the class token, mean over the heads', maps, heights[1])
-    if attention.steps:
-        maps = [
-            (f'step {i}, {m.shape[0]} x {m.shape[1]}' + (f'\nkept {kept:.0e}' if kept < 0.99 else ''), m, point)
-            for i, step in enumerate(attention.steps, 1) for point, m, kept in step]
-        title = 'Attention of the token transformers, of the tokens circled'
-        if isinstance(model.patch_embed.attention1, TokenPerformer):
-            title = "Attention that the token performers' random features stand for, of the tokens circled"
-            if any('kept' in name for name, _, _ in maps):
-                title += ' (kept: its share once 1e-8 is in the denominator)'
-        _show_section(parts[2], image, title, maps, 1)
+    _color_bar(first, axes[2], shown, 'times the average')
+    if attention.probabilities.size and not untrained:
+        _show_classes(first, axes[3:], attention.probabilities, class_names(model))
+    for part, (title, maps) in zip(parts, sections, strict=True):
+        _show_section(part, image, title, maps)
     return figure
 
 
 @torch.no_grad()
-def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int] | None = None):
+def draw_features(
+        model: T2TViT,
+        image: Image.Image,
+        name: str,
+        blocks: list[int] | None = None,
+        untrained: bool = False,
+):
     """Draw the maps of the channels that vary most: of soft-split stages 1 and 2 and of some blocks.
 
     Args:
@@ -248,6 +274,7 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int
         image: Image that read_image gave.
         name: What the title calls the model.
         blocks: Numbers of the blocks, from 1; by default the first, the middle and the last.
+        untrained: The weights are random: the title says so.
 
     Returns:
         A matplotlib Figure.
@@ -264,16 +291,15 @@ def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int
     levels += model.get_intermediate_layers(x, [b - 1 for b in blocks], reshape=True)
     titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
 
-    figure = _new_figure(1.7 * (CHANNELS + 2), (1.7 * image.height / image.width + 0.75) * len(levels) + 0.3)
-    figure.suptitle(f'{name}, {image.height} x {image.width} pixels: channels that vary most', fontsize=13)
-    parts = figure.subfigures(len(levels), 1, squeeze=False)[:, 0]
+    title = f'{name}, random weights' if untrained else name
+    figure, parts = _new_figure([1] * len(levels), image, f'Channels that vary most: {title}')
     for part, title, level in zip(parts, titles, levels, strict=True):
         flat = level[0].flatten(1).cpu().double()
         std, mean = torch.std_mean(flat, dim=1, keepdim=True)
-        channels = std[:, 0].topk(min(CHANNELS, len(flat))).indices.tolist()
+        channels = std[:, 0].topk(min(COLUMNS - 1, len(flat))).indices.tolist()
         maps = ((flat - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
-        part.suptitle(f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}', fontsize=11)
-        axes = _panels(part, 1, CHANNELS + 2)[0]
+        part.suptitle(f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}', fontsize=12)
+        axes = _panels(part, 1)[0]
         _show_image(axes[0], image, 'image')
         for axis, channel in zip(axes[1:], channels, strict=False):
             shown = _show(axis, maps[channel], f'channel {channel}', image, cmap='viridis', vmin=-3, vmax=3)

@@ -10,9 +10,12 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .classify import find_images, image_reader
+from .images import check_image, find_images, image_reader
 
-__all__ = ['Agreement', 'Calibration', 'measure_agreement', 'quantize_onnx', 'quantize_openvino']
+_logger = logging.getLogger(__name__)
+
+__all__ = [
+    'Agreement', 'Calibration', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino']
 
 SUBSET = 300  # images that ranges of activations are taken from, spread evenly over the folder; NNCF's default
 
@@ -31,26 +34,49 @@ class Agreement(NamedTuple):
             f'largest difference in a probability {self.max_diff:.3f}')
 
 
+def calibration_files(folder: str | Path, warn: bool = False) -> list[str]:
+    """Return the image files of a folder; what else lies there is named in a warning, if wanted.
+
+    Raises:
+        UserError: No such folder, or no images in it.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f'There is no folder {folder} with images for --calibration.')
+    files = find_images([str(folder)], warn)
+    if not files:
+        raise UserError(f'There are no images in {folder}: --calibration takes a folder with images.')
+    return files
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        check_image(file)
+    except UserError as e:
+        _logger.warning(f'Left out: {e}')
+        return False
+    return True
+
+
 class Calibration:
     """Images of a folder, each read when it is needed, by the model's own preprocessing.
+
+    Those that cannot be read are left out, with a warning.
 
     Args:
         folder: Folder with images, searched recursively.
         model: Model that reads them; its img_size is the size of the images.
 
     Raises:
-        UserError: No such folder, no images in it, or a model without a classifier.
+        UserError: No such folder, no images in it that can be read, or a model without a classifier.
     """
 
     def __init__(self, folder: str | Path, model: T2TViT) -> None:
-        if not Path(folder).is_dir():
-            raise UserError(f'There is no folder {folder} with images for --calibration.')
-        self.files = find_images([str(folder)])
-        if not self.files:
-            raise UserError(f'There are no images in {folder}: --calibration takes a folder with images.')
         if model.num_classes < 1:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
         self._read = image_reader(model)
+        self.files = [file for file in calibration_files(folder, warn=True) if _is_readable(file)]
+        if not self.files:
+            raise UserError(f'None of the images in {folder} can be read.')
 
     def read(self, file: str) -> torch.Tensor:
         """Return an image, (1, C, H, W).

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
 from ..errors import UserError
+from ..files import new_text_file
 from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
 from ..weights.fit import FIRST_LAYERS
@@ -127,6 +128,8 @@ def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], sourc
         f'- Weights: {source["name"]}, [{entry["file"]}]({entry["url"]})' if 'url' in entry else
         f'- Weights: trained by {source["name"]}, inside the package t2t-timm'
     )
+    if entry['dataset'] == 'mnist':
+        text += ' It reads white digits on black; invert dark digits on white paper first.'
     lines = [f'- Paper: [{paper["title"]}](https://arxiv.org/abs/{paper["arxiv"]}), {paper["venue"]}', origin]
     if 'code' in source:
         lines.append(f'- Published code: {source["code"]}')
@@ -222,17 +225,21 @@ tokens = model.forward_features(images)  # (1, {1 + sizes[2][0] * sizes[2][1]}, 
 def _scripts(name: str, entry: dict[str, Any]) -> str:
     architecture = name.split('.')[0]
     recipe = next(r for r in (f'{architecture}_{entry["dataset"]}', architecture) if r in recipe_names())
-    notes = ''
+    notes, data = '', 'DATA'
     if '.tl_' in name:
         notes = '\nThe recipe trains without token labeling, which train.py does not know.\n'
     elif entry['dataset'] == 'mnist':
-        notes = '\n`t2t-timm digits DATA` writes the held-out digits.\n'
+        data = 'DIGITS'
+        notes = (
+            '\n`t2t-timm digits DATA` writes the 1,000 held-out digits, on which the accuracy was measured: they are '
+            'not for training. From a checkout of t2t-timm, `python tools/make_digits.py DIGITS` writes both, 4,000 '
+            'to train on and these 1,000.\n')
     return f'''\
 ### timm's scripts
 
 ```sh
 python validate.py --data-dir DATA --model {name} --pretrained
-python train.py --data-dir DATA --config $(t2t-timm recipe {recipe})
+python train.py --data-dir {data} --config $(t2t-timm recipe {recipe})
 ```
 {notes}'''
 
@@ -312,5 +319,6 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     cards = _cards()
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in cards.items():
-        (folder / name).write_text(text, encoding='utf-8', newline='\n')
+        with new_text_file(folder / name) as file:
+            file.write(text)
     _logger.info(f'{folder}: {len(cards)} cards.')

@@ -9,7 +9,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..errors import UserError
 from ..version import __version__
-from ..weights.download import FAILURES, reason
+from ..weights.download import FAILURES, OFFLINE, reason
 from ..weights.manifest import hub_repo, load_manifest
 from .push import check_repo
 from .verify import Verdict
@@ -41,6 +41,8 @@ def unreachable(e: BaseException) -> UserError | None:
     """Return the error to raise if a request failed because the Hub did not answer at all."""
     if getattr(e, 'response', None) is not None:
         return None
+    if constants.HF_HUB_OFFLINE:
+        return UserError(f'{OFFLINE}: unset HF_HUB_OFFLINE to ask the Hub.')
     return UserError(f'The Hub at {constants.ENDPOINT} cannot be reached. {reason(e)}')
 
 

@@ -10,12 +10,12 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.utils import tqdm
-from timm.data import ImageDataset
+from timm.data import ImageDataset, infer_imagenet_subset
 from timm.data.loader import adapt_to_chs
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 
-from ..errors import UserError, require_timm
+from ..errors import UserError, nearest, require_timm
 from ..files import new_folder
 from ..layers import sinusoidal_pos_embed, tokens_grid_size
 from ..models import T2TViT
@@ -92,12 +92,17 @@ def convert(
             if len(names) != net.num_classes:
                 raise UserError(
                     f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
+        names = names or _names_beside(file, net.num_classes)
+        if names and not tag:
             net.pretrained_cfg['label_names'] = names
+        elif not tag and net.num_classes and infer_imagenet_subset(net) is None:
+            _logger.info('The classes have no names: --labels FOLDER|FILE gives them.')
         bar.update(size)
         _logger.info('; '.join([f'{file.name}: {checkpoint.format}'] + checkpoint.notes))
         with new_folder(out) as folder:
             tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
-            safetensors.torch.save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME, metadata={'format': 'pt'})
+            # not save_file, whose file nobody else may read, and whose errors are none of the system's
+            (folder / HF_SAFE_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
             describe(folder, net, {} if tag else checkpoint.train_args)
         bar.update(size)
     weights = out / HF_SAFE_WEIGHTS_NAME
@@ -125,6 +130,16 @@ def _label_names(labels: Path) -> list[str]:
     return names
 
 
+def _names_beside(file: Path, num_classes: int) -> list[str] | None:
+    """Return the names of the classes in the config.json that timm or Transformers wrote beside weights, if any."""
+    try:
+        names = json.loads(file.with_name('config.json').read_text(encoding='utf-8'))['label_names']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    return names if known else None
+
+
 def resolve_name(model: str) -> tuple[str, str]:
     """Split architecture[.tag], the tag '' if there is none.
 
@@ -134,7 +149,9 @@ def resolve_name(model: str) -> tuple[str, str]:
     architecture, _, tag = model.partition('.')
     architectures = list_models('*t2t_vit*')
     if architecture not in architectures:
-        raise UserError(f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.')
+        raise UserError(
+            f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.'
+            f'{nearest(architecture, architectures)}')
     names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture]
     if tag and model not in names:
         tags = f'its tags are {", ".join(names)}' if names else 'it has no tags'
@@ -291,7 +308,7 @@ def _write_config(path: Path, model: T2TViT, architecture: str, train_args: dict
     config = json.loads(path.read_text(encoding='utf-8'))
     size = _usual_cfg(architecture).input_size
     usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
-    args = {k: v for k, v in config.pop('model_args').items() if k != 'num_classes' and usual.get(k) != v}
-    if args:
-        config['model_args'] = args
+    # written even if empty: Transformers saves null for what is missing, which timm cannot read
+    config['model_args'] = {
+        k: v for k, v in config['model_args'].items() if k != 'num_classes' and usual.get(k) != v}
     path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8', newline='\n')

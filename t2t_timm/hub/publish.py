@@ -15,7 +15,7 @@ from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files import new_file
 from ..models import T2TViT
 from ..version import __version__
@@ -117,7 +117,9 @@ def _names(tags: Sequence[str]) -> list[str]:
     released = [name for name, entry in load_manifest()['weights'].items() if 'url' in entry]
     wrong = [tag for tag in tags if tag not in released]
     if wrong:
-        raise UserError(f'No tag with a release is called {", ".join(wrong)}; there are {", ".join(released)}.')
+        raise UserError(
+            f'No tag with a release is called {", ".join(wrong)}; there are {", ".join(released)}.'
+            f'{nearest(wrong[0], released)}')
     return list(dict.fromkeys(tags)) or released
 
 

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -12,18 +11,18 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..errors import UserError
 from ..version import __version__
-from ..weights.download import FAILURES, file_hash, reason
+from ..weights.download import FAILURES, reason
 from ..weights.manifest import hub_repo
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['FILES', 'check_repo', 'default_repo', 'manifest_lines', 'push']
+__all__ = ['FILES', 'check_repo', 'default_repo', 'push']
 
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
 
 
 def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: bool = False) -> str:
-    """Upload a folder's weights, config and card to the Hub, and return the manifest's lines for them.
+    """Upload a folder's weights, config and card to the Hub and return the name that timm loads them by.
 
     The repo is created if there is none. Files that the repo already holds are left alone.
 
@@ -54,7 +53,7 @@ def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: 
             refused = getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
             advice = ' Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.' if refused else ''
             raise UserError(f'{repo} could not be uploaded. {reason(e)}{advice}') from e
-    return manifest_lines(folder)
+    return f'hf-hub:{repo}'
 
 
 def check_repo(repo: str) -> None:
@@ -81,12 +80,6 @@ def default_repo(folder: Path) -> str:
         raise UserError(
             f'{folder}/config.json names no architecture and tag, so the repo is not known: give REPO as well.')
     return hub_repo(f'{architecture}.{tag}')
-
-
-def manifest_lines(folder: Path) -> str:
-    """Return the manifest's YAML lines for a folder's weights on the Hub."""
-    file = Path(folder) / HF_SAFE_WEIGHTS_NAME
-    return yaml.safe_dump({'hub': {'sha256': file_hash(file), 'size': file.stat().st_size}}, sort_keys=False)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

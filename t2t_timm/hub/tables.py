@@ -1,14 +1,16 @@
 """The table of pretrained tags: what they cost, how good they are and where their weights would come from."""
+import json
 import os
+from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..weights.download import is_set, release_path
-from ..weights.manifest import hub_repo, load_manifest, weight_entry
+from ..weights.manifest import load_manifest, weight_entry, weights_repo
 from .complexity import known_complexity
 
-__all__ = ['models_table', 'weights_origin']
+__all__ = ['models_json', 'models_table', 'weights_origin']
 
 _HEADER = (
     'weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'reported by', 'source', 'weights would come from')
@@ -16,42 +18,63 @@ _HEADER = (
 
 def weights_origin(name: str) -> str:
     """Say where the weights of an architecture.tag would come from now, in words and without asking the network."""
-    entry, repo = weight_entry(name), hub_repo(name)
+    entry, repo = weight_entry(name), weights_repo(name)
     if 'path' in entry:
         return 'the package' if os.path.isfile(entry['path']) else 'nowhere: missing from the package'
-    if isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
+    if repo is not None and isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
         return f'the Hub cache ({repo})'
     release = not is_set('T2T_TIMM_HUB_ONLY')
     downloaded = release and release_path(entry, None).is_file()
     if constants.HF_HUB_OFFLINE:
         return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
+    if repo is None and not release:
+        return 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
+    if repo is None:
+        return 'the release downloaded before' if downloaded else 'the release'
     if not release:
         return f'the Hub ({repo}) only'
     return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else "the release"}'
 
 
-def _size(name: str, params: int) -> str:
-    entry = weight_entry(name)
-    size = entry.get('hub', {}).get('size') or entry.get('size')
-    if size is None and os.path.isfile(entry.get('path', '')):
-        size = os.path.getsize(entry['path'])
-    return f'{size / 1e6:.1f}' if size else f'~{params * 4 / 1e6:.1f}'  # ~: the parameters in float32
+def _models() -> list[dict[str, Any]]:
+    manifest, models = load_manifest(), []
+    for name, entry in manifest['weights'].items():
+        cost = known_complexity()[name]
+        size = entry.get('hub', {}).get('size') or entry.get('size')
+        if size is None and os.path.isfile(entry.get('path', '')):
+            size = os.path.getsize(entry['path'])
+        models.append(dict(
+            name=name,
+            params=cost['params'],
+            macs=cost['macs'],
+            size=size,
+            top1=entry.get('top1'),
+            # what follows the comma says what they did
+            reported_by=manifest['reporters'][entry['reported_by']]['name'].split(',')[0] if 'top1' in entry else None,
+            source=manifest['sources'][entry['source']]['name'],
+            weights_from=weights_origin(name),
+        ))
+    return models
+
+
+def models_json() -> str:
+    """Return all tags as JSON; size is in bytes, and null if it is not known."""
+    return json.dumps(_models(), indent=2)
 
 
 def models_table() -> str:
     """Return the table of all tags; a size that is not known is estimated from the parameters and marked ~."""
     rows = [_HEADER]
-    for name, entry in load_manifest()['weights'].items():
-        cost = known_complexity()[name]
+    for m in _models():
         rows.append((
-            name,
-            f'{cost["params"] / 1e6:.2f}',
-            f'{cost["macs"] / 1e9:.2f}',
-            _size(name, cost['params']),
-            f'{entry["top1"]:.3f}' if 'top1' in entry else '-',
-            entry['reported_by'] if 'top1' in entry else '-',
-            entry['source'],
-            weights_origin(name),
+            m['name'],
+            f'{m["params"] / 1e6:.2f}',
+            f'{m["macs"] / 1e9:.2f}',
+            f'{m["size"] / 1e6:.1f}' if m['size'] else f'~{m["params"] * 4 / 1e6:.1f}',  # the parameters in float32
+            '-' if m['top1'] is None else f'{m["top1"]:.3f}',
+            m['reported_by'] or '-',
+            m['source'],
+            m['weights_from'],
         ))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     numbers = (1, 2, 3, 4)

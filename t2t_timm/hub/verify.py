@@ -1,4 +1,5 @@
 """What a directory, checkpoint file or tag holds, whether it loads, and how far its logits are from another's."""
+import json
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -7,7 +8,7 @@ import torch
 from timm.models import is_model
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import file_hash, pretrained_file
@@ -15,7 +16,7 @@ from ..weights.fit import looks_like
 from ..weights.manifest import load_manifest
 from .convert import build_for, check_fit, resolve_name
 
-__all__ = ['TOLERANCE', 'Verdict', 'verify']
+__all__ = ['TOLERANCE', 'Verdict', 'config_fault', 'verify']
 
 TOLERANCE = 1e-4  # largest difference of two logits, in float32
 
@@ -100,7 +101,9 @@ def _file_of(what: str) -> Path:
         return path
     if what in load_manifest()['weights']:
         return pretrained_file(what)
-    raise UserError(f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.')
+    raise UserError(
+        f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
+        f'{nearest(what, load_manifest()["weights"])}')
 
 
 def _meta_model(
@@ -130,7 +133,19 @@ def _configured(folder: str) -> T2TViT:
         raise
     except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
         raise UserError(
-            f'{folder} has no config.json from which timm can make a model: {str(e) or type(e).__name__}') from e
+            f'{folder} has no config.json from which timm can make a model: '
+            f'{config_fault(folder) or str(e) or type(e).__name__}') from e
+
+
+def config_fault(folder: str) -> str | None:
+    """Return what is wrong with a folder's config.json in words, if it is what timm has no words for."""
+    try:
+        config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or config.get('model_args', {}) is not None:
+        return None
+    return 'its config.json has "model_args": null, as Transformers saves it, which timm cannot read: put {} for null'
 
 
 def _compare(first: T2TViT, second: T2TViT) -> float:

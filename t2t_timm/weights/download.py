@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union
 from zipfile import is_zipfile
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,18 +23,19 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
 from ..errors import UserError
 from ..version import __version__
-from .manifest import hub_repo, weight_entry
+from .manifest import hub_repo, weight_entry, weights_repo
 
 _logger = logging.getLogger(__name__)
 
 __all__ = [
-    'DownloadError', 'FAILURES', 'IntegrityError', 'check_file', 'file_hash', 'pretrained_file', 'reason',
+    'DownloadError', 'FAILURES', 'IntegrityError', 'OFFLINE', 'check_file', 'file_hash', 'pretrained_file', 'reason',
     'release_file', 'retrying',
 ]
 
 PathLike = Union[str, 'os.PathLike[str]']
 T = TypeVar('T')
 
+OFFLINE = 'Offline mode is on (HF_HUB_OFFLINE=1)'
 PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
@@ -55,9 +56,9 @@ class IntegrityError(UserError):
 def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
     """Return the local file of an architecture.tag's weights, downloaded if necessary and checked.
 
-    A file inside the package is taken from there. Others come from the Hub repo `<namespace>/<architecture>.<tag>`
-    and, only if the Hub says that there is no such repo, from the publisher's release, which T2T_TIMM_HUB_ONLY=1
-    forbids. T2T_TIMM_HUB_NAMESPACE names another namespace; its files must match the manifest, too.
+    A file inside the package is taken from there. Others come from the publisher's release, which T2T_TIMM_HUB_ONLY=1
+    forbids. The Hub repo `<namespace>/<architecture>.<tag>` is asked first if the manifest knows the hash of its
+    weights, or if T2T_TIMM_HUB_NAMESPACE names a namespace; the release is taken only if there is no such repo.
 
     Args:
         name: Architecture and tag, as in 't2t_vit_14.in1k'.
@@ -73,27 +74,35 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
         _logger.info(f'{name}: in the package, {entry["file"]}.')
         check_file(entry['path'], entry, name)
         return Path(entry['path'])
-    repo = hub_repo(name)
-    _logger.info(f'{name}: asking the Hub for {repo}.')
-    try:
-        return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
-    except RepositoryNotFoundError as e:
-        if isinstance(e, GatedRepoError):
-            raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: ask for access on its page.')) from e
-        if is_set('T2T_TIMM_HUB_ONLY'):
-            raise DownloadError(_advice(
-                name, f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.",
-            )) from e
-        _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
-    except LocalEntryNotFoundError as e:
-        file = release_path(entry, cache_dir)
-        if is_set('T2T_TIMM_HUB_ONLY') or not file.is_file():
-            raise DownloadError(_advice(
-                name,
-                f'The Hub could not be reached for {repo}, and the file is not in the cache. '
-                f'{reason(e.__cause__ or e)}',
-            )) from e
-        _logger.warning(f'{name}: the Hub could not be reached for {repo}; using the release downloaded before.')
+    repo = weights_repo(name)
+    if repo is not None:
+        _logger.info(f'{name}: asking the Hub for {repo}.')
+        try:
+            return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
+        except RepositoryNotFoundError as e:
+            if isinstance(e, GatedRepoError):
+                raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: ask for access on its page.')) from e
+            if is_set('T2T_TIMM_HUB_ONLY'):
+                raise DownloadError(_advice(
+                    name, f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.",
+                )) from e
+            _logger.warning(
+                f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
+        except LocalEntryNotFoundError as e:
+            release = not is_set('T2T_TIMM_HUB_ONLY') and release_path(entry, cache_dir).is_file()
+            if constants.HF_HUB_OFFLINE:
+                why, more = OFFLINE, ''
+            else:
+                why, more = f'The Hub could not be reached for {repo}', f' {reason(e.__cause__ or e)}'
+            if not release:
+                raise DownloadError(_advice(name, f'{why}, and the file is not in the cache.{more}')) from e
+            _logger.warning(f'{name}: {why}; using the release downloaded before.')
+    elif is_set('T2T_TIMM_HUB_ONLY'):
+        raise DownloadError(_advice(
+            name, f"T2T_TIMM_HUB_ONLY forbids the publisher's release, and {hub_repo(name)} is not asked, as the "
+            'manifest knows no hash of its weights.'))
+    elif constants.HF_HUB_OFFLINE and not release_path(entry, cache_dir).is_file():
+        raise DownloadError(_advice(name, f'{OFFLINE}, and the file is not in the cache.'))
     try:
         return release_file(name, cache_dir)
     except DownloadError as e:

@@ -6,7 +6,10 @@ from typing import Any
 
 import yaml
 
-__all__ = ['MANIFEST', 'YamlLoader', 'hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry']
+__all__ = [
+    'MANIFEST', 'YamlLoader', 'hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry',
+    'weights_repo',
+]
 
 DATA_DIR = Path(__file__).parent
 MANIFEST = DATA_DIR / 'manifest.yaml'
@@ -44,6 +47,16 @@ def hub_repo(name: str, namespace: str | None = None) -> str:
     return f"{namespace or os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 't2t-timm'}/{name}"
 
 
+def weights_repo(name: str) -> str | None:
+    """Return the Hub repo that an architecture.tag's weights may come from, None if they may come from no repo.
+
+    A namespace that the user names is the user's. In the project's own, only files whose hash the manifest knows are
+    asked for: until somebody owns that name, anybody could serve weights under it.
+    """
+    known = os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 'sha256' in weight_entry(name).get('hub', {})
+    return hub_repo(name) if known else None
+
+
 def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights.
 
@@ -74,7 +87,7 @@ def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     if 'path' in entry:
         cfg.update(file=entry['path'])
     else:
-        cfg.update(hf_hub_id=hub_repo(name), url=entry['url'])
+        cfg.update(hf_hub_id=weights_repo(name), url=entry['url'])
     return cfg
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from t2t_timm.cli import main
 from t2t_timm.commands import export
-from t2t_timm.commands.classify import image_reader
 from t2t_timm.commands.export import FORMATS, OPSET, export_model
-from t2t_timm.commands.quantize import quantize_onnx
+from t2t_timm.commands.images import image_reader
+from t2t_timm.commands.quantize import Calibration, quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
@@ -300,7 +301,7 @@ class TestNothingIsWritten:
         (['--quantize', 'int8', '--calibration', 'nowhere'], 'There is no folder nowhere with images'),
         (['--quantize', 'int8', '--calibration', 'EMPTY', '--format', 'torchscript'],
          '--quantize int8 is for the formats onnx and openvino, not for torchscript.'),
-        (['--format', 'openvino'], 'name a file .xml, not model.onnx'),
+        (['--format', 'openvino'], 'model.onnx would not be a .onnx file: name a file .xml.'),
         (['--opset', '15'], '--opset takes 16 to 20, not 15.'),
         (['--opset', '17', '--format', 'torchscript'], '--opset is for the format onnx, not for torchscript.'),
         (['--opset', '17', '--dynamic'], 'A model for images of any size (--dynamic) needs --opset 18 or more, not 17'),
@@ -372,3 +373,19 @@ class TestNothingIsWritten:
         packages = 'onnx onnxscript onnxruntime' if format == 'onnx' else 'openvino onnx onnxscript'
         assert f'export needs more packages: pip install {packages}\n' in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_read_are_left_out_before_the_export(tmp_path, caplog):
+    model = timm.create_model('test_t2t_vit').eval()
+    for name in ('a.png', 'c.png'):
+        Image.new('L', (28, 28)).save(tmp_path / name)
+    (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:40])
+    (tmp_path / 'notes.txt').touch()
+    assert Calibration(tmp_path, model).files == [str(tmp_path / 'a.png'), str(tmp_path / 'c.png')]
+    skipped, left_out = caplog.messages
+    assert skipped == f'Skipped 1 that has no extension of an image: {tmp_path / "notes.txt"}.'
+    assert left_out.startswith(f'Left out: {tmp_path / "b.png"} cannot be read as an image: ')
+    for name in ('a.png', 'c.png'):
+        (tmp_path / name).write_text('text')
+    with pytest.raises(UserError, match='None of the images in .* can be read'):
+        Calibration(tmp_path, model)

@@ -9,6 +9,7 @@ from timm.utils import AttentionExtract
 from t2t_timm.cli import main
 from t2t_timm.commands import pictures
 from t2t_timm.commands.pictures import draw_attention, draw_features, extract_attention, read_image, save_picture
+from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
 
@@ -130,6 +131,30 @@ def test_classes_are_the_models(photo):
     assert drawn == [expected]
 
 
+def test_random_weights_are_named_and_give_no_classes(photo, tmp_path, monkeypatch):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    figures = []
+    monkeypatch.setattr(pictures, 'save_picture', lambda figure, path: figures.append(figure))
+    for command in ('attention', 'features'):
+        assert main([command, photo, '--model', 'test_t2t_vit', '--untrained', '--out', str(tmp_path / 'a.png')]) == 0
+    assert all('test_t2t_vit, random weights, 56 x 56' in figure.get_suptitle() for figure in figures)
+    assert not [t for axis in figures[0].axes for t in axis.texts]
+
+
+def test_panels_of_a_performer_that_uses_nothing_are_left_out(tmp_path):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    model = timm.create_model('test_t2t_vit', pretrained=True).eval()
+    files = sorted(extract_heldout(tmp_path / 'digits').rglob('*.png'))[::120]
+    numbers = set()
+    for file in files:
+        image = read_image(str(file), model)
+        kept = [k for step in extract_attention(model, image).steps for *_, k in step]
+        titles = [axis.get_title() for axis in draw_attention(model, image, 'a model').axes]
+        numbers.add(sum(title.startswith('step ') for title in titles))
+        assert sum(title.startswith('step ') for title in titles) == sum(k >= 0.5 for k in kept)
+    assert numbers == {0, 1}  # digits of both kinds
+
+
 def test_no_classes_without_a_classifier(photo):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
     model = make_model(num_classes=0)
@@ -164,6 +189,20 @@ def test_commands(photo, tmp_path, command):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['photo.png', 'picture.png']
 
 
+@pytest.mark.parametrize('size, words', [
+    (['60', '90'], None),
+    (['56'], 'the middle 67% of its width, since the model reads 56 x 56 pixels'),
+    (['56', '112'], 'the middle 75% of its height, since the model reads 56 x 112 pixels'),
+])
+def test_what_is_cut_off_is_said(photo, tmp_path, capsys, size, words):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    out = tmp_path / 'picture.png'
+    assert main([
+        'features', photo, '--model', 'test_t2t_vit', '--untrained', '--img-size', *size, '--out', str(out)]) == 0
+    err = capsys.readouterr().err
+    assert words in err if words else 'middle' not in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('command, size', [('attention', '1024'), ('features', '1040')])
 def test_largest_size(photo, tmp_path, command, size):
@@ -183,8 +222,8 @@ def test_largest_size(photo, tmp_path, command, size):
 def test_mistakes(photo, tmp_path, capsys, arguments, message):
     arguments = [photo if a == 'PHOTO' else a for a in arguments]
     assert main([*arguments, '--model', 'test_t2t_vit', '--untrained', '--out', str(tmp_path / 'picture.png')]) == 1
-    err = capsys.readouterr().err
-    assert message in err and len(err.splitlines()) == 1
+    line, = [line for line in capsys.readouterr().err.splitlines() if 'the picture shows the middle' not in line]
+    assert message in line
     assert not (tmp_path / 'picture.png').exists()
 
 

@@ -76,19 +76,21 @@ def test_front_matter(name):
 
 @pytest.mark.parametrize('name', TAGS)
 def test_body(name):
+    train = 'DIGITS' if name == 'test_t2t_vit.mnist' else 'DATA'  # `t2t-timm digits DATA` has the held-out digits only
     entry, text = MANIFEST['weights'][name], (CARDS / f'{name}.md').read_text(encoding='utf-8')
     for part in (
             f"timm.create_model('{name}', pretrained=True)",
             'features_only=True',
             'num_classes=0',
             f'validate.py --data-dir DATA --model {name} --pretrained',
-            'train.py --data-dir DATA --config $(t2t-timm recipe ',
+            f'train.py --data-dir {train} --config $(t2t-timm recipe ',
             '@InProceedings{Yuan_2021_ICCV',
             MANIFEST['sources'][entry['source']]['notice'],
             f'| **{name}** |',
             *(f'| {other} |' for other in TAGS if other != name),
     ):
         assert part in text, part
+    assert ('white digits on black' in text) == (name == 'test_t2t_vit.mnist')
     measured_here = entry['reported_by'] == 't2t-timm'
     assert ('this project has not measured it' in text) == (not measured_here)
     assert ('measured by this project' in text) == measured_here

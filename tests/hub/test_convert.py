@@ -88,7 +88,7 @@ def test_tag(tmp_path):
     assert config['architecture'] == 't2t_vit_7'
     assert config['pretrained_cfg']['tag'] == 'in1k'
     assert config['pretrained_cfg']['license'] == 'bsd-3-clause-clear'
-    assert 'model_args' not in config
+    assert config['model_args'] == {}
     assert (out / 'README.md').read_text() == tag_card('t2t_vit_7.in1k')
 
 
@@ -206,7 +206,7 @@ def test_label_names(tmp_path, photos):
         out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / f'out-{labels.name}', labels)
         assert timm.create_model(f'local-dir:{out}', pretrained=True).pretrained_cfg['label_names'] == names
         assert 'Classes: 2 dogs, 10 cats, birds.' in (out / 'README.md').read_text()
-    results = classify([str(photos / '2 dogs')], f'local-dir:{out}').results
+    results = list(classify([str(photos / '2 dogs')], f'local-dir:{out}'))
     assert sorted(c['label'] for c in results[0]['classes']) == sorted(names)
 
 

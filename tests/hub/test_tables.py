@@ -1,8 +1,11 @@
 """The table of tags, and where it says that weights would come from."""
+import json
+import re
+
 import huggingface_hub.constants
 import pytest
 
-from t2t_timm.hub.tables import models_table, weights_origin
+from t2t_timm.hub.tables import models_json, models_table, weights_origin
 from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
@@ -34,6 +37,11 @@ def cache_release(root):
 
 def test_origin_without_caches(monkeypatch):
     assert weights_origin('test_t2t_vit.mnist') == 'the package'
+    assert weights_origin(NAME) == 'the release'
+    monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
+    assert weights_origin(NAME) == 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
+    monkeypatch.delenv('T2T_TIMM_HUB_ONLY')
+    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
     assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release'
     monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
     assert weights_origin(NAME) == f'the Hub (someone/{NAME}), then the release'
@@ -45,6 +53,8 @@ def test_origin_without_caches(monkeypatch):
 
 def test_origin_with_the_release_downloaded(tmp_path, monkeypatch):
     cache_release(tmp_path)
+    assert weights_origin(NAME) == 'the release downloaded before'
+    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
     assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release downloaded before'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     assert weights_origin(NAME) == 'the release downloaded before'
@@ -54,6 +64,8 @@ def test_origin_with_the_release_downloaded(tmp_path, monkeypatch):
 
 def test_origin_in_the_hub_cache(tmp_path, monkeypatch):
     cache_on_hub(tmp_path, f't2t-timm/{NAME}')
+    assert weights_origin(NAME) == 'the release'  # whoever put it there
+    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
     assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'
@@ -62,9 +74,21 @@ def test_origin_in_the_hub_cache(tmp_path, monkeypatch):
 
 
 def test_table():
-    header, *rows = models_table().split('\n')
-    assert [row.split()[0] for row in rows] == list(load_manifest()['weights'])
-    row = dict(zip(('name', 'params', 'macs', 'size', 'top1', 'reporter', 'source'), rows[3].split(), strict=False))
-    assert row == dict(name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm_pull_2426',
-                       source='yitu')
-    assert header.split()[:3] == ['weights', 'params', '(M)']
+    header, *rows = (re.split('  +', row) for row in models_table().split('\n'))
+    assert [row[0] for row in rows] == list(load_manifest()['weights'])
+    row = dict(zip(('name', 'params', 'macs', 'size', 'top1', 'reporter', 'source'), rows[3], strict=False))
+    assert row == dict(
+        name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm pull request 2426',
+        source="the authors' repository")
+    assert header[:3] == ['weights', 'params (M)', 'MACs (G)']
+
+
+def test_json_has_what_the_table_has():
+    models = json.loads(models_json())
+    for model, row in zip(models, models_table().split('\n')[1:], strict=True):
+        name, params, macs, size, top1, reporter, source, origin = re.split('  +', row)
+        assert [model['name'], model['reported_by'] or '-', model['source'], model['weights_from']] == [
+            name, reporter, source, origin]
+        assert (f'{model["params"] / 1e6:.2f}', f'{model["macs"] / 1e9:.2f}') == (params, macs)
+        assert size.startswith('~') if model['size'] is None else f'{model["size"] / 1e6:.1f}' == size
+        assert top1 == ('-' if model['top1'] is None else f'{model["top1"]:.3f}')

@@ -38,6 +38,16 @@ def test_the_figures_are_those_of_the_page(transferred):
     assert top1(loaded) == pytest.approx(top1(trained), abs=1e-3)
 
 
+def test_the_recipe_trains_on_a_folder_of_photos(transferred):
+    """As it is written there, but for a small model and one epoch."""
+    page, _ = transferred
+    command, = re.findall(r'^```bash\n(.*?)^```$', page.text, re.MULTILINE | re.DOTALL)
+    out = page.run(
+        f'{command.strip()}-recipe --model test_t2t_vit --img-size 56 --epochs 1 --batch-size 16 --workers 1 '
+        '--device cpu')
+    assert re.search(r'Train: 0 \[ +\d+/\d+ \(100%\)\]', out) and top1(out) > 20
+
+
 def test_the_classes_have_their_names(transferred):
     _, (*_, converted, _, loaded) = transferred
     for out, name in ((converted, 'flower'), (loaded, 'temple')):

@@ -8,9 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+import httpx
 import pytest
 from hub_server import Fault, Repo
+from huggingface_hub.errors import RepositoryNotFoundError
 from loopback import BIG, TINY, Weights, finish
+
+from t2t_timm.weights import download
+from t2t_timm.weights.download import DownloadError, pretrained_file
+from t2t_timm.weights.manifest import pretrained_cfg, weight_entry
 
 ALWAYS = 1000  # times that a fault happens
 DROP = 12 << 20  # the client writes in pieces of 10 MB: a drop there leaves one piece to go on from
@@ -100,7 +106,7 @@ AGAIN = dict(  # cases from above, under other circumstances
         'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
     offline_cached=HUB['found'],
     offline_empty=replace(HUB['found'], error=(
-        'DownloadError', r'could not be reached for one/t2t_vit_7.in1k, and the file is not in the cache. Offline')),
+        'DownloadError', r'Offline mode is on \(HF_HUB_OFFLINE=1\), and the file is not in the cache\. What')),
     offline_release_cached=RELEASE['release'],
 )
 
@@ -249,6 +255,58 @@ def wait_for(condition, timeout: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+NAME = 't2t_vit_14.in1k'
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the Hub and the publisher are asked for, in order; the Hub knows no repo, the publisher has all."""
+    asked = []
+
+    def hub_file(name, repo, known, cache_dir):
+        asked.append(repo)
+        raise RepositoryNotFoundError('no such repo', response=httpx.Response(404, request=httpx.Request('GET', 'x:')))
+
+    monkeypatch.setattr(download, '_hub_file', hub_file)
+    monkeypatch.setattr(download, 'release_file', lambda name, cache_dir: asked.append('release'))
+    monkeypatch.setattr(download.constants, 'HF_HUB_OFFLINE', False)
+    for name in ('T2T_TIMM_HUB_NAMESPACE', 'T2T_TIMM_HUB_ONLY'):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize('namespace, known, expected', [
+    (None, {}, ['release']),
+    (None, dict(size=9), ['release']),
+    (None, dict(size=9, sha256='0' * 64), [f't2t-timm/{NAME}', 'release']),
+    ('acme', {}, [f'acme/{NAME}', 'release']),
+    ('t2t-timm', {}, [f't2t-timm/{NAME}', 'release']),  # who names it trusts it
+])
+def test_our_own_namespace_is_asked_only_for_what_the_manifest_knows(asked, monkeypatch, namespace, known, expected):
+    monkeypatch.setitem(weight_entry(NAME), 'hub', known)
+    if namespace:
+        monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', namespace)
+    pretrained_file(NAME)
+    assert asked == expected
+    assert pretrained_cfg(NAME)['hf_hub_id'] == (expected[0] if len(expected) > 1 else None)  # what timm would ask
+
+
+def test_the_hub_alone_and_no_hash(asked, monkeypatch):
+    monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
+    with pytest.raises(DownloadError, match=(
+            f"^{NAME}: T2T_TIMM_HUB_ONLY forbids the publisher's release, and t2t-timm/{NAME} is not asked, as the "
+            'manifest knows no hash of its weights. What you can do')):
+        pretrained_file(NAME)
+    assert asked == []
+
+
+def test_offline_mode_is_said_once_and_asks_nobody(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(download.constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(DownloadError, match=f'^{NAME}: Offline mode is on .*and the file is not in the cache') as e:
+        pretrained_file(NAME, tmp_path)
+    assert asked == [] and 'reached' not in str(e.value) and str(e.value).lower().count('offline mode') == 1
 
 
 @pytest.mark.slow

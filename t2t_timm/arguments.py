@@ -1,0 +1,301 @@
+"""The arguments of every command, and the one call into the package that each command is."""
+import argparse
+import sys
+from collections.abc import Callable
+
+from .errors import UserError
+from .version import __version__
+
+__all__ = ['make_parser']
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+class _Commands:
+    """Adds commands to a parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(
+            self, name: str, module: str, run: Run, help: str, *examples: str, more: str = '',
+    ) -> argparse.ArgumentParser:
+        """Add a command, with the module that it needs, examples of its arguments and more text for its --help."""
+        title = 'example:' if len(examples) == 1 else 'examples:'
+        lines = [title, *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]
+        sub = self._commands.add_parser(
+            name, help=help, description=help, epilog='\n'.join(lines + ['', more] * bool(more)),
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(run=run, module=module)
+        return sub
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser.
+
+    What it parses has `module`, which is to be imported first, and `run`, which is called with it and returns an exit
+    code or None.
+    """
+    parser = argparse.ArgumentParser(
+        prog='t2t-timm', description='T2T-ViT for timm.', epilog='`t2t-timm COMMAND --help` has examples.')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    commands = _Commands(parser)
+    _add_data(commands)
+    _add_publishing(commands)
+    _add_checkpoints(commands)
+    _add_use(commands)
+    _add_pictures(commands)
+    return parser
+
+
+def _add_data(commands: _Commands) -> None:
+    sub = commands.add(
+        'recipe', '.recipes', _recipe,
+        "Print the path of a training recipe for timm's train.py --config.", '', 't2t_vit_14')
+    sub.add_argument('name', metavar='NAME', nargs='?', help='name of the recipe; without it, list all recipes')
+
+    sub = commands.add(
+        'digits', '.digits', _digits,
+        'Write the 1,000 held-out images of test_t2t_vit, one folder per digit.', 'digits')
+    sub.add_argument('out_dir', metavar='DIR', help='folder to write to; it must be empty or new')
+
+    sub = commands.add(
+        'val-tree', '.commands.val_tree', _val_tree,
+        "Sort ImageNet's validation images by class, for timm's validate.py.",
+        'ILSVRC2012_img_val.tar val.txt imagenet/val')
+    sub.add_argument('images', metavar='IMAGES|TAR', help='folder or tar file with the images')
+    sub.add_argument('labels', metavar='LABELS', help='text file, one line NAME.JPEG LABEL per image, labels 0 to 999')
+    sub.add_argument('out', metavar='OUT', help='folder to create')
+
+
+def _add_publishing(commands: _Commands) -> None:
+    sub = commands.add(
+        'push', '.hub.push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.',
+        'converted me/my-t2t-vit --private')
+    sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
+    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: t2t-timm/ARCH.TAG, from config.json)')
+    sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
+    sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
+
+    sub = commands.add(
+        'publish', '.hub.publish', _publish,
+        "Convert the publishers' weights and upload each tag to a Hub repo of its own.",
+        't2t_vit_14.in1k --namespace my-company')
+    sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
+    sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
+    sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files, to download none")
+    sub.add_argument(
+        '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
+    sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
+    sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
+
+    sub = commands.add('cards', '.hub.cards', _cards, 'Write the model card of every tag.', '--check')
+    sub.add_argument('--out', metavar='DIR', default='model_cards', help='folder to write to (default: %(default)s)')
+    sub.add_argument('--check', action='store_true', help='write nothing; exit code 1 if a card is out of date')
+
+
+def _add_checkpoints(commands: _Commands) -> None:
+    sub = commands.add(
+        'convert', '.hub.convert', _convert, 'Convert a checkpoint of any known format to a folder that timm can load.',
+        '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
+        'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
+    sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
+    sub.add_argument(
+        '--model', metavar='ARCH[.TAG]', required=True,
+        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
+    sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
+    sub.add_argument(
+        '--labels', metavar='FOLDER|FILE',
+        help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
+    _add_checkpoint(sub)
+
+    sub = commands.add(
+        'verify', '.hub.verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.",
+        'converted', 'converted model_best.pth.tar')
+    sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
+    sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
+    _add_checkpoint(sub)
+
+
+def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        '--img-size', type=int, nargs='+', metavar='N',
+        help='height and width of the images, or one for both, if the file does not say them')
+    sub.add_argument('--key', help='which model to take of a file that holds several, such as teacher')
+
+
+def _add_use(commands: _Commands) -> None:
+    sub = commands.add(
+        'models', '.hub.tables', _models,
+        'List all pretrained models, what they cost, and where their weights come from.',
+        '', '--json')
+    sub.add_argument(
+        '--check', action='store_true',
+        help='ask the Hub which weights are there and as this version expects them; exit code 1 unless all are')
+    sub.add_argument('--json', action='store_true', help='print the list as JSON')
+
+    sub = commands.add(
+        'classify', '.commands.classify', _classify, 'Classify image files and print the most probable classes.',
+        'photo.jpg', 'photos/ --model local-dir:converted --csv --out classes.csv',
+        more="timm's inference.py, in a checkout of pytorch-image-models, does more: mixed precision, several "
+        'workers,\nlogits and features, Parquet.')
+    sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or patterns such as "*.jpg"')
+    sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
+    sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
+    sub.add_argument('--batch-size', type=int, default=16, metavar='N', help='images at a time (default: %(default)s)')
+    sub.add_argument('--device', default='cpu', help='such as cuda (default: %(default)s)')
+    _add_img_size(sub)
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print the results as JSON')
+    form.add_argument('--csv', action='store_true', help='print the results as CSV, one line per class')
+    sub.add_argument('--out', metavar='FILE', help='file to write instead of printing')
+
+    sub = commands.add(
+        'export', '.commands.export', _export,
+        'Export a model; the file is kept only if its logits agree with the model.',
+        't2t_vit_14 --out t2t.onnx', 'local-dir:converted --format openvino --dynamic --out t2t.xml')
+    sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
+    sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
+    sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
+    sub.add_argument('--opset', type=int, metavar='N', help='opset of an onnx file, 16 to 20 (the default)')
+    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx, openvino); needs --calibration')
+    sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
+    _add_img_size(sub)
+    sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
+    _add_untrained(sub)
+
+
+def _add_pictures(commands: _Commands) -> None:
+    for name, run, help in (
+            ('attention', _attention, 'Draw where the class token and both token layers look.'),
+            ('features', _features, 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
+    ):
+        sub = commands.add(name, '.commands.pictures', run, help, f'photo.jpg --out {name}.png')
+        sub.add_argument('image', metavar='IMAGE', help='image file')
+        sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
+        sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
+        _add_img_size(sub)
+        _add_untrained(sub)
+    sub.add_argument(
+        '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
+
+
+def _add_img_size(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+
+
+def _add_untrained(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    from .recipes import recipe_names, recipe_path
+    print('\n'.join(recipe_names()) if args.name is None else recipe_path(args.name))
+
+
+def _digits(args: argparse.Namespace) -> None:
+    from .digits import extract_heldout
+    print(extract_heldout(args.out_dir))
+
+
+def _val_tree(args: argparse.Namespace) -> None:
+    from .commands.val_tree import val_tree
+    print(val_tree(args.images, args.labels, args.out))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .hub.push import push
+    print(push(args.dir, args.repo, private=args.private, dry_run=args.dry_run))
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from .hub.publish import publish
+    done = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
+    print(done.patch, end='')
+    return 1 if done.failed else 0
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .hub.convert import convert
+    print(convert(args.file, args.model, args.out, args.labels, key=args.key, **_img_size(args)))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .hub.verify import verify
+    verdict = verify(args.first, args.second, args.model, key=args.key, **_img_size(args))
+    print('\n'.join(verdict.lines))
+    return 0 if verdict.good else 1
+
+
+def _cards(args: argparse.Namespace) -> None:
+    from .hub.cards import write_cards
+    write_cards(args.out, check=args.check)
+
+
+def _models(args: argparse.Namespace) -> int:
+    if args.check:
+        if args.json:
+            raise UserError('--json lists the models; --check prints what the Hub says: use one of them.')
+        from .hub.check import check_hub
+        verdict = check_hub()
+        print('\n'.join(verdict.lines))
+        return 0 if verdict.good else 1
+    from .hub.tables import models_json, models_table
+    print(models_json() if args.json else models_table())
+    return 0
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from .commands.classify import classify, write_results
+    from .files import check_target, new_text_file
+    form = 'json' if args.json else 'csv' if args.csv else 'text'
+    if args.out is not None:
+        check_target(args.out, '.txt' if form == 'text' else f'.{form}')
+    results = classify(
+        args.images, args.model, args.topk, args.batch_size, args.device,
+        progress=args.out is not None or not sys.stdout.isatty(), **_img_size(args))
+    if args.out is None:
+        return write_results(results, form, sys.stdout)
+    with new_text_file(args.out) as file:
+        code = write_results(results, form, file)
+    print(args.out)
+    return code
+
+
+def _img_size(args: argparse.Namespace) -> dict:
+    if args.img_size is None:
+        return {}
+    if len(args.img_size) > 2 or min(args.img_size) < 3:
+        raise UserError('--img-size takes a height and a width, or one number for both, of 3 pixels or more.')
+    return {'img_size': (args.img_size[0], args.img_size[-1])}
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .commands.export import check_arguments, export_model
+    from .commands.load import load_t2t_vit
+    check_arguments(args.out, args.format, args.quantize, args.calibration, args.opset, args.dynamic)
+    model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
+    print(export_model(model, args.out, args.format, args.quantize, args.calibration, args.opset))
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from .commands.pictures import draw_attention
+    _draw(args, draw_attention)
+
+
+def _features(args: argparse.Namespace) -> None:
+    from .commands.pictures import draw_features
+    _draw(args, draw_features, args.blocks)
+
+
+def _draw(args: argparse.Namespace, draw: Callable, *options: list[int]) -> None:
+    from .commands.images import check_image
+    from .commands.load import load_t2t_vit
+    from .commands.pictures import read_image, save_picture
+    from .files import check_target
+    check_target(args.out, '.png')
+    check_image(args.image)
+    model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
+    figure = draw(model, read_image(args.image, model), args.model, *options, untrained=args.untrained)
+    print(save_picture(figure, args.out))

@@ -1,0 +1,99 @@
+"""Pages that need no program of timm's: their code runs as it is written there, and prints what stands below it."""
+import contextlib
+import io
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from t2t_timm.cli import main
+from t2t_timm.hub.complexity import known_complexity
+from t2t_timm.weights.manifest import load_manifest
+
+ROOT = Path(__file__).parents[1]
+NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segmentation_models_pytorch'}
+PAGES = (
+    'README.md', 'docs/python.md', 'docs/segmentation.md', pytest.param('docs/embeddings.md', marks=pytest.mark.slow),
+    pytest.param('docs/transformers.md', marks=pytest.mark.slow))
+BLOCK = re.compile(r'^```(python|sh)\n(.*?)^```$(?:\n+^```\n(.*?)^```$)?', re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
+
+
+def run(language, code, names):
+    """Run a block of a page and return what it printed; of shell blocks, the lines that call t2t-timm."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        if language == 'python':
+            # the published weights are not here: their models get random ones
+            exec(re.sub(r"('t2t_vit_\w+'), pretrained=True", r'\1', code), names)
+        else:
+            for line in re.findall(r'^t2t-timm .*', code, re.MULTILINE):
+                assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    return out.getvalue()
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_code_of_page(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(Path(page).name, '').split():
+        pytest.importorskip(package, reason=f'pip install {package}')
+    monkeypatch.chdir(tmp_path)
+    names, compared = {'__name__': '__main__'}, 0
+    for language, code, expected in BLOCK.findall((ROOT / page).read_text(encoding='utf-8')):
+        printed = run(language, code, names)
+        if expected:
+            compared += 1
+            assert NUMBER.sub('#', printed).split() == NUMBER.sub('#', expected).split(), code
+            for number, of_page in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
+                assert float(number) == pytest.approx(float(of_page), rel=0.02, abs=0.02), code
+    assert compared
+
+
+def test_messages_of_the_troubleshooting_page_are_real():
+    sources = ''
+    for folder in (ROOT / 't2t_timm', Path(timm.__file__).parent):
+        sources += ''.join(path.read_text(encoding='utf-8') for path in sorted(folder.rglob('*.py')))
+    sources += Path(torch.nn.modules.module.__file__).read_text(encoding='utf-8')
+    sources = re.sub(r"'\n\s+f?'", '', sources)  # sentences that go on in the next line
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
+    messages = [m for row in re.findall(r'^\| (`.*?) \|', page, re.MULTILINE) for m in re.findall(r'`(.*?)`', row)]
+    assert len(messages) > 12
+    for message in messages:
+        for part in message.split(' ... '):
+            assert part in sources, part
+
+
+def test_every_page_is_listed_and_every_link_leads_somewhere():
+    docs = ROOT / 'docs'
+    listed = set(re.findall(r'\]\((\w+\.md)\)', (docs / 'README.md').read_text(encoding='utf-8')))
+    assert listed == {path.name for path in docs.glob('*.md')} - {'README.md'}
+    for path in docs.glob('*.md'):
+        links = re.findall(r'\]\(([^)#]*)', path.read_text(encoding='utf-8'))
+        assert [link for link in links if not link.startswith('https://') and not (docs / link).exists()] == [], path
+
+
+def test_choosing_has_the_figures_of_the_manifest():
+    page = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', page, re.MULTILINE)
+    weights, cost = load_manifest()['weights'], known_complexity()
+    tags = [tag for tag, entry in weights.items() if tag.endswith('.in1k')]
+    assert sorted(f'{row[0]}.in1k' for row in rows) == sorted(tags)
+    for name, *figures in rows:
+        tag = f'{name}.in1k'
+        counted = cost[tag]['params'] / 1e6, cost[tag]['macs'] / 1e9, cost[tag]['activations'] / 1e6
+        assert figures == [*(f'{c:.2f}' for c in counted), f'{weights[tag]["top1"]:.1f}'], name
+
+
+@pytest.mark.slow
+def test_plot_has_the_figures_of_the_manifest(tmp_path):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    tool = runpy.run_path(str(ROOT / 'tools' / 'plot_accuracy.py'))
+    tool['draw'](tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').read_bytes()[:4] == b'\x89PNG'
+    points = {name: figures for family in tool['points']().values() for name, *figures in family}
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8').partition('## ')[0]
+    for name, stated in (('t2t_vit_14', (4.8, 81.5)), ('deit_small_patch16_224', (4.6, 79.9))):
+        assert points[name] == pytest.approx(stated, abs=0.05) and all(str(number) in readme for number in stated)

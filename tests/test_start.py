@@ -1,0 +1,91 @@
+"""The first moments of a command: nothing heavy is imported for an answer that needs none, and Ctrl-C always works."""
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from t2t_timm.cli import main
+
+QUICK = [
+    ['--help'], ['--version'], ['clasify'], ['classify', '--help'], ['recipe', 't2t_vit_14'], ['recipe', 'nothing']]
+CODE = (
+    'import sys\n'
+    'from t2t_timm.cli import main\n'
+    'try:\n'
+    '    main(sys.argv[1:])\n'
+    'finally:\n'
+    '    print(*{"torch", "timm", "numpy", "PIL"} & set(sys.modules), file=sys.stderr)\n'
+)
+CLI = [sys.executable, '-m', 't2t_timm.cli']
+
+
+@pytest.mark.parametrize('argv', QUICK, ids=' '.join)
+def test_answers_at_once(argv):
+    seconds = []
+    for _ in range(3):  # processor time, as others may be at work on the machine
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, '-c', CODE, *argv], text=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stderr.splitlines()[-1] == ''  # nothing heavy is imported
+    assert 'Traceback' not in done.stderr.replace('SystemExit', '')
+    assert min(seconds) <= 0.3
+
+
+def test_version():
+    done = subprocess.run([*CLI, '--version'], text=True, capture_output=True)
+    assert done.stdout.split()[0] == 't2t-timm' and not done.returncode
+
+
+def test_ctrl_c_while_packages_are_imported(tmp_path):
+    # a package that makes another error of it, as numpy does
+    (tmp_path / 'torch.py').write_text('if True:\n'
+        '    import os, time\n'
+        '    os.write(1, b"importing")\n'
+        '    try:\n'
+        '        time.sleep(60)\n'
+        '    except KeyboardInterrupt as e:\n'
+        '        raise ImportError("torch cannot be imported") from e\n')
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
+    process = subprocess.Popen(
+        [*CLI, 'models'], env=dict(os.environ, PYTHONPATH=path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(9) == b'importing'
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, b'', b't2t-timm models: interrupted\n')
+
+
+@pytest.mark.parametrize('error', [None, RuntimeError, ValueError])
+def test_ctrl_c_in_a_command(monkeypatch, capsys, error):
+    def press(*args):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if error is None:
+                raise
+            raise error('the exporter failed') from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr('t2t_timm.recipes.recipe_path', press)
+    assert main(['recipe', 't2t_vit_14']) == 130
+    assert capsys.readouterr().err == 't2t-timm recipe: interrupted\n'
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize('argv, code', [(['--help'], 0), (['recipe'], 141), (['recipe', 't2t_vit_14'], 141)])
+def test_a_pipe_that_nobody_reads(argv, code):  # argparse itself takes no notice
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*CLI, *argv], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, b'')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='this system has no /dev/full')
+def test_output_that_cannot_be_written():
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([*CLI, 'recipe'], stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b't2t-timm recipe: standard output: No space left on device.\n')
