@@ -3,7 +3,7 @@
 Runs at every interpreter start, from t2t_timm.pth (or t2t_timm.start, PEP 829, from Python 3.15), so it imports nothing
 but sys and os, and leaves one finder on sys.meta_path that waits for timm.models. T2T_TIMM_AUTOLOAD=0 turns it off.
 
-It stands beside the package, not in it: every Python start would import the package too.
+It stands beside the package, not in it: importing a part of t2t_timm imports t2t_timm, and with that timm and torch.
 """
 import os
 import sys
@@ -51,17 +51,11 @@ def register():
             'T2T_TIMM_AUTOLOAD=0 silences this.', RuntimeWarning, stacklevel=2)
 
 
-def wait():
-    """Register the models as soon as timm.models has been imported."""
-    if not any(type(f) is _RegisterAfterTimm for f in sys.meta_path):
-        sys.meta_path.insert(0, _RegisterAfterTimm())
-
-
 def install():
-    """Register the models, now or as soon as timm.models has been imported, unless T2T_TIMM_AUTOLOAD=0."""
+    """Wait for timm.models to be imported, unless T2T_TIMM_AUTOLOAD=0."""
     if os.environ.get('T2T_TIMM_AUTOLOAD') == '0':
         return
     if _TARGET in sys.modules:
         register()
-    else:
-        wait()
+    elif not any(type(f) is _RegisterAfterTimm for f in sys.meta_path):
+        sys.meta_path.insert(0, _RegisterAfterTimm())

@@ -3,6 +3,8 @@ import sys
 
 __all__ = ['main']
 
+WITHOUT_MODELS = ('.recipes', '.digits', '.commands.val_tree')
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
@@ -31,6 +33,8 @@ def _run(argv: list[str] | None, ctrl_c: '_CtrlC') -> int:
     from .arguments import make_parser
     args = make_parser().parse_args(argv)
     ctrl_c.name += f' {args.command}'
+    if args.module not in WITHOUT_MODELS:
+        import_module('.models', __package__)  # first, since timm registers them as soon as another room imports it
     import_module(args.module, __package__)
     ctrl_c.importing = False
     with _StepsOnStderr():

@@ -15,7 +15,8 @@ import pytest
 COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
 NUM_MODELS = '17'
 ORDERS = (
-    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT')
+    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT',
+    'from t2t_timm.layers import ConvTokens', 'from t2t_timm.weights.fit import looks_like')
 ON = '''import os
 del os.environ['T2T_TIMM_AUTOLOAD']
 import _t2t_timm_autoload; _t2t_timm_autoload.install()  # as t2t_timm.pth has it
