@@ -292,8 +292,9 @@ def _features(args: argparse.Namespace) -> None:
 def _draw(args: argparse.Namespace, draw: Callable, *options: list[int]) -> None:
     from .commands.images import check_image
     from .commands.load import load_t2t_vit
-    from .commands.pictures import read_image, save_picture
+    from .commands.pictures import check_matplotlib, read_image, save_picture
     from .files import check_target
+    check_matplotlib()
     check_target(args.out, '.png')
     check_image(args.image)
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))

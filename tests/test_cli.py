@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,11 @@ def test_arguments_are_checked_before_weights_are_fetched(tmp_path, monkeypatch,
     err = mistake(capsys, *argv)
     assert words in err and len(err.splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'image.png', 'text.jpg']
+
+
+def test_a_missing_matplotlib_is_told_before_weights_are_fetched(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert 'pip install matplotlib' in mistake(capsys, 'attention', 'nothing.png', '--out', 'a.png')
 
 
 def test_every_command_shows_examples_that_it_takes():

@@ -1,6 +1,7 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
 import logging
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,10 @@ from ..models import T2TViT
 from .classify import class_names
 from .images import open_image
 
-__all__ = ['Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture']
+__all__ = [
+    'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
+    'save_picture',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -130,12 +134,16 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     return Attention(maps[1:], maps[0], step_maps, probabilities)
 
 
+def check_matplotlib() -> None:
+    """Raise a UserError if matplotlib is not installed."""
+    if find_spec('matplotlib') is None:
+        raise UserError('Pictures need matplotlib: pip install matplotlib')
+
+
 def _new_figure(rows: list[int], image: Image.Image, title: str):
     """Return a matplotlib Figure and a part of it for each section; a section has some rows of panels."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
+    check_matplotlib()
+    from matplotlib.figure import Figure
     row = PANEL * min(image.height / image.width, 1.5) + 0.4
     heights = [row * n + 0.5 for n in rows]
     figure = Figure(figsize=(PANEL * (COLUMNS + 1), sum(heights) + 0.4), dpi=100, layout='constrained')

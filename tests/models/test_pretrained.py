@@ -31,6 +31,7 @@ def load(architecture, file, **kwargs):
         architecture, pretrained=True, pretrained_cfg_overlay=overlay, **dict(SMALL, **kwargs)).eval()
 
 
+@pytest.mark.timm('1.0.31')
 @pytest.mark.parametrize('architecture', ONE_OF_EACH_TOKEN_TYPE)
 @torch.no_grad()
 def test_grey_images_give_one_channel_what_three_gave(golden_file, golden_images, rel_error, architecture):
@@ -43,6 +44,7 @@ def test_grey_images_give_one_channel_what_three_gave(golden_file, golden_images
     assert rel_error(model(other), expected(grey.expand(-1, 3, -1, -1))) > 1e-3
 
 
+@pytest.mark.timm('1.0.31')
 @pytest.mark.parametrize('architecture', ONE_OF_EACH_TOKEN_TYPE)
 @torch.no_grad()
 def test_other_classes_get_a_new_head_and_keep_the_rest(golden_file, golden_images, rel_error, architecture):

@@ -98,6 +98,7 @@ class TestOptions:
         state = {re.sub(r'^patch_embed\.', 'tokens_to_token.', k): list(v.shape) for k, v in state.items()}
         assert state == layouts['t2t_vit_14']['state_dict']
 
+    @pytest.mark.timm('1.0.31')
     def test_tokens_and_positions(self, images):
         model = make(reg_tokens=3)
         assert (model.num_prefix_tokens, model.num_reg_tokens, model.has_class_token) == (4, 3, True)
@@ -151,6 +152,7 @@ class TestOptions:
                     timm.create_model(name, global_pool='map', block_config=(1, 1))
             assert model.attn_pool.latent.shape == (1, 1, model.num_features)
 
+    @pytest.mark.timm('1.0.31')
     def test_token_pooling_needs_the_class_token(self):
         with pytest.raises(AssertionError, match='needs the class token'):
             make(class_token=False)
@@ -196,6 +198,7 @@ class TestOptions:
         assert all(t.isfinite().all() for t in model.state_dict().values())
         assert torch.equal(model.pos_embed, timm.create_model('test_t2t_vit', **options).pos_embed)
 
+    @pytest.mark.timm('1.0.31')
     def test_layer_decay_groups(self, options):
         model = make(**options)
         groups = timm.models.group_parameters(model, model.group_matcher())
@@ -226,7 +229,7 @@ def test_dense_has_no_such_option(name):
         timm.create_model('t2t_vit_dense', **{name: 1})
 
 
-def test_dense_is_traced_by_fx(images):
+def test_dense_is_traced_by_fx(images, fx_traces_attention):
     model = timm.create_model('t2t_vit_dense', img_size=48, block_config=(1, 1)).eval()
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
 

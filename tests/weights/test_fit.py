@@ -82,6 +82,7 @@ def test_positions_of_the_models_own_number_are_its_own(unlike, tmp_path, route)
     assert torch.equal(model.pos_embed, state_dict['pos_embed'])
 
 
+@pytest.mark.timm('1.0.31')
 @pytest.mark.parametrize('source, old', [((64, 96), (4, 6)), ((96, 64), (6, 4)), ((64, 40), (4, 3))])
 def test_positions_of_a_config_of_ones_own_are_known(unlike, tmp_path, source, old):
     model, state_dict = make(source), unlike(source)
