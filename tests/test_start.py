@@ -61,13 +61,17 @@ def test_ctrl_c_in_a_command(monkeypatch, capsys, error):
     assert signal.getsignal(signal.SIGINT) == before
 
 
-@pytest.mark.parametrize('argv, code', [(['--help'], 0), (['recipe'], 141), (['recipe', 't2t_vit_14'], 141)])
-def test_a_pipe_that_nobody_reads(argv, code):  # argparse itself takes no notice
+@pytest.mark.parametrize('argv, codes', [
+    (['--help'], (0, 141)),  # argparse itself takes no notice, unless the text is written later
+    (['recipe'], (141,)),
+    (['recipe', 't2t_vit_14'], (141,)),
+])
+def test_a_pipe_that_nobody_reads(argv, codes):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([*CLI, *argv], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (code, b'')
+    assert done.returncode in codes and done.stderr == b''
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='this system has no /dev/full')
