@@ -1,4 +1,7 @@
-"""Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
+"""Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16.
+
+At the end, the positions of those tokens.
+"""
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,8 @@ from .soft_split import SOFT_SPLITS, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
-__all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
+__all__ = [
+    'ConvTokens', 'TokensToToken', 'check_image', 'join_positions', 'sinusoidal_pos_embed', 'tokens_grid_size']
 
 
 def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
@@ -307,3 +311,44 @@ class ConvTokens(TokenEmbed):
             self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
         if num_maps < 2:
             self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above
+
+
+def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=None) -> torch.Tensor:
+    """Make the sinusoidal table (paper section 3.2; arXiv 1706.03762, section 3.5); position 0 is the class token's.
+
+    Computed in float64 and rounded to float32, as the published table is, before it takes the dtype asked for.
+
+    Args:
+        num_positions: Number of positions, 1 + the number of tokens.
+        embed_dim: Width of a position's vector.
+        device: Device of the result.
+        dtype: Dtype of the result.
+
+    Returns:
+        Table of shape (1, num_positions, embed_dim): sine in the even channels, cosine in the odd ones.
+    """
+    channel = torch.arange(embed_dim, dtype=torch.float64, device='cpu')
+    inv_wavelength = 10000. ** (-2 * torch.div(channel, 2, rounding_mode='floor') / embed_dim)
+    angle = torch.arange(num_positions, dtype=torch.float64, device='cpu')[:, None] * inv_wavelength
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
+    return table.to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
+def join_positions(
+        table: torch.Tensor,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+) -> torch.Tensor:
+    """Return a published table (1, 1 + N, C) as a model with other prefix tokens has it; registers get zeros.
+
+    Args:
+        table: Position table with the class token's row first.
+        class_token: The model has a class token.
+        reg_tokens: Number of register tokens.
+        no_embed_class: The model gives positions to the grid alone.
+    """
+    grid = table[:, 1:]
+    if no_embed_class:
+        return grid
+    return torch.cat([table[:, :int(class_token)], grid.new_zeros(1, reg_tokens, grid.shape[-1]), grid], dim=1)
