@@ -318,7 +318,9 @@ MODES = {
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int64])
-def test_pixels_that_are_whole_numbers(mode, token_type, dtype):
+def test_pixels_that_are_whole_numbers(request, mode, token_type, dtype):
+    if mode == 'fx':
+        request.getfixturevalue('fx_traces_attention')
     model = timm.create_model('test_t2t_vit', img_size=48, depth=1, token_type=token_type).eval()
     got = 'others' if mode == 'scripted' else str(dtype)
     with set_fused(mode != 'equations'):
