@@ -290,13 +290,13 @@ def _features(args: argparse.Namespace) -> None:
 
 
 def _draw(args: argparse.Namespace, draw: Callable, *options: list[int]) -> None:
-    from .commands.images import check_image
+    from .commands.images import require_image
     from .commands.load import load_t2t_vit
     from .commands.pictures import check_matplotlib, read_image, save_picture
     from .files import check_target
     check_matplotlib()
     check_target(args.out, '.png')
-    check_image(args.image)
+    require_image(args.image)  # before weights are fetched
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     figure = draw(model, read_image(args.image, model), args.model, *options, untrained=args.untrained)
     print(save_picture(figure, args.out))

@@ -46,7 +46,7 @@ def check_target(path: str | Path, *suffixes: str) -> None:
 
 @contextmanager
 def _naming(path: Path, part: Path) -> Iterator[None]:
-    # errors of writing `part`, whose temporary name would tell the user nothing, name `path`
+    """Make errors of writing `part` name `path`: the temporary name would tell the user nothing."""
     try:
         yield
     except Exception as e:

@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for mark in item.iter_markers('timm'):
             if installed < tuple(map(int, mark.args[0].split('.'))):
-                item.add_marker(pytest.mark.skip(reason=f'needs timm {mark.args[0]}, {timm_version} is installed'))
+                reason = f'needs timm {mark.args[0]}, not {timm_version}: pip install --upgrade timm'
+                item.add_marker(pytest.mark.skip(reason=reason))
     slow = {item: item.get_closest_marker('slow') is not None for item in items}
     long = {item.path for item in items if slow[item]} if 'PYTEST_XDIST_WORKER' in os.environ else {}
     items.sort(key=lambda item: (bool(long) and item.path not in long, slow[item]))
@@ -51,7 +52,7 @@ def pytest_collection_finish():
 def timm_scripts():
     """The checkout of pytorch-image-models whose programs are run; they are not in timm's wheel."""
     if 'TIMM_SCRIPTS' not in os.environ:
-        pytest.skip('TIMM_SCRIPTS names no pytorch-image-models checkout')
+        pytest.skip('TIMM_SCRIPTS names no pytorch-image-models checkout: set it to the path of one')
     return Path(os.environ['TIMM_SCRIPTS'])
 
 
@@ -162,4 +163,4 @@ def fx_traces_attention():
     try:
         timm.create_model('test_vit', features_only=True, feature_cls='fx', out_indices=(1,))
     except TypeError as e:
-        pytest.skip(f"fx of torch {torch.__version__} cannot trace timm's attention: {e}")
+        pytest.skip(f"fx of torch {torch.__version__} cannot trace timm's attention; install a newer torch: {e}")

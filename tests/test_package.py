@@ -48,7 +48,7 @@ def test_metadata(dists):
 
 def test_sdist_holds_the_tree(dists):
     if not (ROOT / '.git').exists():
-        pytest.skip('not a git checkout: what belongs to the tree is not known')
+        pytest.skip('not a git checkout, so what belongs to the tree is not known: run it in a clone')
     listed = subprocess.run(
         ['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, check=True, text=True,
         capture_output=True).stdout.splitlines()

@@ -27,7 +27,7 @@ def test_version():
 
 
 def test_ctrl_c_while_packages_are_imported(tmp_path):
-    # a package that makes another error of it, as numpy does
+    # This package makes another error of it, as numpy does.
     (tmp_path / 'torch.py').write_text('if True:\n'
         '    import os, time\n'
         '    os.write(1, b"importing")\n'

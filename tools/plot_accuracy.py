@@ -9,14 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from t2t_timm.hub.complexity import known_complexity
 from t2t_timm.weights.manifest import load_manifest
 
-# trained alike: 300 epochs of ImageNet-1k alone at 224 x 224, without a teacher
+# All were trained on ImageNet-1k alone, for 300 epochs or ten more at 224 x 224, without a teacher.
 FAMILY = {
     'T2T-ViT': ('t2t_vit_7', 't2t_vit_10', 't2t_vit_12', 't2t_vit_14', 't2t_vit_19', 't2t_vit_24'),
     'T2T-ViT_t': ('t2t_vit_t_14', 't2t_vit_t_19', 't2t_vit_t_24'),
 }
-# top-1 as timm's results/results-imagenet.csv has it, release 1.0.31
+# The top-1 accuracies are those of timm's results/results-imagenet.csv, release 1.0.31.
 DEIT = {'deit_tiny_patch16_224': 72.190, 'deit_small_patch16_224': 79.856, 'deit_base_patch16_224': 81.980}
-# of the labels that would lie on another, in points
+# These labels would lie on another; they are moved by so many points.
 OFFSETS = {
     'DeiT tiny': (4, -11), 'DeiT small': (4, -11), 'DeiT base': (6, -28), '19': (4, -13), '24': (-2, -14),
     't_14': (2, -13),

@@ -364,7 +364,7 @@ FORMATS: dict[str, tuple[Callable[..., Run], str]] = {
     'torchscript': (_write_torchscript, '.pt'),
 }
 
-# ends of names that do not contradict a format
+# A name with one of these ends does not contradict its format.
 SUFFIXES = dict({name: (suffix,) for name, (_, suffix) in FORMATS.items()}, torchscript=('.pt', '.pth', '.ts'))
 
 QUANTIZERS = {'onnx': _quantize_onnx, 'openvino': _quantize_openvino}

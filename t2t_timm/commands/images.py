@@ -16,7 +16,7 @@ from ..models import T2TViT
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['check_image', 'find_images', 'image_reader', 'open_image']
+__all__ = ['find_images', 'image_reader', 'open_image', 'require_image']
 
 _EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # Pillow raises these
@@ -70,14 +70,14 @@ def open_image(file: str) -> Image.Image:
         raise ValueError(getattr(e, 'strerror', None) or str(e) or type(e).__name__) from e
 
 
-def check_image(file: str) -> None:
-    """Check, before weights are fetched, that a file can be read as an image.
+def require_image(file: str) -> Image.Image:
+    """Read an image file as `open_image` does, where a command cannot go on without it.
 
     Raises:
-        UserError: It cannot.
+        UserError: The file cannot be read as an image.
     """
     try:
-        open_image(file)
+        return open_image(file)
     except ValueError as e:
         raise UserError(f'{file} cannot be read as an image: {e}') from e
 

@@ -1,7 +1,6 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
 import logging
 import textwrap
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
-from .images import open_image
+from .images import require_image
 
 __all__ = [
     'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
@@ -47,10 +46,7 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
     if mode is None:
         raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    try:
-        image = open_image(file).convert(mode)
-    except ValueError as e:
-        raise UserError(f'{file} cannot be read as an image: {e}') from e
+    image = require_image(file).convert(mode)
     height, width = model.patch_embed.img_size
     left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
     if left < 0.99:
@@ -136,8 +132,10 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
 
 def check_matplotlib() -> None:
     """Raise a UserError if matplotlib is not installed."""
-    if find_spec('matplotlib') is None:
-        raise UserError('Pictures need matplotlib: pip install matplotlib')
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as e:
+        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
 
 
 def _new_figure(rows: list[int], image: Image.Image, title: str):
@@ -156,7 +154,7 @@ def _show(axis, values: np.ndarray, title: str, image: Image.Image, interpolatio
     # every map lies in the image's coordinates, whatever its grid
     axis.set_title(title, fontsize=10, y=1.)  # otherwise matplotlib measures ticks to place it
     axis.set_axis_off()
-    # a frame, as an image on white has no edge
+    # An image on white has no edge without a frame.
     axis.add_patch(Rectangle((0, 0), image.width, image.height, fill=False, edgecolor='0.7', zorder=3))
     return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation=interpolation, **kwargs)
 
@@ -171,7 +169,7 @@ def _show_over(axis, image: Image.Image, values: np.ndarray, title: str, top: fl
     from matplotlib.colors import ListedColormap
     colors = colormaps['autumn_r'](np.linspace(0, 1, 256))
     colors[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.5
-    # neither black nor white, so that the colours are seen on dark and on white images
+    # The image is drawn in middle greys, since the colours could not be seen on black or on white.
     _show(axis, np.asarray(image.convert('L')), title, image, cmap='gray', vmin=-128, vmax=300)
     return _show(axis, values, title, image, 'bicubic', cmap=ListedColormap(colors), vmin=1, vmax=max(top, 2))
 

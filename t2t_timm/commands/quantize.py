@@ -10,7 +10,7 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import check_image, find_images, image_reader
+from .images import find_images, image_reader, require_image
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def calibration_files(folder: str | Path, warn: bool = False) -> list[str]:
 
 def _is_readable(file: str) -> bool:
     try:
-        check_image(file)
+        require_image(file)
     except UserError as e:
         _logger.warning(f'Left out: {e}')
         return False

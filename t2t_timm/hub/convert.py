@@ -101,7 +101,7 @@ def convert(
         _logger.info('; '.join([f'{file.name}: {checkpoint.format}'] + checkpoint.notes))
         with new_folder(out) as folder:
             tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
-            # not save_file, whose file nobody else may read, and whose errors are none of the system's
+            # save_file() would make a file that nobody else may read, and raises errors of its own for a full disk.
             (folder / HF_SAFE_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
             describe(folder, net, {} if tag else checkpoint.train_args)
         bar.update(size)
@@ -308,7 +308,7 @@ def _write_config(path: Path, model: T2TViT, architecture: str, train_args: dict
     config = json.loads(path.read_text(encoding='utf-8'))
     size = _usual_cfg(architecture).input_size
     usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
-    # written even if empty: Transformers saves null for what is missing, which timm cannot read
+    # An empty entry is written too: Transformers saves null for what is missing, which timm cannot read.
     config['model_args'] = {
         k: v for k, v in config['model_args'].items() if k != 'num_classes' and usual.get(k) != v}
     path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8', newline='\n')

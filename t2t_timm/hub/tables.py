@@ -49,7 +49,7 @@ def _models() -> list[dict[str, Any]]:
             macs=cost['macs'],
             size=size,
             top1=entry.get('top1'),
-            # what follows the comma says what they did
+            # A reporter's name may go on, after a comma, with what they did.
             reported_by=manifest['reporters'][entry['reported_by']]['name'].split(',')[0] if 'top1' in entry else None,
             source=manifest['sources'][entry['source']]['name'],
             weights_from=weights_origin(name),

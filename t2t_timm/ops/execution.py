@@ -5,8 +5,8 @@ from functools import wraps
 from typing import TypeVar
 
 import torch
+from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _detect_infra_mode
 
 __all__ = [
     'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'product_dtype',
@@ -36,7 +36,9 @@ def is_traced() -> bool:
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or any(_detect_infra_mode(mode) is not None for mode in TRACING_MODES)
+        or any(
+            torch._C._get_dispatch_mode(mode) is not None or _get_dispatch_mode_pre_dispatch(mode) is not None
+            for mode in TRACING_MODES)
     )
 
 

@@ -35,7 +35,7 @@ def odd(digits, tmp_path_factory):
         for name in [*ODD, os.fsdecode(b'caf\xe9.png')]:
             (folder / name).write_bytes(data)
     except OSError as e:
-        pytest.skip(f'this system has no such names: {e}')
+        pytest.skip(f'this system has no names that are not UTF-8; run it on Linux: {e}')
     return folder
 
 

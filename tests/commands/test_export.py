@@ -69,7 +69,7 @@ def export_or_skip(model, file, format):
     except UserError as e:
         if torch.__version__ < export.TESTED_TORCH and 'cannot export' in str(e):
             assert not file.exists()
-            pytest.skip(str(e))
+            pytest.skip(f'{e} Install that torch to run this test.')
         raise
 
 
@@ -243,7 +243,7 @@ def test_aoti(tmp_path):
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        pytest.skip('AOTInductor needs a C++ compiler')
+        pytest.skip('AOTInductor needs a C++ compiler: install gcc, clang or MSVC')
     model = make_model(depth=1)
     file = tmp_path / 'model.pt2'
     assert export_model(model, file, 'aoti').max_diff < 1e-4

@@ -40,7 +40,7 @@ def test_formats(tmp_path, suffix):
     try:
         Image.new('RGB', (16, 16), color).save(tmp_path / f'a.{suffix}')
     except (KeyError, OSError) as e:
-        pytest.skip(f'this Pillow writes no {suffix}: {e}')
+        pytest.skip(f'this Pillow writes no {suffix}; install its wheel from the package index: {e}')
     image = open_image(str(tmp_path / f'a.{suffix}'))
     assert image.mode == 'RGB'
     np.testing.assert_allclose(np.asarray(image).astype(int), np.broadcast_to(color, (16, 16, 3)), atol=4)

@@ -46,7 +46,9 @@ def device(model):  # which cannot be made of fake tensors
         try:
             torch.empty(1).to('cuda')
         except RuntimeError as e:
-            pytest.skip(f'torch {torch.__version__} makes fake CUDA tensors with a driver alone: {e}'.split(chr(10))[0])
+            pytest.skip(
+                f'torch {torch.__version__} makes fake CUDA tensors with a driver alone; install a newer torch: '
+                f'{str(e).splitlines()[0]}')
         with NoFloat64('cuda'):
             yield 'cuda'
 
