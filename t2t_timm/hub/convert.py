@@ -88,15 +88,10 @@ def convert(
         bar.update(size)
         net = build_for(architecture, tag, checkpoint, img_size)
         state_dict = check_fit(checkpoint, net, file)
-        if names is not None:
-            if len(names) != net.num_classes:
-                raise UserError(
-                    f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
-        names = names or _names_beside(file, net.num_classes)
-        if names and not tag:
-            net.pretrained_cfg['label_names'] = names
-        elif not tag and net.num_classes and infer_imagenet_subset(net) is None:
-            _logger.info('The classes have no names: --labels FOLDER|FILE gives them.')
+        if names is not None and len(names) != net.num_classes:
+            raise UserError(f'{labels} should name the {net.num_classes} classes of {file}, but it names {len(names)}.')
+        if not tag:
+            _name_classes(net, names or _names_beside(file, net.num_classes))
         bar.update(size)
         _logger.info('; '.join([f'{file.name}: {checkpoint.format}'] + checkpoint.notes))
         with new_folder(out) as folder:
@@ -128,6 +123,13 @@ def _label_names(labels: Path) -> list[str]:
     if not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
         raise UserError(f'{labels} should have one class name per line, each once, in printable characters.')
     return names
+
+
+def _name_classes(model: T2TViT, names: list[str] | None) -> None:
+    if names:
+        model.pretrained_cfg['label_names'] = names
+    elif model.num_classes and infer_imagenet_subset(model) is None:
+        _logger.info('The classes have no names: --labels FOLDER|FILE gives them.')
 
 
 def _names_beside(file: Path, num_classes: int) -> list[str] | None:
