@@ -74,7 +74,7 @@ def step_attention(
     The Performer never forms it; it is what its random features stand for: phi(q) phi(k)' over its sum. The sum has
     1e-8 added in the model, which keeps sum / (sum + 1e-8) of it.
     """
-    tokens = step.norm1(soft_split(x, step.kernel_size, step.stride, step.padding))[0]
+    tokens = step.norm1(soft_split(x, *step.split))[0]
     if isinstance(step, TokenTransformer):
         q, k, _ = step.attn.qkv(tokens).cpu().chunk(3, dim=-1)
         return (q[queries] @ k.T * step.attn.scale).softmax(dim=-1), torch.ones(len(queries))
@@ -121,7 +121,7 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     maps = [row[model.num_prefix_tokens:].reshape(model.patch_embed.grid_size).numpy() for row in rows]
     step_maps = []
     for step, x in zip(steps, inputs, strict=True):
-        height, width = (soft_split_size(s, step.kernel_size, step.stride, step.padding) for s in x.shape[-2:])
+        height, width = (soft_split_size(s, *step.split) for s in x.shape[-2:])
         points = [(int(height * y), int(width * x)) for y, x in QUERIES]
         attention, kept = step_attention(step, x, torch.tensor([y * width + x for y, x in points]))
         maps_of_step = attention.reshape(-1, height, width).numpy()

@@ -51,9 +51,7 @@ class TokenPerformer(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.dim = dim
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
+        self.split = (kernel_size, stride, padding)
         self.num_features = int(dim * feature_ratio)
         self.eps = 1e-8
         patch_dim = in_dim * kernel_size ** 2
@@ -91,13 +89,12 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        split = self.kernel_size, self.stride, self.padding
-        height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
+        height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
             if ops.can_fuse(x, self):
-                return tokens_to_map(self._fused(x), height, width)
+                return tokens_to_map(ops.in_chunks(self._fused, x, height * width), height, width)
 
-        kqv = self.kqv(self.norm1(soft_split(x, *split)))
+        kqv = self.kqv(self.norm1(soft_split(x, *self.split)))
         a = performer_attention(kqv, self.w, self.eps)
         y = kqv[..., 2 * self.dim:] + self.dp(self.proj(a))
         return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
@@ -109,8 +106,7 @@ class TokenPerformer(nn.Module):
         modules: list[Any] = list(self.mlp)
         fc1, _, fc2, drop = modules
         x = ops.soft_split_norm_linear(
-            x, norm1.weight, norm1.bias, norm1.eps, kqv.weight, kqv.bias,
-            self.kernel_size, self.stride, self.padding)
+            x, norm1.weight, norm1.bias, norm1.eps, kqv.weight, kqv.bias, self.split)
         x = ops.performer_skip(x, self.w, self.eps, proj.weight, proj.bias, _rate(self.dp))
         return ops.mlp_skip(
             x, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _rate(drop))
@@ -122,7 +118,7 @@ ops.register(TokenPerformer, methods=('_fused',), children=dict(
     dp=nn.Dropout,
     proj=nn.Linear,
     norm2=nn.LayerNorm,
-    mlp=ops.Exactly(nn.Sequential, nn.Linear, nn.GELU, nn.Linear, nn.Dropout),
+    mlp=(nn.Sequential, nn.Linear, nn.GELU, nn.Linear, nn.Dropout),
 ))
 
 

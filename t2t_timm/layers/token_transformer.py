@@ -69,9 +69,7 @@ class TokenTransformer(nn.Module):
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
+        self.split = (kernel_size, stride, padding)
         patch_dim = in_dim * kernel_size ** 2
         self.norm1 = nn.LayerNorm(patch_dim, eps=1e-5, **dd)
         self.attn = TokenAttention(patch_dim, dim, **dd)
@@ -88,13 +86,12 @@ class TokenTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
-        split = self.kernel_size, self.stride, self.padding
-        height, width = soft_split_size(x.shape[2], *split), soft_split_size(x.shape[3], *split)
+        height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
             if ops.can_fuse(x, self):
-                return tokens_to_map(self._fused(x), height, width)
+                return tokens_to_map(ops.in_chunks(self._fused, x, height * width), height, width)
 
-        y = self.attn(self.norm1(soft_split(x, *split)))
+        y = self.attn(self.norm1(soft_split(x, *self.split)))
         return tokens_to_map(y + self.mlp(self.norm2(y)), height, width)
 
     @torch.jit.unused
@@ -102,8 +99,7 @@ class TokenTransformer(nn.Module):
         """Return out, (B, N, dim), by fused operations."""
         norm1, qkv, norm2, fc1, fc2 = self.norm1, self.attn.qkv, self.norm2, self.mlp.fc1, self.mlp.fc2
         y = self.attn.attend(ops.soft_split_norm_linear(
-            x, norm1.weight, norm1.bias, norm1.eps, qkv.weight, qkv.bias,
-            self.kernel_size, self.stride, self.padding))
+            x, norm1.weight, norm1.bias, norm1.eps, qkv.weight, qkv.bias, self.split))
         return ops.mlp_skip(
             y, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
@@ -117,5 +113,5 @@ ops.register(TokenTransformer, methods=('_fused',), check=_drops_nothing, childr
     norm1=nn.LayerNorm,
     attn=TokenAttention,
     norm2=nn.LayerNorm,
-    mlp=ops.Exactly(Mlp, nn.Linear, nn.GELU, nn.Dropout, nn.Identity, nn.Linear, nn.Dropout),
+    mlp=(Mlp, nn.Linear, nn.GELU, nn.Dropout, nn.Identity, nn.Linear, nn.Dropout),
 ))

@@ -214,15 +214,7 @@ class TokensToToken(TokenEmbed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
-        x = self.check(x)
-        if not torch.jit.is_scripting():
-            if ops.can_fuse(x, self):
-                return self.tokens(self._in_chunks(x))
-        return self.tokens(self.maps(x)[-1])
-
-    @torch.jit.unused
-    def _in_chunks(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.in_chunks(lambda x: self.maps(x)[-1], x)
+        return self.tokens(self.maps(self.check(x))[-1])
 
     def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
         """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
@@ -245,7 +237,7 @@ class TokensToToken(TokenEmbed):
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
             if ops.can_fuse(x, self):
-                return ops.soft_split_linear(x, self.project.weight, self.project.bias, *self.split)
+                return ops.soft_split_linear(x, self.project.weight, self.project.bias, self.split)
         return tokens_to_map(self.project(soft_split(x, *self.split)), height, width)
 
     def prune_maps(self, num_maps: int) -> None:
@@ -256,12 +248,7 @@ class TokensToToken(TokenEmbed):
             self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
 
 
-# A batch is divided into chunks only if nobody looks at the calls of these.
-ops.register(TokensToToken, methods=('maps', '_maps', '_project', '_in_chunks'), children=dict(
-    attention1=(TokenPerformer, TokenTransformer),
-    attention2=(TokenPerformer, TokenTransformer),
-    project=nn.Linear,
-))
+ops.register(TokensToToken, children=dict(project=nn.Linear))
 
 
 class ConvTokens(TokenEmbed):

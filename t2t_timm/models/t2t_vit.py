@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from timm.layers import Attention, DropPath, LayerNorm, LayerScale, LayerType, Mlp, trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -180,29 +181,38 @@ class T2TViT(VisionTransformer):
 
     @torch.jit.unused
     def _class_token_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `forward_features(x)[:, :1]`: the last block computes one query, without keys and values."""
+        """Return `forward_features(x)[:, :1]`: the last block computes one query."""
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
         blocks: list[Any] = list(self.blocks)
         for block in blocks[:-1]:
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
         last, attn = blocks[-1], blocks[-1].attn
-        drop = attn.attn_drop.p if (attn if attn.fused_attn else attn.attn_drop).training else 0.
-        y = ops.class_token_attention(
-            last.norm1(x), attn.qkv.weight, attn.qkv.bias, attn.num_heads, attn.scale, drop)
-        y = attn.proj_drop(attn.proj(attn.norm(y)))
+        B, N, _ = x.shape
+        # timm's attention, for one query
+        qkv = attn.qkv(last.norm1(x)).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = attn.q_norm(q)[:, :, :1], attn.k_norm(k)
+        if attn.fused_attn:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.)
+        else:
+            y = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
+        y = attn.proj_drop(attn.proj(attn.norm(y.transpose(1, 2).reshape(B, 1, -1))))
         x = x[:, :1] + last.drop_path1(last.ls1(y))
         x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
         return self.norm(x)
 
 
 # The class token's row skips these, or gives them one token where they expect all.
-ops.register(T2TViT, methods=('forward_features', 'forward_head', 'pool'), children=dict(
-    blocks=ops.CONTAINER, norm=ops.POINTWISE))
+ops.register(
+    T2TViT,
+    methods=('forward_features', 'forward_head', 'pool'),
+    children=dict(norm=ops.POINTWISE),
+    check=lambda m: ops.is_plain_call(m.blocks),
+)
 ops.register(Block, children=dict.fromkeys(
     ('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'), ops.POINTWISE) | dict(attn=Attention))
 ops.register(Attention, check=lambda m: getattr(m, 'gate', None) is None, children=dict.fromkeys(
-    ('norm', 'proj', 'proj_drop'), ops.POINTWISE) | dict(
-        qkv=nn.Linear, q_norm=nn.Identity, k_norm=nn.Identity, attn_drop=nn.Dropout))
+    ('attn_drop', 'norm', 'proj', 'proj_drop'), ops.POINTWISE))
 ops.register(Mlp, pointwise=True, children=dict.fromkeys(
     ('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), ops.POINTWISE))
 for _pointwise in (DropPath, LayerNorm, LayerScale):

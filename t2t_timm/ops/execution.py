@@ -20,7 +20,7 @@ is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compili
 
 # make_fx records under the first; AOTAutograd has run the operations once before, under the second alone.
 TRACING_MODES = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL
-TOKENS_PER_THREAD = 2 ** 13  # tokens of the map at stride 4
+TOKENS_PER_THREAD = 2 ** 13
 FEW_TOKENS = 2 ** 15  # those of ten images of 224 x 224 pixels at stride 4
 
 
@@ -93,15 +93,15 @@ def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide_dtype(x)).square_()
 
 
-def in_chunks(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Return `fn(x)` of images (B, C, H, W); a CPU computes a chunk of the batch at a time, which stays in its caches.
+def in_chunks(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Return `fn(x)` of a batch x; a CPU computes a chunk of the batch at a time, which stays in its caches.
 
     Args:
         fn: Function that treats each image alone.
-        x: Images.
+        x: Images or maps, (B, C, H, W).
+        num_tokens: How many tokens fn makes of each.
     """
     if x.device.type != 'cpu' or is_compiled():
         return fn(x)
-    num_tokens = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
-    num_chunks = math.ceil(num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))
+    num_chunks = math.ceil(x.shape[0] * num_tokens / (TOKENS_PER_THREAD * torch.get_num_threads()))
     return fn(x) if num_chunks < 2 else torch.cat([fn(chunk) for chunk in x.chunk(num_chunks)])

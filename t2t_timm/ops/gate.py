@@ -13,9 +13,8 @@ from torch.nn.modules import module as _global
 
 from .execution import is_exporting
 
-__all__ = ['CONTAINER', 'POINTWISE', 'Exactly', 'can_fuse', 'register', 'set_fused']
+__all__ = ['POINTWISE', 'can_fuse', 'is_plain_call', 'register', 'set_fused']
 
-CONTAINER = object()  # a child whose own children are called: it is asked about itself alone
 POINTWISE = object()  # a child of any registered class that treats each token alone
 
 _fused = os.environ.get('T2T_TIMM_FUSED', '1') != '0'
@@ -45,14 +44,6 @@ class set_fused:
         _fused = self.before
 
 
-class Exactly:
-    """A child of one class whose own children are of the classes given, in this order, and no more."""
-
-    def __init__(self, cls: type[nn.Module], *children: type[nn.Module]) -> None:
-        self.cls = cls
-        self.children = children
-
-
 @dataclass(frozen=True)
 class _Known:
     """What a class was when it was registered."""
@@ -78,8 +69,8 @@ def register(
 
     Args:
         cls: The class itself; its subclasses are not known.
-        children: What each child must be, by its name: a class, a tuple of classes, Exactly, POINTWISE, or CONTAINER.
-            Other children are not asked about.
+        children: What each child must be, by its name: a class, POINTWISE, or a tuple of a class and of the classes
+            that its own children must be, in their order. Other children are not asked about.
         methods: Names of further methods that a fused operation does not call; forward is one of them anyway.
         pointwise: Whether a module of the class treats each token alone.
         check: Further condition that a module has to meet, asked when its children are known to be right.
@@ -94,7 +85,7 @@ register(nn.Dropout, pointwise=True)
 register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
 # The operations read both or none.
 register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
-register(nn.Sequential, pointwise=True)  # `_is_expected` asks about the modules in it
+register(nn.Sequential, pointwise=True)  # `_is_untouched` asks about the modules in it
 
 
 def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
@@ -128,8 +119,8 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
     return True
 
 
-def _may_be_skipped(module: nn.Module, inside: bool = True) -> bool:
-    """Return True if nothing was done to a module that a call of it would show."""
+def is_plain_call(module: nn.Module) -> bool:
+    """Return True if a call of a module runs the `forward` that its class was registered with, and nothing else."""
     if (
             module._forward_hooks
             or module._forward_pre_hooks
@@ -140,27 +131,33 @@ def _may_be_skipped(module: nn.Module, inside: bool = True) -> bool:
         return False
     cls = type(module)
     known = _known.get(cls)
-    if known is None or cls.forward is not known.forward:
-        return False
-    if cls.__call__ is not known.call and not is_exporting():  # torch.export itself replaces __call__
-        return False
-    return _is_untouched(module, inside)
+    # torch.export itself replaces __call__.
+    return known is not None and cls.forward is known.forward and (cls.__call__ is known.call or is_exporting())
 
 
-def _is_untouched(module: nn.Module, inside: bool = True) -> bool:
-    """Return True if a module, apart from being called, is as registered, and so are its children if inside."""
-    known = _known.get(type(module))
+def _may_be_skipped(module: nn.Module) -> bool:
+    """Return True if nothing was done to a module that a call of it would show."""
+    return is_plain_call(module) and _is_untouched(module)
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    """Return True if a module, apart from being called, is as registered, and so are its children."""
+    cls = type(module)
+    known = _known.get(cls)
     if known is None:
         return False
     for name, method in known.methods:
-        if getattr(type(module), name) is not method or name in module.__dict__:
+        if getattr(cls, name) is not method or name in module.__dict__:
             return False
     for weight in module._parameters.values():
         if weight is not None and not _is_plain(weight):
             return False
-    if inside:
-        for name, expected in known.children:
-            if not _is_expected(module._modules.get(name), expected):
+    for name, expected in known.children:
+        if not _is_expected(module._modules.get(name), expected):
+            return False
+    if cls is nn.Sequential:
+        for child in module._modules.values():
+            if not _is_expected(child, POINTWISE):
                 return False
     return known.check is None or known.check(module)
 
@@ -169,27 +166,16 @@ def _is_expected(child: nn.Module | None, expected: Any) -> bool:
     if child is None:
         return False
     cls = type(child)
-    if cls is expected:
-        return _may_be_skipped(child)
     if expected is POINTWISE:
         known = _known.get(cls)
         if known is None or not known.pointwise:
             return False
-        for grandchild in child._modules.values() if cls is nn.Sequential else ():
-            if not _is_expected(grandchild, POINTWISE):
-                return False
-        return _may_be_skipped(child)
-    if expected is CONTAINER:
-        return _may_be_skipped(child, inside=False)
-    if isinstance(expected, Exactly):
-        children = list(child._modules.values()) if cls is expected.cls else []
-        if len(children) != len(expected.children):
+    elif isinstance(expected, tuple):
+        if (cls, *map(type, child._modules.values())) != expected:
             return False
-        for grandchild, grandclass in zip(children, expected.children, strict=True):
-            if not _is_expected(grandchild, grandclass):
-                return False
-        return _may_be_skipped(child, inside=False)
-    return isinstance(expected, tuple) and cls in expected and _may_be_skipped(child)
+    elif cls is not expected:
+        return False
+    return _may_be_skipped(child)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:

@@ -20,8 +20,6 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, init_distributed_device, unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
-from t2t_timm import ops
-
 MODELS = {'performer': dict(depth=2), 'transformer': dict(depth=2, token_type='transformer')}
 DDP_WAYS = ('ddp', 'static_graph', 'checkpointing', 'accumulation')
 FSDP_WAYS = ('fsdp', 'fsdp_checkpointing', 'fsdp_official')
@@ -83,7 +81,7 @@ def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Ten
         model.zero_grad()
         for i, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True)):
             with parallel.no_sync() if i < chunks - 1 else nullcontext(), mock.patch.object(
-                    ops, 'class_token_attention', wraps=ops.class_token_attention) as class_token:
+                    model, '_class_token_features', wraps=model._class_token_features) as class_token:
                 (loss_of(parallel, x, y) / chunks).backward()
     grads = gradients(model)
     optimizer.step()

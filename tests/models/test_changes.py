@@ -266,11 +266,28 @@ def test_monte_carlo_dropout_of_the_token_transformer(images):
 def test_untouched_models_are_fused(token_type, images):
     model = make(token_type)
     assert model._reads_class_token(images)
-    for layer in (model.patch_embed, model.patch_embed.attention1, model.patch_embed.attention2):
-        assert ops.can_fuse(images, layer)
+    layers = model.patch_embed, model.patch_embed.attention1, model.patch_embed.attention2
+    assert all(ops.can_fuse(images, layer) for layer in layers)
     model.register_forward_hook(lambda *args: None)  # the model itself is called in either case
     model.patch_embed.register_forward_hook(lambda *args: None)
     assert model._reads_class_token(images) and ops.can_fuse(images, model.patch_embed)
+
+
+@pytest.mark.parametrize('fused_attn', [True, False])
+@pytest.mark.parametrize('options', [
+    dict(), dict(qkv_bias=True, num_heads=4), dict(qk_norm=True, init_values=.5), dict(scale_attn_norm=True),
+    dict(attn_drop_rate=1., drop_path_rate=0.),  # drops every share, so that chance decides nothing
+], ids=str)
+def test_class_tokens_row_is_that_of_all_tokens_with_its_gradients(options, fused_attn, images):
+    model = make(dtype=torch.float64, token_drop_rate=0., **options).train('attn_drop_rate' in options)
+    model.blocks[-1].attn.fused_attn = fused_attn
+    images = images.double()
+    assert model._reads_class_token(images)
+    logits, expected = model(images), model.forward_head(model.forward_features(images))
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    weights, probe = [p for p in model.parameters() if p.requires_grad], torch.randn_like(logits)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y, weights, probe, allow_unused=True) for y in (logits, expected)), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('options', [

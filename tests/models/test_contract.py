@@ -142,7 +142,7 @@ def test_last_block_computes_every_token_where_somebody_looks(model, images):
 @pytest.mark.parametrize('kwargs, alone', [
     (dict(), True), (dict(reg_tokens=2), True), (dict(init_values=1e-2), True), (dict(qkv_bias=True), True),
     (dict(fc_norm=True), True), (dict(pos_embed='learn'), True), (dict(token_type='convolution'), True),
-    (dict(qk_norm=True), False), (dict(attn_layer=SqueezeExciteAttention), False),
+    (dict(qk_norm=True), True), (dict(attn_layer=SqueezeExciteAttention), False),
     (dict(attn_layer=GhostAttention), False), (dict(global_pool='avg'), False), (dict(global_pool='map'), False),
 ], ids=str)
 def test_the_class_tokens_row_alone(kwargs, alone, images, called):

@@ -54,20 +54,20 @@ def fn(seen):
 
 def test_chunks_keep_order_and_fit_the_threads(seen, fn, monkeypatch):
     monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', 100)
-    x = torch.randn(7, 1, 40, 44)  # of 110 tokens each at stride 4
+    x = torch.randn(7, 1, 40, 44)
     num_chunks = -(-7 * 110 // (100 * torch.get_num_threads()))
-    assert torch.equal(ops.in_chunks(fn, x), 2 * x)
+    assert torch.equal(ops.in_chunks(fn, x, 110), 2 * x)
     assert sum(seen) == 7 and num_chunks - 1 <= len(seen) <= num_chunks and max(seen) == -(-7 // num_chunks)
 
 
 def test_whole_where_it_fits_and_where_others_decide(seen, fn, monkeypatch):
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44))
+    ops.in_chunks(fn, torch.randn(7, 1, 40, 44), 110)
     monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', 1)
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44, device='meta'))
-    torch.jit.trace(lambda x: ops.in_chunks(fn, x), torch.randn(7, 1, 40, 44), check_trace=False)
-    torch.compile(lambda x: ops.in_chunks(fn, x), backend='eager')(torch.randn(7, 1, 40, 44))
+    ops.in_chunks(fn, torch.randn(7, 1, 40, 44, device='meta'), 110)
+    torch.jit.trace(lambda x: ops.in_chunks(fn, x, 110), torch.randn(7, 1, 40, 44), check_trace=False)
+    torch.compile(lambda x: ops.in_chunks(fn, x, 110), backend='eager')(torch.randn(7, 1, 40, 44))
     assert set(seen) == {7}
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44))
+    ops.in_chunks(fn, torch.randn(7, 1, 40, 44), 110)
     assert seen[-7:] == [1] * 7
 
 
@@ -80,18 +80,19 @@ def test_tokens_to_token_in_chunks_is_the_whole(monkeypatch, token_type, train, 
     module.grad_checkpointing = checkpointing
     x = torch.randn(5, 3, 30, 41, dtype=torch.float64)
     sizes, in_chunks = [], ops.in_chunks
-    monkeypatch.setattr(ops, 'in_chunks', lambda fn, x: in_chunks(lambda x: sizes.append(len(x)) or fn(x), x))
+    monkeypatch.setattr(ops, 'in_chunks', lambda fn, x, n: in_chunks(lambda x: sizes.append(len(x)) or fn(x), x, n))
 
     def results(tokens_per_thread):
         monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', tokens_per_thread)
         module.zero_grad()
         sizes.clear()
         out = module(x)
+        calls = list(sizes)  # a checkpoint calls again in the gradient
         out.square().sum().backward()
-        return list(sizes), [out.detach()] + [p.grad.clone() for p in module.parameters()]
+        return calls, [out.detach()] + [p.grad.clone() for p in module.parameters()]
 
     (whole, expected), (chunks, actual) = results(2 ** 20), results(70)
-    assert whole == [5] and len(chunks) > 1 and sum(chunks) == 5
+    assert whole == [5, 5] and len(chunks) > 2 and sum(chunks) == 10
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -34,7 +34,7 @@ def reference(x, norm_weight, norm_bias, weight, bias, split, eps=1e-5):
 
 def run(x, args, split, eps=1e-5):
     norm_weight, norm_bias, weight, bias = args
-    return soft_split_norm_linear(x, norm_weight, norm_bias, eps, weight, bias, *split)
+    return soft_split_norm_linear(x, norm_weight, norm_bias, eps, weight, bias, split)
 
 
 def copies(args, dtype):
@@ -152,7 +152,7 @@ def test_norm_that_is_folded_already(split, in_chans):
     args = parameters(in_chans, split[0])
     x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
     folded = fold_norm_linear(*args)
-    out = soft_split_norm_linear(x, None, None, 1e-5, *folded, *split)
+    out = soft_split_norm_linear(x, None, None, 1e-5, *folded, split)
     torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
 
 
@@ -162,6 +162,6 @@ def test_linear_of_patches(split, bias):
     x = torch.randn(2, 5, 21, 34, dtype=torch.float64)
     *_, weight, b = parameters(5, split[0])
     u, grid = reference_soft_split(x, *split)
-    y = soft_split_linear(x, weight, b if bias else None, *split)
+    y = soft_split_linear(x, weight, b if bias else None, split)
     assert y.shape[-2:] == grid
     torch.testing.assert_close(y.flatten(2).transpose(1, 2), F.linear(u, weight, b if bias else None))
