@@ -102,7 +102,7 @@ def _add_product(
     """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
     s = s + bias  # the shares of a token sum to 1
     if drop == 0.:
-        return torch.baddbmm(v, r, s), None
+        return _add_products(v, r, s), None
     y, mask = torch.native_dropout(r @ s, drop, True)
     return y.add_(v), mask
 
@@ -142,6 +142,11 @@ def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=_sum_scale(x))
 
 
+def _add_products(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, beta: float = 1.) -> torch.Tensor:
+    """Return beta * x + y z; compilers add while they compute what comes next, and would copy x for baddbmm."""
+    return beta * x + y @ z if is_compiled() else torch.baddbmm(x, y, z, beta=beta)
+
+
 def _with_sinks(w: torch.Tensor) -> torch.Tensor:
     return F.pad(w, (0, 0, 0, SINKS))
 
@@ -176,10 +181,6 @@ class _PerformerSkip(torch.autograd.Function):
         return grad_kqv, None, None, grad_weight, grad_y.sum(dim=(0, 1)), None
 
 
-def _softmax_backward(grad: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    return torch._softmax_backward_data(grad, shares, -1, shares.dtype)
-
-
 @autocast_off
 def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     """Return the gradients of kqv and weight, in the notation of `_PerformerSkip`."""
@@ -189,7 +190,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     scale = _sum_scale(r)
     grad_s = _sum_products(r, grad_y)  # this and grad_z are scaled
     grad_z = (grad_s @ weight)[:, :m]
-    grad_l = _softmax_backward(grad_y @ F.linear(z, weight).transpose(1, 2), r)
+    grad_l = torch._softmax_backward_data(grad_y @ F.linear(z, weight).transpose(1, 2), r, -1, r.dtype)
     shift = scale * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
     shift = shift - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True, dtype=total.dtype)
     grad_z, shift = ((t / (total * scale)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
@@ -200,9 +201,9 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
     w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
     if torch.is_grad_enabled() or is_compiled() or torch._C._functorch.is_legacy_batchedtensor(grad):
-        grad_k = torch.baddbmm(k * k_rate, grad_t, w, beta=-1)
-        grad_q = torch.baddbmm(q * q_rate, grad_l, w_sinks)
-        return torch.cat([grad_k, grad_q, torch.baddbmm(grad, e, grad_z)], dim=-1), grad_weight
+        grad_k = _add_products(k * k_rate, grad_t, w, beta=-1.)
+        grad_q = _add_products(q * q_rate, grad_l, w_sinks)
+        return torch.cat([grad_k, grad_q, _add_products(grad, e, grad_z)], dim=-1), grad_weight
     grad_kqv = torch.empty_like(kqv)  # Written in place: baddbmm() would copy its first argument, and cat() all three.
     grad_k, grad_q, grad_v = grad_kqv.split(w.shape[-1], dim=-1)
     torch.mul(k, k_rate, out=grad_k).baddbmm_(grad_t, w, beta=-1)

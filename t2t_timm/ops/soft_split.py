@@ -19,7 +19,17 @@ is a convolution. The patches, k^2 / stride^2 times the size of the map, are nev
 import torch
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_launch_bound, product_dtype, square_sum, wide_dtype, widen
+from .execution import (
+    autocast_off,
+    cast,
+    is_compiled,
+    is_launch_bound,
+    is_traced,
+    product_dtype,
+    square_sum,
+    wide_dtype,
+    widen,
+)
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
@@ -30,9 +40,7 @@ def soft_split_linear(
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        kernel_size: int,
-        stride: int,
-        padding: int,
+        split: tuple[int, int, int],
 ) -> torch.Tensor:
     """Return `linear(soft_split(x))`, computed as one convolution.
 
@@ -40,13 +48,12 @@ def soft_split_linear(
         x: Map of shape (B, C, H, W).
         weight: Weight of the linear map, (D, C * kernel_size ** 2).
         bias: Its bias, (D,), or None.
-        kernel_size: Side of a patch, in pixels.
-        stride: Distance of neighbouring patches, in pixels.
-        padding: Zeros added on each side, in pixels.
+        split: Kernel size, stride and padding of the soft split, in pixels.
 
     Returns:
         Map of shape (B, D, H', W').
     """
+    kernel_size, stride, padding = split
     weight = weight.unflatten(1, (-1, kernel_size, kernel_size))
     if not is_compiled():  # then the result is a view of tokens (B, H' * W', D)
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -85,9 +92,7 @@ def soft_split_norm_linear(
         eps: float,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        kernel_size: int,
-        stride: int,
-        padding: int,
+        split: tuple[int, int, int],
 ) -> torch.Tensor:
     """Return `linear(norm(soft_split(x)))`, the statistics of the norm in float32 or wider.
 
@@ -98,9 +103,7 @@ def soft_split_norm_linear(
         eps: The LayerNorm's eps.
         weight: Weight of the linear map, (D, C * kernel_size ** 2).
         bias: Its bias, (D,), or None.
-        kernel_size: Side of a patch, in pixels.
-        stride: Distance of neighbouring patches, in pixels.
-        padding: Zeros added on each side, in pixels.
+        split: Kernel size, stride and padding of the soft split, in pixels.
 
     Returns:
         Tokens of shape (B, H' * W', D), in autocast's dtype where that is on, else in that of x.
@@ -108,29 +111,34 @@ def soft_split_norm_linear(
     dtype = product_dtype(x)
     B, C, H, W = x.shape
     if C < MANY_CHANNELS or is_launch_bound(x, B * H * W):
-        return _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding)
-    return _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding)
+        return _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, split)
+    return _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, split)
 
 
 @autocast_off
-def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, kernel_size, stride, padding):
+def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # torch's older exporter cannot unfold views
+        kernel_size, stride, padding = split
         u = F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
         u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
     else:
-        u = _centred_patches(x, dtype, kernel_size, stride, padding)
+        u = _centred_patches(x, dtype, *split)
     norm_weight, norm_bias = (None if t is None else cast(t, u.dtype) for t in (norm_weight, norm_bias))
     u = F.layer_norm(u, weight.shape[1:], norm_weight, norm_bias, eps)
     return F.linear(cast(u, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
 
 
 def _centred_patches(x, dtype, kernel_size, stride, padding):
-    patches = F.pad(x, (padding, padding, padding, padding))
-    patches = patches.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
-    centre = patches[..., kernel_size // 2, kernel_size // 2].mean(dim=1)  # (B, H', W')
+    x = F.pad(x, (padding, padding, padding, padding))
+    patches = x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
+    # Compilers write patches that are read twice, so the centres are read from the image, (B, H', W').
+    centre = x[:, :, kernel_size // 2::stride, kernel_size // 2::stride]
+    centre = centre[:, :, :patches.shape[2], :patches.shape[3]].mean(dim=1)
     patches, centre = patches.permute(0, 2, 3, 1, 4, 5), centre[..., None]
     if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
         u = patches.flatten(3) - centre
+        if torch.is_grad_enabled() and not is_traced():  # The gradient keeps u: round it first, as below.
+            u = cast(u, dtype)
     else:  # written once, in the order and the dtype in which it is read
         u = torch.empty(patches.shape, dtype=dtype, device=x.device)
         torch.sub(patches, centre[..., None, None], out=u)
@@ -139,13 +147,13 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
 
 
 @autocast_off
-def _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, *split):
+def _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
     eager = not is_compiled()
     weight, bias = fold_norm_linear(*(None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias)))
-    mean, mean_square = _moments(x, eager, *split)
+    mean, mean_square = _moments(x, eager, split)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))
-    y = soft_split_linear(x, weight, None, *split)
+    y = soft_split_linear(x, weight, None, split)
     # addcmul reads and writes the map once; exporters do not know it
     y = torch.addcmul(bias, y, rstd) if eager else y * rstd + bias
     y = y.flatten(2).transpose(1, 2)
@@ -153,7 +161,7 @@ def _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, *split
     return y if eager else y.clone(memory_format=torch.contiguous_format)
 
 
-def _moments(x: torch.Tensor, eager: bool, *split: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(x: torch.Tensor, eager: bool, split: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
