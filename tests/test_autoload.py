@@ -11,6 +11,8 @@ import textwrap
 from functools import partial
 
 import pytest
+import timm
+import torch
 
 COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
 NUM_MODELS = '17'
@@ -39,6 +41,14 @@ FORKED = {
         import runpy, sys  # as `python -m t2t_timm scripts/script.py --flag x` does
         sys.argv = ['', 'scripts/script.py', '--flag', 'x']
         runpy.run_module('t2t_timm', run_name='__main__', alter_sys=True)''',
+    'loaded': '''if True:
+        import sys
+        import torch
+        assert not {'timm', 't2t_timm'} & set(sys.modules)
+        model, images, expected = torch.load('model.pt', weights_only=False)
+        torch.testing.assert_close(model(images), expected)
+        import timm
+        print(type(model).__name__, timm.is_model('t2t_vit_14'))''',
     'broken': ON + '''if True:
         import importlib.metadata
         import sys
@@ -90,6 +100,8 @@ def run(tmp_path):
 def forked(tmp_path_factory):
     """(stdout, stderr) of FORKED, by name."""
     folder = tmp_path_factory.mktemp('forked')
+    model, images = timm.create_model('test_t2t_vit', depth=1).eval(), torch.randn(1, 3, 56, 56)
+    torch.save((model, images, model(images).detach()), folder / 'model.pt')
     (folder / 'scripts').mkdir()
     (folder / 'scripts' / 'helper.py').write_text('VALUE = 5')
     (folder / 'scripts' / 'script.py').write_text(
@@ -105,6 +117,11 @@ def test_a_script_that_imports_only_timm(run):
 
 def test_switched_off_and_still_importable(forked):
     assert forked['off'][0].split() == ['0', NUM_MODELS]
+
+
+def test_a_whole_model_is_loaded_where_nothing_was_imported(forked):
+    """As a worker gets it that is handed a model; pickle imports the package, which registers the models."""
+    assert forked['loaded'][0].split() == ['T2TViT', 'True']
 
 
 @pytest.mark.parametrize('order', ORDERS)

@@ -1,6 +1,7 @@
 """timm's model contract, where timm's own tests (make timm-suite) do not look."""
 import copy
 import pickle
+import threading
 
 import pytest
 import timm
@@ -240,6 +241,38 @@ def test_copies_pickles_and_memory_formats(model, images):
     torch.testing.assert_close(channels_last(images.to(memory_format=torch.channels_last)), expected)
 
 
+@pytest.fixture
+def one_thread_each():
+    """Of two threads that run at once, each computes alone: four on two cores would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures('one_thread_each')
+def test_two_copies_train_at_the_same_time_as_one_after_the_other(model, images):
+    def step(copied, images, gradients):
+        copied(images).square().sum().backward()
+        gradients[:] = [p.grad for p in trained(copied)]
+
+    batches = images, images.repeat(4, 1, 1, 1)
+    for switch in (True, False):
+        in_turn, at_once = ([[], []] for _ in range(2))
+        with set_fused(switch):
+            for batch, gradients in zip(batches, in_turn, strict=True):
+                step(copy.deepcopy(model), batch, gradients)
+            threads = [
+                threading.Thread(target=step, args=(copy.deepcopy(model), batch, gradients))
+                for batch, gradients in zip(batches, at_once, strict=True)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert in_turn[0] and not torch.equal(in_turn[0][0], in_turn[1][0])
+        torch.testing.assert_close(at_once, in_turn)
+
+
 def test_meta_device_then_to_empty():
     model = timm.create_model('test_t2t_vit', device='meta').to_empty(device='cpu')
     model.init_weights()
@@ -276,6 +309,41 @@ def test_compiles_in_one_graph(token_type, images):
     model(images).sum().backward()
     for a, b in zip(gradients, trained(model), strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_trains_on_another_size_with_each_batch(token_type):
+    model = timm.create_model(
+        'test_t2t_vit', img_size=48, dynamic_img_size=True, token_type=token_type, token_drop_rate=0.)
+    gradients = {True: [], False: []}
+    for switch, found in gradients.items():
+        for shape in ((2, 3, 48, 48), (3, 3, 40, 72), (1, 3, 64, 56)):
+            model.zero_grad()
+            with set_fused(switch):
+                model(torch.randn(shape, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+            found.append([p.grad.clone() for p in trained(model)])
+    torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
+def test_compiles_once_for_images_of_any_size(token_type):
+    model = timm.create_model(
+        'test_t2t_vit', img_size=48, depth=1, dynamic_img_size=True, token_type=token_type, token_drop_rate=0.)
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for shape in ((4, 3, 64, 88), (2, 3, 72, 104), (5, 3, 88, 40), (7, 3, 104, 136)):
+        images = torch.randn(shape)
+        for dim in (0, 2, 3):
+            torch._dynamo.mark_dynamic(images, dim)
+        torch.testing.assert_close(compiled(images), model(images.clone()))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize('kwargs, message', [

@@ -6,9 +6,12 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from functorch.compile import memory_efficient_fusion
 from timm.layers import AttentionPoolLatent, PatchDropout, PatchEmbed, set_fused_attn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from t2t_timm import set_fused
 from t2t_timm.layers import sinusoidal_pos_embed
 
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
@@ -314,6 +317,26 @@ class TestGraphs:
         torch.testing.assert_close(out, expected)
         torch.testing.assert_close(
             torch.autograd.grad(out.sum(), parameters), torch.autograd.grad(expected.sum(), parameters))
+
+    @pytest.mark.parametrize('token_type', TOKEN_TYPES)
+    def test_one_graph_of_loss_and_gradients(self, token_type, images):
+        model = make(token_type=token_type, depth=2, token_drop_rate=0.).train()
+        state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        targets = torch.tensor([3, 1])
+
+        def loss(state, images):
+            return F.cross_entropy(torch.func.functional_call(model, state, (images,)), targets)
+
+        step = torch.func.grad_and_value(loss)
+        graph = make_fx(step)(state, images)
+        state, images = {n: 1.1 * p for n, p in state.items()}, images.flip(-1)
+        actual = graph(state, images)
+        expected = {n: p.clone().requires_grad_() for n, p in state.items()}
+        with set_fused(False):
+            value = loss(expected, images)
+        gradients = torch.autograd.grad(value, list(expected.values()))
+        torch.testing.assert_close(actual[1], value.detach())
+        torch.testing.assert_close(list(actual[0].values()), list(gradients), rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize('token_type', TOKEN_TYPES)
     def test_vmap_over_stacked_weights(self, token_type, images):
