@@ -132,8 +132,8 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
     x = F.pad(x, (padding, padding, padding, padding))
     patches = x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
     # Compilers write patches that are read twice, so the centres are read from the image, (B, H', W').
-    centre = x[:, :, kernel_size // 2::stride, kernel_size // 2::stride]
-    centre = centre[:, :, :patches.shape[2], :patches.shape[3]].mean(dim=1)
+    before, after = kernel_size // 2, -((kernel_size - 1) // 2) or None
+    centre = x[:, :, before:after, before:after].unfold(2, 1, stride).unfold(3, 1, stride)[..., 0, 0].mean(dim=1)
     patches, centre = patches.permute(0, 2, 3, 1, 4, 5), centre[..., None]
     if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
         u = patches.flatten(3) - centre
