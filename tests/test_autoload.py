@@ -121,7 +121,8 @@ def test_switched_off_and_still_importable(forked):
 
 def test_a_whole_model_is_loaded_where_nothing_was_imported(forked):
     """As a worker gets it that is handed a model; pickle imports the package, which registers the models."""
-    assert forked['loaded'][0].split() == ['T2TViT', 'True']
+    out, err = forked['loaded']
+    assert out.split() == ['T2TViT', 'True'], err
 
 
 @pytest.mark.parametrize('order', ORDERS)
