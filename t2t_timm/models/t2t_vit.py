@@ -188,7 +188,7 @@ class T2TViT(VisionTransformer):
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
         last, attn = blocks[-1], blocks[-1].attn
         B, N, _ = x.shape
-        # timm's attention, for one query
+        # These are the steps of timm's attention, for one query.
         qkv = attn.qkv(last.norm1(x)).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = attn.q_norm(q)[:, :, :1], attn.k_norm(k)

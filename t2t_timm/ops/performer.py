@@ -102,7 +102,7 @@ def _add_product(
     """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
     s = s + bias  # the shares of a token sum to 1
     if drop == 0.:
-        return _add_products(v, r, s), None
+        return _baddbmm(v, r, s), None
     y, mask = torch.native_dropout(r @ s, drop, True)
     return y.add_(v), mask
 
@@ -142,7 +142,7 @@ def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=_sum_scale(x))
 
 
-def _add_products(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, beta: float = 1.) -> torch.Tensor:
+def _baddbmm(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, beta: float = 1.) -> torch.Tensor:
     """Return beta * x + y z; compilers add while they compute what comes next, and would copy x for baddbmm."""
     return beta * x + y @ z if is_compiled() else torch.baddbmm(x, y, z, beta=beta)
 
@@ -201,9 +201,9 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
     w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
     if torch.is_grad_enabled() or is_compiled() or torch._C._functorch.is_legacy_batchedtensor(grad):
-        grad_k = _add_products(k * k_rate, grad_t, w, beta=-1.)
-        grad_q = _add_products(q * q_rate, grad_l, w_sinks)
-        return torch.cat([grad_k, grad_q, _add_products(grad, e, grad_z)], dim=-1), grad_weight
+        grad_k = _baddbmm(k * k_rate, grad_t, w, beta=-1.)
+        grad_q = _baddbmm(q * q_rate, grad_l, w_sinks)
+        return torch.cat([grad_k, grad_q, _baddbmm(grad, e, grad_z)], dim=-1), grad_weight
     grad_kqv = torch.empty_like(kqv)  # Written in place: baddbmm() would copy its first argument, and cat() all three.
     grad_k, grad_q, grad_v = grad_kqv.split(w.shape[-1], dim=-1)
     torch.mul(k, k_rate, out=grad_k).baddbmm_(grad_t, w, beta=-1)
