@@ -118,7 +118,7 @@ def _shares(
     half_norms = (square_sum(kqv.unflatten(-1, (3, -1))[:, :, :2], -1) / 2).clamp(max=torch.finfo(kqv.dtype).max / 2)
     half_k, half_q = half_norms.unbind(2)
 
-    t = torch.baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1)
+    t = _baddbmm(half_k.to(k.dtype), k, w.t().expand(len(k), -1, -1), beta=-1.)
     top = t.detach().amax(dim=1, keepdim=True)  # a constant, which cancels
     e = t.sub_(top).exp_()
     total = e.sum(dim=1, keepdim=True, dtype=wide_dtype(e))
@@ -128,7 +128,7 @@ def _shares(
 
     top = log_sum.amax(dim=-1, keepdim=True)  # subtracted, since half precision would not resolve the logits with it
     log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
-    logits = torch.baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
+    logits = _baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
     logits[..., m] = (half_q - top + (math.log(eps * m) if eps > 0. else -math.inf)).squeeze(-1)
     return logits.softmax(dim=-1), e, total, F.pad(z, (0, 0, 0, SINKS))
 
@@ -144,7 +144,7 @@ def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _baddbmm(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, beta: float = 1.) -> torch.Tensor:
     """Return beta * x + y z; compilers add while they compute what comes next, and would copy x for baddbmm."""
-    return beta * x + y @ z if is_compiled() else torch.baddbmm(x, y, z, beta=beta)
+    return beta * x + torch.bmm(y, z) if is_compiled() else torch.baddbmm(x, y, z, beta=beta)
 
 
 def _with_sinks(w: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     shift = scale * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
     shift = shift - (z[:, :m] * grad_z).sum(dim=-1, keepdim=True, dtype=total.dtype)
     grad_z, shift = ((t / (total * scale)).to(v.dtype) for t in (grad_z, shift))  # E stands for P below
-    grad_t = torch.baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
+    grad_t = _baddbmm(shift.transpose(1, 2), v, grad_z.transpose(1, 2)) * e
 
     # reshape() has a batching rule, which flatten() and einsum() lack where vmap meets a written gradient.
     grad_weight = grad_s.reshape(-1, z.shape[-1]).t() @ z.reshape(-1, z.shape[-1]) / scale

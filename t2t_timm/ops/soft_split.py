@@ -11,7 +11,8 @@ first one is always taken.
 Images (`_norm_patches`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies every rounding error
 before it, so u - r must be as small as the patch's own deviation. Let r be the patch's centre pixel, its mean over the
 channels: the difference of nearly equal numbers is exact, and nothing cancels afterwards. The patches are a view of the
-padded image, which is written once, minus r, and then normalized.
+padded image, which is written once, minus r, and then normalized. The linear map is W G with bias W b + c, so that the
+gradient of the parameters needs no gradient of the patches.
 
 Maps of many channels (`_convolve_normed`). Their channels differ, so that s^2 is not small beside m^2: r = 0, and F u
 is a convolution. The patches, k^2 / stride^2 times the size of the map, are never written.
@@ -19,17 +20,7 @@ is a convolution. The patches, k^2 / stride^2 times the size of the map, are nev
 import torch
 import torch.nn.functional as F
 
-from .execution import (
-    autocast_off,
-    cast,
-    is_compiled,
-    is_launch_bound,
-    is_traced,
-    product_dtype,
-    square_sum,
-    wide_dtype,
-    widen,
-)
+from .execution import autocast_off, cast, is_compiled, is_launch_bound, product_dtype, square_sum, wide_dtype, widen
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
@@ -75,14 +66,22 @@ def fold_norm_linear(
         bias: Its bias c, (D,), or None.
 
     Returns:
-        Folded weight F, (D, n), its rows summing to zero, and folded bias W b + c, (D,).
+        Folded weight F, (D, n), its rows summing to zero, and folded bias W b + c, (D,), in float32 or wider.
     """
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if norm_weight is not None and norm_bias is not None:
-        weight, bias = weight * norm_weight, bias + torch.mv(weight, norm_bias)
+    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
     for _ in range(2):  # A second pass removes what rounding left of the mean.
         weight = weight - weight.mean(dim=1, keepdim=True)
     return weight, bias
+
+
+def _fold_affine(norm_weight, norm_bias, weight, bias):
+    """Return W G, (D, n), and W b + c, (D,), in float32 or wider."""
+    norm_weight, norm_bias, weight, bias = (
+        None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias))
+    if norm_weight is None:
+        return weight, weight.new_zeros(len(weight)) if bias is None else bias
+    shift = torch.mv(weight, norm_bias)
+    return weight * norm_weight, shift if bias is None else bias + shift
 
 
 def soft_split_norm_linear(
@@ -123,9 +122,9 @@ def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
         u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
     else:
         u = _centred_patches(x, dtype, *split)
-    norm_weight, norm_bias = (None if t is None else cast(t, u.dtype) for t in (norm_weight, norm_bias))
-    u = F.layer_norm(u, weight.shape[1:], norm_weight, norm_bias, eps)
-    return F.linear(cast(u, dtype), cast(weight, dtype), None if bias is None else cast(bias, dtype))
+    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
+    u = F.layer_norm(u, weight.shape[1:], eps=eps)
+    return F.linear(cast(u, dtype), cast(weight, dtype), cast(bias, dtype))
 
 
 def _centred_patches(x, dtype, kernel_size, stride, padding):
@@ -136,20 +135,17 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
     centre = x[:, :, before:after, before:after].unfold(2, 1, stride).unfold(3, 1, stride)[..., 0, 0].mean(dim=1)
     patches, centre = patches.permute(0, 2, 3, 1, 4, 5), centre[..., None]
     if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
-        u = patches.flatten(3) - centre
-        if torch.is_grad_enabled() and not is_traced():  # The gradient keeps u: round it first, as below.
-            u = cast(u, dtype)
-    else:  # written once, in the order and the dtype in which it is read
-        u = torch.empty(patches.shape, dtype=dtype, device=x.device)
-        torch.sub(patches, centre[..., None, None], out=u)
-        u = u.flatten(3)
-    return u.flatten(1, 2)
+        return patches.flatten(3).flatten(1, 2) - centre.flatten(1, 2)
+    # Written once, in the order and the dtype in which it is read.
+    u = torch.empty(patches.shape, dtype=dtype, device=x.device)
+    torch.sub(patches, centre[..., None, None], out=u)
+    return u.flatten(3).flatten(1, 2)
 
 
 @autocast_off
 def _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
     eager = not is_compiled()
-    weight, bias = fold_norm_linear(*(None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias)))
+    weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
     mean, mean_square = _moments(x, eager, split)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))
