@@ -80,8 +80,8 @@ def _fold_affine(norm_weight, norm_bias, weight, bias):
         None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias))
     if norm_weight is None:
         return weight, weight.new_zeros(len(weight)) if bias is None else bias
-    shift = torch.mv(weight, norm_bias)
-    return weight * norm_weight, shift if bias is None else bias + shift
+    bias = torch.mv(weight, norm_bias) if bias is None else torch.addmv(bias, weight, norm_bias)
+    return weight * norm_weight, bias
 
 
 def soft_split_norm_linear(

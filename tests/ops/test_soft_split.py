@@ -144,7 +144,7 @@ def test_folded_rows_sum_to_zero():
     u = torch.randn(9, 147, dtype=torch.float64)
     u = u - u.mean(dim=1, keepdim=True)
     torch.testing.assert_close(u @ folded.T + folded_bias, (u * norm_weight + norm_bias) @ weight.T + bias)
-    assert torch.equal(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
+    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
 
 
 @pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
