@@ -42,7 +42,7 @@ FORMATS = {'onnx': ('.onnx', onnx_session), 'openvino': ('.xml', openvino_sessio
 
 
 def time_together(runs: dict, x: torch.Tensor, repeats: int) -> dict:
-    """Return the median milliseconds an image of each function, called in turn so that all meet the same machine."""
+    """Return the median milliseconds per image of each function, called in turn so that all meet the same machine."""
     times = {name: [] for name in runs}
     for i in range(repeats + 1):
         for name, run in runs.items():

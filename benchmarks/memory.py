@@ -90,7 +90,7 @@ def main() -> None:
         return
 
     steps = STEPS if args.grad_checkpointing else STEPS[:2]
-    print(f'peak MiB over the idle process, ms an image; batch {args.batch_size}, {args.threads} threads')
+    print(f'peak MiB over the idle process, ms per image; batch {args.batch_size}, {args.threads} threads')
     print(f'{"model":26}{"size":>5}' + ''.join(f'{step:>24}' for step in steps))
     rows = []
     for img_size in args.img_size:
