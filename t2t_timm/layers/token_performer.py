@@ -102,14 +102,10 @@ class TokenPerformer(nn.Module):
     @torch.jit.unused
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         """Return out, (B, N, dim), by fused operations."""
-        norm1, kqv, proj, norm2 = self.norm1, self.kqv, self.proj, self.norm2
-        modules: list[Any] = list(self.mlp)
-        fc1, _, fc2, drop = modules
-        x = ops.soft_split_norm_linear(
-            x, norm1.weight, norm1.bias, norm1.eps, kqv.weight, kqv.bias, self.split)
-        x = ops.performer_skip(x, self.w, self.eps, proj.weight, proj.bias, _rate(self.dp))
-        return ops.mlp_skip(
-            x, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _rate(drop))
+        fc1, _, fc2, drop = self.mlp
+        x = ops.soft_split_norm_linear(x, self.norm1, self.kqv, self.split)
+        x = ops.performer_skip(x, self.w, self.eps, self.proj, _rate(self.dp))
+        return ops.mlp_skip(x, self.norm2, fc1, fc2, _rate(drop))
 
 
 ops.register(TokenPerformer, methods=('_fused',), children=dict(
@@ -122,7 +118,7 @@ ops.register(TokenPerformer, methods=('_fused',), children=dict(
 ))
 
 
-def _rate(dropout: nn.Dropout) -> float:
+def _rate(dropout: Any) -> float:
     # The dropout's own mode, since Monte Carlo dropout sets it separately.
     return dropout.p if dropout.training else 0.
 

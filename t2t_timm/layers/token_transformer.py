@@ -97,11 +97,8 @@ class TokenTransformer(nn.Module):
     @torch.jit.unused
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         """Return out, (B, N, dim), by fused operations."""
-        norm1, qkv, norm2, fc1, fc2 = self.norm1, self.attn.qkv, self.norm2, self.mlp.fc1, self.mlp.fc2
-        y = self.attn.attend(ops.soft_split_norm_linear(
-            x, norm1.weight, norm1.bias, norm1.eps, qkv.weight, qkv.bias, self.split))
-        return ops.mlp_skip(
-            y, norm2.weight, norm2.bias, norm2.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        y = self.attn.attend(ops.soft_split_norm_linear(x, self.norm1, self.attn.qkv, self.split))
+        return ops.mlp_skip(y, self.norm2, self.mlp.fc1, self.mlp.fc2)
 
 
 def _drops_nothing(layer: TokenTransformer) -> bool:

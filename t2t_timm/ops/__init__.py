@@ -1,4 +1,4 @@
-"""Fused operations: pure functions of tensors with their gradients, and the gate that says when they may be used."""
+"""Fused operations, functions of tensors and of the modules whose weights they read, and the gate to them."""
 from .execution import autocast_off, in_chunks
 from .gate import POINTWISE, can_fuse, is_plain_call, register, set_fused
 from .mlp import mlp_skip

@@ -2,15 +2,16 @@
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn as nn
 from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
 
 __all__ = [
-    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'product_dtype',
-    'square_sum', 'wide_dtype', 'widen',
+    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'params',
+    'product_dtype', 'square_sum', 'wide_dtype',
 ]
 
 T = TypeVar('T')
@@ -80,15 +81,16 @@ def wide_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def widen(x: torch.Tensor) -> torch.Tensor:
-    """Return x in float32, or in float64 if it is in float64."""
-    return cast(x, wide_dtype(x))
+def params(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return weight and bias of a linear map or a LayerNorm in a dtype, None for what it lacks."""
+    weight, bias = (None if t is None else cast(t, dtype) for t in (module.weight, module.bias))
+    return weight, bias
 
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Return the sum of squares of x along an axis, which is kept, in float32 or wider."""
     if x.device.type == 'cpu' or torch.is_grad_enabled() and x.requires_grad:
-        return widen(x).square().sum(dim=dim, keepdim=True)
+        return cast(x, wide_dtype(x)).square().sum(dim=dim, keepdim=True)
     # One pass: the square of a whole map is neither written nor read. A CPU has no fast norm over channels.
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide_dtype(x)).square_()
 

@@ -15,9 +15,10 @@ meaning. The linear map that follows acts on the m x dim product, R (P'v W'), th
 import math
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_launch_bound, is_traced, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_compiled, is_launch_bound, is_traced, params, square_sum, wide_dtype
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -36,16 +37,10 @@ def performer_attention(
         eps: float,
         weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the attention a of equation (1), or W a, in float32 or wider: e(x) reaches e^16, past float16.
+    """Return the attention a of equation (1), (B, N, dim), or W a for the weight W, (dim, dim), of a linear map.
 
-    Args:
-        kqv: Keys, queries and values, (B, N, 3 * dim).
-        w: Random features, (m, dim).
-        eps: Added to the denominator.
-        weight: Weight W of a linear map that follows, (dim, dim), or None.
-
-    Returns:
-        Tokens of shape (B, N, dim).
+    kqv holds keys, queries and values, (B, N, 3 * dim), w the random features, (m, dim); eps is added to the
+    denominator. In float32 or wider, since e(x) reaches e^16, past float16.
     """
     if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
@@ -64,28 +59,19 @@ def performer_skip(
         kqv: torch.Tensor,
         w: torch.Tensor,
         eps: float,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
+        linear: nn.Linear,
         drop: float = 0.,
 ) -> torch.Tensor:
-    """Return `v + dropout(linear(a))`, in the dtype of kqv.
+    """Return `v + dropout(linear(a))`, (B, N, dim), in the dtype of kqv; arguments as `performer_attention` has them.
 
-    Args:
-        kqv: Keys, queries and values, (B, N, 3 * dim).
-        w: Random features, (m, dim).
-        eps: Added to the denominator.
-        weight: Weight of the linear map, (dim, dim).
-        bias: Its bias, (dim,).
-        drop: Dropout rate, in training.
-
-    Returns:
-        Tokens of shape (B, N, dim).
+    `drop` is the dropout rate: 0 unless in training.
     """
-    needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or weight.requires_grad)
+    needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or linear.weight.requires_grad)
     if is_traced() or not needs_grad and is_launch_bound(kqv, kqv.shape[0] * kqv.shape[1]):
-        y = cast(performer_attention(kqv, w, eps, widen(weight)) + widen(bias), kqv.dtype)
+        weight, bias = params(linear, wide_dtype(kqv))
+        y = cast(performer_attention(kqv, w, eps, weight) + bias, kqv.dtype)
         return kqv[..., 2 * w.shape[1]:] + (F.dropout(y, drop) if drop > 0. else y)
-    w, weight, bias = (cast(t, kqv.dtype) for t in (w, weight, bias))
+    w, (weight, bias) = cast(w, kqv.dtype), params(linear, kqv.dtype)
     if needs_grad:
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
     r, _, _, z = _shares(kqv, w, eps)

@@ -18,9 +18,10 @@ Maps of many channels (`_convolve_normed`). Their channels differ, so that s^2 i
 is a convolution. The patches, k^2 / stride^2 times the size of the map, are never written.
 """
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_launch_bound, product_dtype, square_sum, wide_dtype, widen
+from .execution import autocast_off, cast, is_compiled, is_launch_bound, params, product_dtype, square_sum, wide_dtype
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
@@ -33,16 +34,10 @@ def soft_split_linear(
         bias: torch.Tensor | None,
         split: tuple[int, int, int],
 ) -> torch.Tensor:
-    """Return `linear(soft_split(x))`, computed as one convolution.
+    """Return `linear(soft_split(x))`, a map (B, D, H', W'), of a map x, (B, C, H, W), by one convolution.
 
-    Args:
-        x: Map of shape (B, C, H, W).
-        weight: Weight of the linear map, (D, C * kernel_size ** 2).
-        bias: Its bias, (D,), or None.
-        split: Kernel size, stride and padding of the soft split, in pixels.
-
-    Returns:
-        Map of shape (B, D, H', W').
+    The linear map has weight (D, C * kernel_size ** 2) and bias (D,) or None; `split` is the kernel size, stride and
+    padding of the soft split, in pixels.
     """
     kernel_size, stride, padding = split
     weight = weight.unflatten(1, (-1, kernel_size, kernel_size))
@@ -51,79 +46,50 @@ def soft_split_linear(
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-def fold_norm_linear(
-        norm_weight: torch.Tensor | None,
-        norm_bias: torch.Tensor | None,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fold a LayerNorm's affine part and its centring into the linear map that follows it.
-
-    Args:
-        norm_weight: LayerNorm gain g, (n,), or None for ones.
-        norm_bias: LayerNorm bias b, (n,), or None for zeros; only with a gain.
-        weight: Weight W of the linear map, (D, n).
-        bias: Its bias c, (D,), or None.
-
-    Returns:
-        Folded weight F, (D, n), its rows summing to zero, and folded bias W b + c, (D,), in float32 or wider.
-    """
-    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
+def fold_norm_linear(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return F, (D, n), and W b + c, (D,), in float32 or wider: the norm's affine part and centring are in them."""
+    weight, bias = _fold_affine(norm, linear)
     for _ in range(2):  # A second pass removes what rounding left of the mean.
         weight = weight - weight.mean(dim=1, keepdim=True)
     return weight, bias
 
 
-def _fold_affine(norm_weight, norm_bias, weight, bias):
+def _fold_affine(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Return W G, (D, n), and W b + c, (D,), in float32 or wider."""
-    norm_weight, norm_bias, weight, bias = (
-        None if t is None else widen(t) for t in (norm_weight, norm_bias, weight, bias))
-    if norm_weight is None:
+    dtype = wide_dtype(linear.weight)
+    (g, b), (weight, bias) = params(norm, dtype), params(linear, dtype)
+    if g is None:
         return weight, weight.new_zeros(len(weight)) if bias is None else bias
-    bias = torch.mv(weight, norm_bias) if bias is None else torch.addmv(bias, weight, norm_bias)
-    return weight * norm_weight, bias
+    bias = torch.mv(weight, b) if bias is None else torch.addmv(bias, weight, b)
+    return weight * g, bias
 
 
 def soft_split_norm_linear(
         x: torch.Tensor,
-        norm_weight: torch.Tensor | None,
-        norm_bias: torch.Tensor | None,
-        eps: float,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        norm: nn.LayerNorm,
+        linear: nn.Linear,
         split: tuple[int, int, int],
 ) -> torch.Tensor:
-    """Return `linear(norm(soft_split(x)))`, the statistics of the norm in float32 or wider.
+    """Return `linear(norm(soft_split(x)))`, tokens (B, H' * W', D), of a map x, (B, C, H, W).
 
-    Args:
-        x: Map of shape (B, C, H, W).
-        norm_weight: LayerNorm gain, (C * kernel_size ** 2,), or None for ones.
-        norm_bias: LayerNorm bias, as long, or None with the gain.
-        eps: The LayerNorm's eps.
-        weight: Weight of the linear map, (D, C * kernel_size ** 2).
-        bias: Its bias, (D,), or None.
-        split: Kernel size, stride and padding of the soft split, in pixels.
-
-    Returns:
-        Tokens of shape (B, H' * W', D), in autocast's dtype where that is on, else in that of x.
+    `split` is the kernel size, stride and padding of the soft split, in pixels. The statistics of the norm are in
+    float32 or wider; the tokens are in autocast's dtype where that is on, else in that of x.
     """
-    dtype = product_dtype(x)
     B, C, H, W = x.shape
-    if C < MANY_CHANNELS or is_launch_bound(x, B * H * W):
-        return _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, split)
-    return _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, split)
+    as_patches = C < MANY_CHANNELS or is_launch_bound(x, B * H * W)
+    return (_norm_patches if as_patches else _convolve_normed)(x, product_dtype(x), norm, linear, split)
 
 
 @autocast_off
-def _norm_patches(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
+def _norm_patches(x, dtype, norm, linear, split):
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # torch's older exporter cannot unfold views
         kernel_size, stride, padding = split
         u = F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
         u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
     else:
         u = _centred_patches(x, dtype, *split)
-    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
-    u = F.layer_norm(u, weight.shape[1:], eps=eps)
+    weight, bias = _fold_affine(norm, linear)
+    u = F.layer_norm(u, norm.normalized_shape, eps=norm.eps)
     return F.linear(cast(u, dtype), cast(weight, dtype), cast(bias, dtype))
 
 
@@ -143,11 +109,11 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
 
 
 @autocast_off
-def _convolve_normed(x, dtype, norm_weight, norm_bias, eps, weight, bias, split):
+def _convolve_normed(x, dtype, norm, linear, split):
     eager = not is_compiled()
-    weight, bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+    weight, bias = fold_norm_linear(norm, linear)
     mean, mean_square = _moments(x, eager, split)
-    rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + eps)
+    rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + norm.eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))
     y = soft_split_linear(x, weight, None, split)
     # addcmul reads and writes the map once; exporters do not know it

@@ -19,7 +19,7 @@ def mlp_modules(affine=True, bias=True, drop=0.):
 
 def run_mlp(x, modules):
     norm, fc1, _, fc2, drop = modules
-    return mlp_skip(x, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, drop.p)
+    return mlp_skip(x, norm, fc1, fc2, drop.p)
 
 
 @pytest.mark.parametrize('affine', [False, True])

@@ -1,5 +1,6 @@
 """The Performer's attention against equation (1) with the attention matrix written out, and its written gradient."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +8,10 @@ import torch
 from t2t_timm.ops import performer_attention, performer_skip
 
 EPS = 1e-8
+
+
+def skip(kqv, w, eps, weight, bias, drop=0.):
+    return performer_skip(kqv, w, eps, SimpleNamespace(weight=weight, bias=bias), drop)
 
 
 def reference(kqv, w, eps=EPS):
@@ -39,7 +44,7 @@ def test_equals_the_equation(inputs, gain, grad):
     a = reference(kqv, w)
     torch.testing.assert_close(performer_attention(kqv, w, EPS), a, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(performer_attention(kqv, w, EPS, weight), a @ weight.T, rtol=1e-10, atol=1e-12)
-    out = performer_skip(kqv.requires_grad_(grad), w, EPS, weight, bias)
+    out = skip(kqv.requires_grad_(grad), w, EPS, weight, bias)
     torch.testing.assert_close(out, kqv[..., 16:] + a @ weight.T + bias, rtol=1e-10, atol=1e-12)
 
 
@@ -48,7 +53,7 @@ def test_eps_keeps_its_meaning(inputs, eps):
     kqv, w, weight, bias = inputs
     kqv = scaled(kqv, 2.)
     expected = kqv[..., 16:] + reference(kqv, w, eps) @ weight.T + bias
-    torch.testing.assert_close(performer_skip(kqv, w, eps, weight, bias), expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(skip(kqv, w, eps, weight, bias), expected, rtol=1e-9, atol=1e-10)
     other = kqv[..., 16:] + reference(kqv, w, 1e-4) @ weight.T + bias
     assert (other - expected).abs().max() > 1e-2  # or the above would prove nothing
 
@@ -61,7 +66,7 @@ def test_gradient_and_second_derivative(drop):
 
     def function(kqv, weight, bias):
         torch.manual_seed(1)  # the same elements dropped each time
-        return performer_skip(kqv, w, EPS, weight, bias, drop)
+        return skip(kqv, w, EPS, weight, bias, drop)
 
     args = [t.requires_grad_() for t in (kqv, weight, bias)]
     assert torch.autograd.gradcheck(function, args)
@@ -74,7 +79,7 @@ def test_gradient_under_vmap(inputs, drop, create_graph):
     """Several gradients at once (is_grads_batched, jacobian(vectorize=True)) are those taken one by one."""
     kqv, w, weight, bias = inputs
     args = [t.requires_grad_() for t in (kqv, weight, bias)]
-    out = performer_skip(kqv, w, EPS, weight, bias, drop)
+    out = skip(kqv, w, EPS, weight, bias, drop)
     probes = torch.randn(3, *out.shape, dtype=out.dtype)
     expected = zip(*(torch.autograd.grad(out, args, probe, retain_graph=True) for probe in probes), strict=True)
     actual = torch.autograd.grad(out, args, probes, is_grads_batched=True, create_graph=create_graph)
@@ -86,7 +91,7 @@ def test_gradient_under_vmap(inputs, drop, create_graph):
 def test_gradient_is_that_of_the_equation_where_eps_decides(inputs, gain):
     kqv, w, weight, bias = inputs
     args = [t.requires_grad_() for t in (scaled(kqv, gain), weight, bias)]
-    out = performer_skip(args[0], w, EPS, *args[1:])
+    out = skip(args[0], w, EPS, *args[1:])
     expected = args[0][..., 16:] + reference(args[0], w) @ weight.T + bias
     probe = torch.randn_like(out)
     for actual, gradient in zip(
@@ -100,8 +105,8 @@ def test_no_range_is_left(inputs, dtype, gain):
     kqv, w, weight, bias = (t.to(dtype) for t in inputs)
     args = [t.requires_grad_() for t in (scaled(kqv, gain), weight, bias)]
     with torch.no_grad():
-        inference = performer_skip(args[0], w, EPS, *args[1:])
-    out = performer_skip(args[0], w, EPS, *args[1:])
+        inference = skip(args[0], w, EPS, *args[1:])
+    out = skip(args[0], w, EPS, *args[1:])
     assert out.dtype == dtype and torch.equal(out, inference)
     gradients = torch.autograd.grad(out.float().sum(), args)
     assert all(t.isfinite().all() for t in (out, *gradients))
@@ -111,7 +116,7 @@ def test_no_range_is_left(inputs, dtype, gain):
 def test_precision(inputs, dtype, tolerance):
     kqv, w, weight, bias = (t.to(dtype) for t in inputs)
     expected = kqv.double()[..., 16:] + reference(kqv, w) @ weight.double().T + bias.double()
-    out = performer_skip(kqv, w, EPS, weight, bias)
+    out = skip(kqv, w, EPS, weight, bias)
     assert (out - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -125,6 +130,6 @@ def test_sums_over_alike_tokens_stay_in_range(num_tokens, dtype, tolerance):
     kqv = kqv.repeat(1, num_tokens, 1).to(dtype)
     w, weight = torch.randn(32, 64, generator=generator).to(dtype), torch.randn(64, 64, generator=generator).to(dtype)
     args = kqv, w, 1e-8, weight / 8, torch.zeros(64, dtype=dtype)
-    y, expected = (performer_skip(*(t.to(d) if isinstance(t, torch.Tensor) else t for t in args))
+    y, expected = (skip(*(t.to(d) if isinstance(t, torch.Tensor) else t for t in args))
                    for d in (dtype, torch.float64))
     assert expected.abs().max() > 60. and (y - expected).abs().max() < tolerance * expected.abs().max()

@@ -1,5 +1,6 @@
 """Soft split, LayerNorm and linear map in fewer steps against the three in float64, on flat images above all."""
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,8 +34,13 @@ def reference(x, norm_weight, norm_bias, weight, bias, split, eps=1e-5):
 
 
 def run(x, args, split, eps=1e-5):
-    norm_weight, norm_bias, weight, bias = args
-    return soft_split_norm_linear(x, norm_weight, norm_bias, eps, weight, bias, split)
+    return soft_split_norm_linear(x, *modules(*args, eps), split)
+
+
+def modules(norm_weight, norm_bias, weight, bias, eps=1e-5):
+    """What stands for a LayerNorm and a linear map."""
+    norm = SimpleNamespace(weight=norm_weight, bias=norm_bias, eps=eps, normalized_shape=weight.shape[1:])
+    return norm, SimpleNamespace(weight=weight, bias=bias)
 
 
 def copies(args, dtype):
@@ -139,20 +145,20 @@ def test_patches_of_images_are_kept_once_unless_the_image_needs_a_gradient(image
 
 def test_folded_rows_sum_to_zero():
     norm_weight, norm_bias, weight, bias = parameters(3, 7)
-    folded, folded_bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
+    folded, folded_bias = fold_norm_linear(*modules(norm_weight, norm_bias, weight, bias))
     assert folded.sum(dim=1).abs().max() < 1e-14
     u = torch.randn(9, 147, dtype=torch.float64)
     u = u - u.mean(dim=1, keepdim=True)
     torch.testing.assert_close(u @ folded.T + folded_bias, (u * norm_weight + norm_bias) @ weight.T + bias)
-    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
+    torch.testing.assert_close(fold_norm_linear(*modules(norm_weight, norm_bias, weight, None))[1] + bias, folded_bias)
 
 
 @pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
 def test_norm_that_is_folded_already(split, in_chans):
     args = parameters(in_chans, split[0])
     x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
-    folded = fold_norm_linear(*args)
-    out = soft_split_norm_linear(x, None, None, 1e-5, *folded, split)
+    folded = fold_norm_linear(*modules(*args))
+    out = run(x, (None, None, *folded), split)
     torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
 
 
