@@ -1,5 +1,4 @@
 """Soft split (paper section 3.1, equation 3): overlapping patches of a map, unfolded into tokens."""
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -50,7 +49,8 @@ def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[nn.LayerNorm, n
     dd: dict[str, Any] = {'device': linear.weight.device, 'dtype': linear.weight.dtype}
     folded = nn.Linear(linear.in_features, linear.out_features, **dd)
     # Fold once in float64, on the CPU, since some devices have no float64.
-    weight, bias = ops.fold_norm_linear(deepcopy(norm).cpu().double(), deepcopy(linear).cpu().double())
+    tensors = (norm.weight, norm.bias, linear.weight, linear.bias)
+    weight, bias = ops.fold_norm_linear(*(None if t is None else t.cpu().double() for t in tensors))
     folded.weight.copy_(weight)
     folded.bias.copy_(bias)
     return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False, **dd), folded

@@ -46,22 +46,24 @@ def soft_split_linear(
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-def fold_norm_linear(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return F, (D, n), and W b + c, (D,), in float32 or wider: the norm's affine part and centring are in them."""
-    weight, bias = _fold_affine(norm, linear)
+def fold_norm_linear(
+        norm_weight: torch.Tensor | None,
+        norm_bias: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return F, (D, n), and W b + c, (D,), for g and b, (n,), or None, W, (D, n), and c, (D,), or None."""
+    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
     for _ in range(2):  # A second pass removes what rounding left of the mean.
         weight = weight - weight.mean(dim=1, keepdim=True)
     return weight, bias
 
 
-def _fold_affine(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return W G, (D, n), and W b + c, (D,), in float32 or wider."""
-    dtype = wide_dtype(linear.weight)
-    (g, b), (weight, bias) = params(norm, dtype), params(linear, dtype)
-    if g is None:
+def _fold_affine(norm_weight, norm_bias, weight, bias):
+    """Return W G, (D, n), and W b + c, (D,)."""
+    if norm_weight is None:
         return weight, weight.new_zeros(len(weight)) if bias is None else bias
-    bias = torch.mv(weight, b) if bias is None else torch.addmv(bias, weight, b)
-    return weight * g, bias
+    return weight * norm_weight, F.linear(norm_bias[None], weight, bias)[0]
 
 
 def soft_split_norm_linear(
@@ -88,7 +90,8 @@ def _norm_patches(x, dtype, norm, linear, split):
         u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
     else:
         u = _centred_patches(x, dtype, *split)
-    weight, bias = _fold_affine(norm, linear)
+    wide = wide_dtype(x)
+    weight, bias = _fold_affine(*params(norm, wide), *params(linear, wide))
     u = F.layer_norm(u, norm.normalized_shape, eps=norm.eps)
     return F.linear(cast(u, dtype), cast(weight, dtype), cast(bias, dtype))
 
@@ -111,7 +114,8 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
 @autocast_off
 def _convolve_normed(x, dtype, norm, linear, split):
     eager = not is_compiled()
-    weight, bias = fold_norm_linear(norm, linear)
+    wide = wide_dtype(x)
+    weight, bias = fold_norm_linear(*params(norm, wide), *params(linear, wide))
     mean, mean_square = _moments(x, eager, split)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + norm.eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))

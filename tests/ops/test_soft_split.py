@@ -145,19 +145,19 @@ def test_patches_of_images_are_kept_once_unless_the_image_needs_a_gradient(image
 
 def test_folded_rows_sum_to_zero():
     norm_weight, norm_bias, weight, bias = parameters(3, 7)
-    folded, folded_bias = fold_norm_linear(*modules(norm_weight, norm_bias, weight, bias))
+    folded, folded_bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
     assert folded.sum(dim=1).abs().max() < 1e-14
     u = torch.randn(9, 147, dtype=torch.float64)
     u = u - u.mean(dim=1, keepdim=True)
     torch.testing.assert_close(u @ folded.T + folded_bias, (u * norm_weight + norm_bias) @ weight.T + bias)
-    torch.testing.assert_close(fold_norm_linear(*modules(norm_weight, norm_bias, weight, None))[1] + bias, folded_bias)
+    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
 
 
 @pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
 def test_norm_that_is_folded_already(split, in_chans):
     args = parameters(in_chans, split[0])
     x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
-    folded = fold_norm_linear(*modules(*args))
+    folded = fold_norm_linear(*args)
     out = run(x, (None, None, *folded), split)
     torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
 
