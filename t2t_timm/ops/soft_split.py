@@ -52,7 +52,7 @@ def fold_norm_linear(
         weight: torch.Tensor,
         bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return F, (D, n), and W b + c, (D,), for g and b, (n,), or None, W, (D, n), and c, (D,), or None."""
+    """Return the folded weight F, (D, n), and bias W b + c, (D,), in the notation above; g and b, or c, may be None."""
     weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
     for _ in range(2):  # A second pass removes what rounding left of the mean.
         weight = weight - weight.mean(dim=1, keepdim=True)
