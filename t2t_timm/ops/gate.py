@@ -85,7 +85,7 @@ register(nn.Dropout, pointwise=True)
 register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
 # The operations read both or none.
 register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
-register(nn.Sequential, pointwise=True)  # `_is_untouched` asks about the modules in it
+register(nn.Sequential, pointwise=True, check=lambda m: all(_is_expected(child, POINTWISE) for child in m))
 
 
 def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
@@ -155,10 +155,6 @@ def _is_untouched(module: nn.Module) -> bool:
     for name, expected in known.children:
         if not _is_expected(module._modules.get(name), expected):
             return False
-    if cls is nn.Sequential:
-        for child in module._modules.values():
-            if not _is_expected(child, POINTWISE):
-                return False
     return known.check is None or known.check(module)
 
 
