@@ -20,7 +20,8 @@ def flat_images(size: int, in_chans: int = 3) -> Dict[str, torch.Tensor]:
 
     line = torch.linspace(-2., 2., size, dtype=torch.float64)
     pixel = torch.arange(size)
-    colours = torch.tensor([2.2489, 2.4286, 2.64, 2.3, 2.5], dtype=torch.float64)[:in_chans].view(1, -1, 1, 1)
+    colours = torch.tensor([2.2489, 2.4286, 2.64, 2.3, 2.5], dtype=torch.float64)
+    colours = colours.repeat(in_chans // 5 + 1)[:in_chans].view(1, -1, 1, 1)
     inner = slice(size // 4, size - size // 4)
     images = {
         'constant': full(2.6),

@@ -53,4 +53,6 @@ def fold_modules(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[nn.LayerNorm, n
     weight, bias = ops.fold_norm_linear(*(None if t is None else t.cpu().double() for t in tensors))
     folded.weight.copy_(weight)
     folded.bias.copy_(bias)
-    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False, **dd), folded
+    folded.requires_grad_(linear.weight.requires_grad)
+    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False, **dd)
+    return plain.train(norm.training), folded.train(linear.training)

@@ -82,7 +82,7 @@ class TokenPerformer(nn.Module):
     def reparameterize(self) -> None:
         """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
 
-        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks).
+        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks, a switch that is off).
         """
         if ops.can_fuse(self.w, self):
             self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
@@ -108,7 +108,12 @@ class TokenPerformer(nn.Module):
         return ops.mlp_skip(x, self.norm2, fc1, fc2, _rate(drop))
 
 
-ops.register(TokenPerformer, methods=('_fused',), children=dict(
+def _can_fuse_weights(layer: TokenPerformer) -> bool:
+    # The written gradient has none of the random features.
+    return layer.proj.bias is not None and ops.is_plain(layer.w) and not layer.w.requires_grad
+
+
+ops.register(TokenPerformer, check=_can_fuse_weights, children=dict(
     norm1=nn.LayerNorm,
     kqv=nn.Linear,
     dp=nn.Dropout,

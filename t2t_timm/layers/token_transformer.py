@@ -31,7 +31,7 @@ class TokenAttention(nn.Module):
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """Map projected tokens (B, N, 3 * dim) to (B, N, dim)."""
         # chunk() would fix the batch size of an exported graph, unflatten() that of torch's older ONNX exporter.
-        q, k, v = qkv.reshape(qkv.shape[0], 1, qkv.shape[1], 3, -1).unbind(-2)
+        q, k, v = qkv.reshape(qkv.shape[0], 1, qkv.shape[1], 3, qkv.shape[2] // 3).unbind(-2)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
@@ -79,7 +79,7 @@ class TokenTransformer(nn.Module):
     def reparameterize(self) -> None:
         """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
 
-        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks).
+        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks, a switch that is off).
         """
         if ops.can_fuse(self.norm2.weight, self):
             self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
@@ -105,8 +105,9 @@ def _drops_nothing(layer: TokenTransformer) -> bool:
     return not any(drop.training and drop.p > 0. for drop in (layer.mlp.drop1, layer.mlp.drop2))
 
 
-ops.register(TokenAttention, methods=('attend',), children=dict(qkv=nn.Linear))
-ops.register(TokenTransformer, methods=('_fused',), check=_drops_nothing, children=dict(
+# The attention is called on chunks of a batch.
+ops.register(TokenAttention, children=dict(qkv=nn.Linear, attn_drop=nn.Identity, proj=nn.Linear))
+ops.register(TokenTransformer, check=_drops_nothing, children=dict(
     norm1=nn.LayerNorm,
     attn=TokenAttention,
     norm2=nn.LayerNorm,

@@ -175,7 +175,10 @@ class T2TViT(VisionTransformer):
     @torch.jit.unused
     def _reads_class_token(self, x: torch.Tensor) -> bool:
         """Return whether the logits read the class token alone, and nothing looks at the others in the last block."""
-        if self.global_pool != 'token' or self.attn_pool is not None or len(self.blocks) == 0:
+        if self.global_pool != 'token' or self.attn_pool is not None:
+            return False
+        # A wrapper of the blocks need not have a last one.
+        if not isinstance(self.blocks, nn.Sequential) or len(self.blocks) == 0:
             return False
         return ops.can_fuse(x, self, self.blocks[-1])
 
@@ -196,7 +199,7 @@ class T2TViT(VisionTransformer):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.)
         else:
             y = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
-        y = attn.proj_drop(attn.proj(attn.norm(y.transpose(1, 2).reshape(B, 1, -1))))
+        y = attn.proj_drop(attn.proj(attn.norm(y.transpose(1, 2).flatten(2))))
         x = x[:, :1] + last.drop_path1(last.ls1(y))
         x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
         return self.norm(x)

@@ -3,6 +3,7 @@
 A layer asks `can_fuse`. How an operation is executed (traced, compiled, device, dtype), the operation asks itself.
 """
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.modules import module as _global
 
 from .execution import is_exporting
 
-__all__ = ['POINTWISE', 'can_fuse', 'is_plain_call', 'register', 'set_fused']
+__all__ = ['POINTWISE', 'can_fuse', 'is_plain', 'is_plain_call', 'register', 'set_fused']
 
 POINTWISE = object()  # a child of any registered class that treats each token alone
 
@@ -23,7 +24,7 @@ _fused = os.environ.get('T2T_TIMM_FUSED', '1') != '0'
 class set_fused:
     """Turn the fused operations of every T2T-ViT on or off, from the next call on; as a context manager, for a while.
 
-    Off, each layer runs its equations module by module: unfold, LayerNorm, Linear, every token of the last block.
+    Off, each layer runs its equations module by module, and the last block computes every token.
     T2T_TIMM_FUSED=0 starts with them off. A scripted model runs the equations either way; a compiled one is compiled
     again.
 
@@ -71,20 +72,31 @@ def register(
         cls: The class itself; its subclasses are not known.
         children: What each child must be, by its name: a class, POINTWISE, or a tuple of a class and of the classes
             that its own children must be, in their order. Other children are not asked about.
-        methods: Names of further methods that a fused operation does not call; forward is one of them anyway.
+        methods: Names of further methods that are skipped, or that are given less than they expect.
         pointwise: Whether a module of the class treats each token alone.
         check: Further condition that a module has to meet, asked when its children are known to be right.
     """
+    # functools.wraps copies a function's names, but not its globals.
+    if getattr(cls.forward, '__globals__', None) is not vars(sys.modules[cls.__module__]):
+        return  # It was patched before this package was imported, and is therefore not known.
     kept = tuple((name, getattr(cls, name)) for name in methods)
     _known[cls] = _Known(cls.forward, cls.__call__, kept, tuple((children or {}).items()), pointwise, check)
 
 
-register(nn.Linear, pointwise=True)
+def _has_plain_weights(module: nn.Linear | nn.LayerNorm) -> bool:
+    return is_plain(module.weight) and is_plain(module.bias)
+
+
+def _is_plain_norm(norm: nn.LayerNorm) -> bool:
+    # The operations read both weight and bias or none, and treat the last axis alone.
+    return _has_plain_weights(norm) and (norm.weight is None) == (norm.bias is None) and len(norm.normalized_shape) == 1
+
+
+register(nn.Linear, pointwise=True, check=_has_plain_weights)
+register(nn.LayerNorm, pointwise=True, check=_is_plain_norm)
 register(nn.Identity, pointwise=True)
 register(nn.Dropout, pointwise=True)
 register(nn.GELU, pointwise=True, check=lambda m: m.approximate == 'none')
-# The operations read both or none.
-register(nn.LayerNorm, pointwise=True, check=lambda m: (m.weight is None) == (m.bias is None))
 register(nn.Sequential, pointwise=True, check=lambda m: all(_is_expected(child, POINTWISE) for child in m))
 
 
@@ -111,12 +123,7 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
             or _global._global_backward_pre_hooks
     ):
         return False
-    if not _is_untouched(layer):
-        return False
-    for module in skipped:
-        if not _may_be_skipped(module):
-            return False
-    return True
+    return _is_untouched(layer) and all(_may_be_skipped(module) for module in skipped)
 
 
 def is_plain_call(module: nn.Module) -> bool:
@@ -126,6 +133,7 @@ def is_plain_call(module: nn.Module) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
+            or module._compiled_call_impl is not None
             or 'forward' in module.__dict__
     ):
         return False
@@ -149,9 +157,6 @@ def _is_untouched(module: nn.Module) -> bool:
     for name, method in known.methods:
         if getattr(cls, name) is not method or name in module.__dict__:
             return False
-    for weight in module._parameters.values():
-        if weight is not None and not _is_plain(weight):
-            return False
     for name, expected in known.children:
         if not _is_expected(module._modules.get(name), expected):
             return False
@@ -174,6 +179,10 @@ def _is_expected(child: nn.Module | None, expected: Any) -> bool:
     return _may_be_skipped(child)
 
 
-def _is_plain(weight: torch.Tensor) -> bool:
+def is_plain(weight: torch.Tensor | None) -> bool:
+    """Return True if a weight is None or a dense tensor of no subclass."""
+    if weight is None:
+        return True
     cls = type(weight)
-    return cls is nn.Parameter or cls is torch.Tensor or cls.__module__.startswith('torch._subclasses')  # fake tensors
+    is_known = cls is nn.Parameter or cls is torch.Tensor or cls.__module__.startswith('torch._subclasses')  # fake ones
+    return is_known and weight.layout is torch.strided

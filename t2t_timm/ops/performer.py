@@ -55,13 +55,7 @@ def performer_attention(
 
 
 @autocast_off
-def performer_skip(
-        kqv: torch.Tensor,
-        w: torch.Tensor,
-        eps: float,
-        linear: nn.Linear,
-        drop: float = 0.,
-) -> torch.Tensor:
+def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Linear, drop: float = 0.) -> torch.Tensor:
     """Return `v + dropout(linear(a))`, (B, N, dim), in the dtype of kqv; arguments as `performer_attention` has them.
 
     `drop` is the dropout rate: 0 unless in training.
@@ -78,13 +72,7 @@ def performer_skip(
     return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
 
 
-def _add_product(
-        v: torch.Tensor,
-        bias: torch.Tensor,
-        r: torch.Tensor,
-        s: torch.Tensor,
-        drop: float,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _add_product(v, bias, r, s, drop):
     """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
     s = s + bias  # the shares of a token sum to 1
     if drop == 0.:
@@ -93,11 +81,7 @@ def _add_product(
     return y.add_(v), mask
 
 
-def _shares(
-        kqv: torch.Tensor,
-        w: torch.Tensor,
-        eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _shares(kqv, w, eps):
     """Return R, (B, N, m + SINKS), E, (B, N, m), N, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
     m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)

@@ -5,7 +5,7 @@ map's weight and bias, and r any constant,
 
     W (g (u - m 1) / sqrt(s^2 + eps) + b) + c  =  F (u - r 1) / sqrt(s^2 + eps) + (W b + c),    F = W G - W G 1 1' / n
 
-since the rows of F sum to zero. There are two exact ways; the number of channels chooses. Where launches decide, the
+since the rows of F sum to zero. There are two exact ways; the channels and the kernel size choose. Where launches decide, the
 first one is always taken.
 
 Images (`_norm_patches`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies every rounding error
@@ -25,7 +25,8 @@ from .execution import autocast_off, cast, is_compiled, is_launch_bound, params,
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
 
-MANY_CHANNELS = 32  # images have fewer
+MANY_CHANNELS = 32  # an image has fewer, or is split by a kernel that is wider than that of maps
+MAP_KERNEL_SIZE = 3
 
 
 def soft_split_linear(
@@ -78,7 +79,8 @@ def soft_split_norm_linear(
     float32 or wider; the tokens are in autocast's dtype where that is on, else in that of x.
     """
     B, C, H, W = x.shape
-    as_patches = C < MANY_CHANNELS or is_launch_bound(x, B * H * W)
+    is_image = C < MANY_CHANNELS or split[0] > MAP_KERNEL_SIZE
+    as_patches = is_image or is_launch_bound(x, B * H * W)
     return (_norm_patches if as_patches else _convolve_normed)(x, product_dtype(x), norm, linear, split)
 
 
@@ -106,7 +108,7 @@ def _centred_patches(x, dtype, kernel_size, stride, padding):
     if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
         return patches.flatten(3).flatten(1, 2) - centre.flatten(1, 2)
     # Written once, in the order and the dtype in which it is read.
-    u = torch.empty(patches.shape, dtype=dtype, device=x.device)
+    u = patches.new_empty(patches.shape, dtype=dtype)
     torch.sub(patches, centre[..., None, None], out=u)
     return u.flatten(3).flatten(1, 2)
 
@@ -116,7 +118,10 @@ def _convolve_normed(x, dtype, norm, linear, split):
     eager = not is_compiled()
     wide = wide_dtype(x)
     weight, bias = fold_norm_linear(*params(norm, wide), *params(linear, wide))
-    mean, mean_square = _moments(x, eager, split)
+    in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
+    moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
+    # split() would fix the batch size of an exported graph.
+    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + norm.eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))
     y = soft_split_linear(x, weight, None, split)
@@ -125,15 +130,6 @@ def _convolve_normed(x, dtype, norm, linear, split):
     y = y.flatten(2).transpose(1, 2)
     # Attention reads tokens that are contiguous; clone(), since a compiler may drop contiguous().
     return y if eager else y.clone(memory_format=torch.contiguous_format)
-
-
-def _moments(x: torch.Tensor, eager: bool, split: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and mean square of each patch of a map (B, C, H, W), two maps (B, 1, H', W')."""
-    in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
-    moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-    # split() would fix the batch size of an exported graph.
-    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)
-    return mean, mean_square
 
 
 def _patch_mean(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:

@@ -75,6 +75,8 @@ def test_reparameterized_model_gives_the_same_logits(token_type):
     x = torch.randn(2, 3, 56, 56, dtype=torch.float64)
     torch.testing.assert_close(folded(x), t2t_vit(state, x, 4)[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert not any(module.training for module in folded.modules())
+    assert not any(p.requires_grad for p in reparameterize_model(model.requires_grad_(False)).parameters())
     if token_type != 'convolution':
         assert 'patch_embed.attention1.norm1.weight' not in folded.state_dict()
         step = folded.patch_embed.attention1

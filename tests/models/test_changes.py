@@ -12,9 +12,10 @@ from t2t_timm import T2TViT, ops, set_fused
 from t2t_timm.layers import TokenPerformer, TokenTransformer
 
 
-def make(token_type='performer', **kwargs):
+def make(token_type='performer', img_size=48, **kwargs):
     torch.manual_seed(0)
-    model = timm.create_model('test_t2t_vit', img_size=48, depth=2, num_classes=5, token_type=token_type, **kwargs)
+    model = timm.create_model(
+        'test_t2t_vit', img_size=img_size, depth=2, num_classes=5, token_type=token_type, **kwargs)
     for parameter in model.parameters():  # away from the initial zeros and ones
         if parameter.requires_grad:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -64,6 +65,17 @@ class Adapter(nn.Module):
 
     def forward(self, x):
         return self.linear(x) + self.up(self.down(x))
+
+
+class Wrapped(nn.Module):
+    """What torch.compile, DataParallel and checkpoint_wrapper put in the place of a module: it has no length."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return bend(self.module(x))
 
 
 class OwnAttention(Attention):
@@ -151,6 +163,21 @@ def own_weight(path):
     return change
 
 
+def own_attribute(path, name):
+    def change(model, patch):
+        module = model.get_submodule(path)
+        tensor = getattr(module, name).detach().as_subclass(Doubles)
+        delattr(module, name)
+        setattr(module, name, tensor)
+    return change
+
+
+def compile_block(model, patch):
+    def backend(graph, example_inputs):
+        return lambda *args: [bend(out) for out in graph(*args)]
+    model.blocks[1].compile(backend=backend)
+
+
 TOKENS_TWICE = {
     '_pos_embed': lambda original, x: bend(original(x)),
     'pool': lambda original, x, *args, **kwargs: x.mean(dim=1),
@@ -186,6 +213,15 @@ CHANGES = {
     'norm of queries': assign('blocks.1.attn.q_norm', lambda norm: nn.LayerNorm(16)),
     'norm of keys': assign('blocks.1.attn.k_norm', lambda norm: nn.LayerNorm(16)),
     'other blocks': assign('blocks', lambda blocks: nn.Sequential(*blocks, MixTokens())),
+    'wrapped blocks': assign('blocks', Wrapped),
+    'no blocks': assign('blocks', lambda blocks: nn.Identity()),
+    'compiled block': compile_block,
+    'a norm over tokens and channels': assign('norm', lambda norm: nn.LayerNorm((10, 64))),
+    'the same in the tokens': assign(
+        'patch_embed.attention1.norm1', lambda norm: nn.LayerNorm((144, 147), elementwise_affine=False)),
+    'projection of the tokens without a bias': lambda model, patch: assign(
+        'patch_embed.attention1.' + ('proj' if hasattr(model.patch_embed.attention1, 'proj') else 'attn.proj'),
+        lambda linear: nn.Linear(64, 64, bias=False))(model, patch),
     'other patch embedding': assign('patch_embed', lambda embed: nn.Sequential(embed, nn.LayerNorm(64))),
     'other token layer': assign('patch_embed.attention1', lambda layer: nn.Sequential(layer, nn.Tanh())),
     'adapter of a map in the tokens': lambda model, patch: assign(
@@ -197,6 +233,7 @@ CHANGES = {
         model.patch_embed.project).parametrizations.weight.original0.data.mul_(2),
     'weight of a tensor subclass, project': own_weight('patch_embed.project'),
     'weight of a tensor subclass, qkv': own_weight('blocks.1.attn.qkv'),
+    'the same as a plain attribute': own_attribute('patch_embed.project', 'weight'),
     'hook of the last attention': hook('blocks.1.attn'),
     'hook of the last projection': hook('blocks.1.attn.proj'),
     'hook of the blocks': hook('blocks'),
@@ -324,3 +361,36 @@ def test_what_cannot_be_replaced_says_what_can():
         timm.create_model('t2t_vit_16_ghost', depth=1, scale_mlp_norm=True)
     with pytest.raises(ValueError, match='T2T-ViT-Dense has no depth: block_config'):
         timm.create_model('t2t_vit_dense', depth=3)
+
+
+def test_random_features_that_are_trained_get_their_gradient(images):
+    model = make(dtype=torch.float64, token_drop_rate=0.)
+    for layer in (model.patch_embed.attention1, model.patch_embed.attention2):
+        layer.w.requires_grad_()
+    features = [model.patch_embed.attention1.w, model.patch_embed.attention2.w]
+    grads = torch.autograd.grad(model(images.double()).sum(), features)
+    with set_fused(False):
+        expected = torch.autograd.grad(model(images.double()).sum(), features)
+    torch.testing.assert_close(grads, expected, rtol=1e-9, atol=1e-9)
+    assert all(grad.abs().max() > 0 for grad in grads)
+
+
+@pytest.mark.parametrize('name', ['attn', 'attn.attn_drop', 'attn.proj', 'mlp.fc2'])
+def test_hooks_inside_the_token_transformer_see_the_whole_batch(name):
+    model = make('transformer', img_size=224)
+    layer, seen = model.patch_embed.attention1, []
+    layer.attn.fused_attn = False
+    layer.get_submodule(name).register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    with torch.no_grad():
+        model(torch.zeros(8, 3, 224, 224))
+    assert seen == [8]
+
+
+def test_an_empty_batch(token_type, images):
+    assert make(token_type)(images[:0]).shape == (0, 5)
+
+
+def test_images_keep_their_tensor_subclass(token_type, images):
+    class Photo(torch.Tensor):
+        pass
+    assert type(make(token_type)(images.as_subclass(Photo))) is Photo

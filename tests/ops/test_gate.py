@@ -121,6 +121,9 @@ def registered():
             self.rest = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2), nn.Dropout()))
             self.called = nn.Sequential(nn.Tanh())
 
+        def forward(self):
+            pass
+
         def help(self):
             pass
 
@@ -242,3 +245,23 @@ def test_fx_observes_every_module():
     answers = []
     torch.fx.symbolic_trace(Asks())(X)
     assert answers == [False]
+
+
+@pytest.mark.parametrize('patch', [
+    'nn.LayerNorm.forward = lambda norm, x, f=nn.LayerNorm.forward: calls.append(norm) or f(norm, x)',
+    'nn.LayerNorm.forward = functools.wraps(nn.LayerNorm.forward)('
+    'lambda norm, x, f=nn.LayerNorm.forward: calls.append(norm) or f(norm, x))',
+    'nn.Linear.forward = functools.partialmethod(nn.Linear.forward)',
+])
+def test_a_class_patched_before_the_import_is_not_known(patch):
+    code = f"""
+import functools, torch.nn as nn
+calls = []
+{patch}
+import timm
+from t2t_timm import ops
+print(ops.can_fuse(None, nn.LayerNorm(3)), ops.can_fuse(None, nn.Linear(3, 3)))
+"""
+    done = warm.run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == (['False', 'True'] if 'LayerNorm' in patch else ['True', 'False'])

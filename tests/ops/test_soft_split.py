@@ -81,7 +81,7 @@ def test_any_size_any_geometry(height, width, in_chans, batch, split, flat, imag
     assert max(errors(actual, expected)) < (1e-8 if flat else 1e-9)
 
 
-@pytest.mark.parametrize('in_chans', [1, 3, 5])
+@pytest.mark.parametrize('in_chans', [1, 3, 5, 64])
 @pytest.mark.parametrize('mode, tolerance, grad_tolerance', [
     ('float64', 1e-11, 1e-10), ('float32', 2e-6, 3e-6), ('TF32', 2e-3, 3e-3),
     ('float16 autocast', 4e-3, 1e-2), ('bfloat16 autocast', 2e-2, 6e-2), ('bfloat16', 2e-2, 6e-2),
