@@ -5,8 +5,8 @@ map's weight and bias, and r any constant,
 
     W (g (u - m 1) / sqrt(s^2 + eps) + b) + c  =  F (u - r 1) / sqrt(s^2 + eps) + (W b + c),    F = W G - W G 1 1' / n
 
-since the rows of F sum to zero. There are two exact ways; the channels and the kernel size choose. Where launches decide, the
-first one is always taken.
+since the rows of F sum to zero. There are two exact ways: one for images, one for maps of many channels. Where launches
+decide, the first one is always taken.
 
 Images (`_norm_patches`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies every rounding error
 before it, so u - r must be as small as the patch's own deviation. Let r be the patch's centre pixel, its mean over the
