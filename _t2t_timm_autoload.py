@@ -53,7 +53,7 @@ def register():
 
 def install():
     """Wait for timm.models to be imported, unless T2T_TIMM_AUTOLOAD=0."""
-    if os.environ.get('T2T_TIMM_AUTOLOAD') == '0':
+    if os.environ.get('T2T_TIMM_AUTOLOAD', '1').lower() in ('0', 'false', 'no', 'off'):
         return
     if _TARGET in sys.modules:
         register()

@@ -26,15 +26,15 @@ class _Commands:
         sub = self._commands.add_parser(
             name, help=help, description=help, epilog='\n'.join(lines + ['', more] * bool(more)),
             formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.set_defaults(run=run, module=module)
+        sub.set_defaults(run=run, module=module, parser=sub)
         return sub
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser.
 
-    What it parses has `module`, which is to be imported first, and `run`, which is called with it and returns an exit
-    code or None.
+    What it parses has `module`, which is to be imported first, `run`, which is called with it and returns an exit code
+    or None, and `parser`, which is the command's own.
     """
     parser = argparse.ArgumentParser(
         prog='t2t-timm', description='T2T-ViT for timm.', epilog='`t2t-timm COMMAND --help` has examples.')
@@ -168,7 +168,7 @@ def _add_use(commands: _Commands) -> None:
 
 def _add_pictures(commands: _Commands) -> None:
     for name, run, help in (
-            ('attention', _attention, 'Draw where the class token and both token layers look.'),
+            ('attention', _attention, 'Draw what the class token, and some tokens of the token layers, attend to.'),
             ('features', _features, 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
     ):
         sub = commands.add(name, '.commands.pictures', run, help, f'photo.jpg --out {name}.png')

@@ -31,7 +31,9 @@ def _run(argv: list[str] | None, ctrl_c: '_CtrlC') -> int:
     from importlib import import_module
 
     from .arguments import make_parser
-    args = make_parser().parse_args(argv)
+    args, unknown = make_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')  # with the usage of the command
     ctrl_c.name += f' {args.command}'
     if args.module not in WITHOUT_MODELS:
         import_module('.models', __package__)  # first, since timm registers them as soon as another room imports it
@@ -103,7 +105,7 @@ def _give_up_output() -> None:
 
 
 class _StepsOnStderr:
-    """Shows this package's steps, and no other's: huggingface_hub has a handler of its own."""
+    """Shows this package's steps, and no other's: huggingface_hub has a handler of its own, for its errors alone."""
 
     def __enter__(self) -> None:
         import logging
@@ -111,10 +113,14 @@ class _StepsOnStderr:
         self.level = self.logger.level
         self.logger.setLevel(logging.INFO)
         self.logger.addHandler(self.handler)
+        self.hub_logger = logging.getLogger('huggingface_hub')  # It warns of each attempt to reach a server.
+        self.hub_level = self.hub_logger.level
+        self.hub_logger.setLevel(logging.ERROR)
 
     def __exit__(self, *error: object) -> None:
         self.logger.removeHandler(self.handler)
         self.logger.setLevel(self.level)
+        self.hub_logger.setLevel(self.hub_level)
 
 
 if __name__ == '__main__':

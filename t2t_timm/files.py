@@ -39,7 +39,7 @@ def check_target(path: str | Path, *suffixes: str) -> None:
     if path.is_dir():
         raise UserError(f'{path} is a folder: name a file to write.')
     if path.suffix and path.suffix.lower() not in suffixes:
-        raise UserError(f'{path} would not be a {path.suffix} file: name a file {suffixes[0]}.')
+        raise UserError(f'{path} ends in {path.suffix}, but the file is a {suffixes[0]}.')
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 

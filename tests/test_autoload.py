@@ -14,6 +14,8 @@ import pytest
 import timm
 import torch
 
+import _t2t_timm_autoload
+
 COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
 NUM_MODELS = '17'
 ORDERS = (
@@ -117,6 +119,15 @@ def test_a_script_that_imports_only_timm(run):
 
 def test_switched_off_and_still_importable(forked):
     assert forked['off'][0].split() == ['0', NUM_MODELS]
+
+
+@pytest.mark.parametrize('value, expected', [('0', 0), ('False', 0), ('no', 0), ('1', 1), ('', 1)])
+def test_values_of_the_switch(monkeypatch, value, expected):
+    calls = []
+    monkeypatch.setattr(_t2t_timm_autoload, 'register', lambda: calls.append(1))
+    monkeypatch.setenv('T2T_TIMM_AUTOLOAD', value)
+    _t2t_timm_autoload.install()  # timm.models has been imported
+    assert len(calls) == expected
 
 
 def test_a_whole_model_is_loaded_where_nothing_was_imported(forked):

@@ -232,16 +232,16 @@ def test_misspelt_names_bring_the_nearest(tmp_path, capsys, argv, words):
 @pytest.mark.parametrize('argv, words', [
     (['export', '--format', 'nope', '--out', 'a.onnx'], "Unknown format 'nope': use one of onnx, "),
     (['export', '--out', 'nowhere/a.onnx'], 'There is no folder nowhere to write a.onnx to.'),
-    (['export', '--out', 'wrong.pt'], 'wrong.pt would not be a .pt file: name a file .onnx.'),
-    (['export', '--format', 'torchscript', '--out', 'a.onnx'], 'a.onnx would not be a .onnx file: name a file .pt.'),
+    (['export', '--out', 'wrong.pt'], 'wrong.pt ends in .pt, but the file is a .onnx.'),
+    (['export', '--format', 'torchscript', '--out', 'a.onnx'], 'a.onnx ends in .onnx, but the file is a .pt.'),
     (['export', '--out', 'a.onnx', '--quantize', 'int8', '--calibration', 'empty'], 'There are no images in empty'),
     (['attention', 'none.jpg', '--out', 'a.png'], 'none.jpg cannot be read as an image: No such file or directory'),
     (['features', 'text.jpg', '--out', 'a.png'], 'text.jpg cannot be read as an image: cannot identify image file'),
-    (['attention', 'image.png', '--out', 'x.jpg'], 'x.jpg would not be a .jpg file: name a file .png.'),
+    (['attention', 'image.png', '--out', 'x.jpg'], 'x.jpg ends in .jpg, but the file is a .png.'),
     (['features', 'image.png', '--out', 'nowhere/a.png'], 'There is no folder nowhere to write a.png to.'),
     (['classify', 'none.jpg'], 'There is no file none.jpg.'),
     (['classify', 'image.png', '--out', 'nowhere/a.txt'], 'There is no folder nowhere to write a.txt to.'),
-    (['classify', 'image.png', '--json', '--out', 'a.csv'], 'a.csv would not be a .csv file: name a file .json.'),
+    (['classify', 'image.png', '--json', '--out', 'a.csv'], 'a.csv ends in .csv, but the file is a .json.'),
     (['classify', 'image.png', '--batch-size', '0'], '--batch-size should be 1 or more, not 0.'),
     (['classify', 'image.png', '--device', 'toaster'], '--device toaster cannot be used: '),
     (['classify', 'image.png', '--img-size', '2'], '--img-size takes a height and a width'),
@@ -392,3 +392,11 @@ def quiet():
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['classify', 'a.png', '--top-k', '3'])
+    err = capsys.readouterr().err
+    assert 'usage: t2t-timm classify' in err and '--topk K' in err
+    assert err.endswith('t2t-timm classify: error: unrecognized arguments: --top-k 3\n')

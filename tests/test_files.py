@@ -100,7 +100,7 @@ def test_the_slower_of_two_commands_is_told(tmp_path):
 
 @pytest.mark.parametrize('name, words', [
     ('nowhere/a.png', 'There is no folder .* to write a.png to'), ('folder', 'is a folder: name a file to write'),
-    ('a.jpg', 'would not be a .jpg file: name a file .png'), ('a.png', None), ('a.PNG', None), ('a', None),
+    ('a.jpg', 'ends in .jpg, but the file is a .png.'), ('a.png', None), ('a.PNG', None), ('a', None),
 ])
 def test_targets(tmp_path, name, words):
     (tmp_path / 'folder').mkdir()

@@ -246,6 +246,9 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
     steps = [
         (f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point)
         for i, step in enumerate(attention.steps, 1) for point, m, kept in step if kept >= 0.5]
+    for i, step in enumerate(attention.steps, 1):
+        if all(kept < 0.5 for *_, kept in step):
+            _logger.info(f'Step {i} is not drawn: the sum of its weights is small beside the 1e-8 that is added to it.')
     sections = [('Attention of the class token, mean over the heads', blocks)]
     if steps:
         sections.append(('Attention inside the tokens-to-token module, of the tokens circled', steps))

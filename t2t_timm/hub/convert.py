@@ -237,7 +237,8 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
     Raises:
-        UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
+        UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit. Or a
+            value is not finite.
     """
     state_dict, architecture = dict(checkpoint.state_dict), model.pretrained_cfg['architecture']
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
@@ -246,6 +247,9 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
         checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
     actual = {k: tuple(v.shape) for k, v in state_dict.items()}
     if actual == expected:
+        damaged = [k for k, v in state_dict.items() if not v.isfinite().all()]
+        if damaged:
+            raise UserError(f'{file} is damaged: it has values that are not finite in {some(damaged)}.')
         return state_dict
     found = looks_like(checkpoint.state_dict)
     if found is not None and found != architecture:

@@ -41,9 +41,13 @@ def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None
             3 pixels.
     """
     if x.ndim != 4 or x.shape[1] != in_chans:
+        advice = 'Create the model with in_chans= to read another number of channels.'
+        if x.ndim == 3:
+            advice = 'One image is a batch of 1: x[None].'
+        elif x.ndim == 4 and x.shape[3] == in_chans:
+            advice = 'The channels go before height and width: x.movedim(-1, 1).'
         raise ValueError(
-            f'Expected images of shape (batch, {in_chans}, height, width), got {list(x.shape)}. '
-            'Create the model with in_chans= to read another number of channels.'
+            f'Expected images of shape (batch, {in_chans}, height, width), got {list(x.shape)}. {advice}'
         )
     if not x.is_floating_point():
         dtype = 'others' if torch.jit.is_scripting() else str(x.dtype)  # to TorchScript a dtype is a number

@@ -48,13 +48,12 @@ class T2TFeaturePyramid(nn.Module):
             known = 1 <= out_indices <= 3
         else:
             known = len(out_indices) > 0 and all(-3 <= i < 4 for i in out_indices)
-            out_indices = [i + 3 if i < 0 else i for i in out_indices]
         if not known:
             raise ValueError(
                 f'The feature pyramid has levels 0, 1, 2 and 3 (strides 4, 8, 16 and 32), not {out_indices}. '
                 "For more, use feature_cls='getter': it gives the blocks."
             )
-        chosen = out_indices if isinstance(out_indices, int) else list(out_indices)
+        chosen = out_indices if isinstance(out_indices, int) else [i + 3 if i < 0 else i for i in out_indices]
         self.out_indices, max_index = feature_take_indices(3 if isinstance(out_indices, int) else 4, chosen)
         self.feature_info = FeatureInfo(info, tuple(self.out_indices))
         self.num_levels = min(max_index + 1, 3)

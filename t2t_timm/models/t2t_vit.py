@@ -151,12 +151,12 @@ class T2TViT(VisionTransformer):
             state_dict.clear()
             state_dict.update(weights)
         pop_aux_head(state_dict, prefix)
-        key = prefix + 'pos_embed'
-        if key in state_dict and self.pos_embed is not None:
-            state_dict[key] = resample_positions(state_dict[key], self)
         given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if any(k in given and given[k].shape != p.shape for k, p in self.named_parameters()):
             check_architecture(given, self)
+        key = prefix + 'pos_embed'
+        if key in state_dict and self.pos_embed is not None:
+            state_dict[key] = resample_positions(state_dict[key], self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(

@@ -18,7 +18,7 @@ __all__ = ['POINTWISE', 'can_fuse', 'is_plain', 'is_plain_call', 'register', 'se
 
 POINTWISE = object()  # a child of any registered class that treats each token alone
 
-_fused = os.environ.get('T2T_TIMM_FUSED', '1') != '0'
+_fused = os.environ.get('T2T_TIMM_FUSED', '1').lower() not in ('0', 'false', 'no', 'off')
 
 
 class set_fused:

@@ -88,19 +88,19 @@ def _load_torch(file: BinaryIO) -> Any:
         found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))
         if found:
             raise UserError(
-                f'The checkpoint asks for {found[1] or found[2]}, which is not needed for weights and could run code, '
+                f'{file.name} asks for {found[1] or found[2]}, which is not needed for weights and could run code, '
                 'so nothing was loaded. If you trust the file, load it where it was made and save only its '
                 'state_dict.'
             ) from e
         reason = str(e).strip().split('\n')[0] or type(e).__name__
-        raise UserError(f'The file is not a readable PyTorch checkpoint, or it is cut short: {reason}') from e
+        raise UserError(f'{file.name} is not a readable PyTorch checkpoint, or it is cut short: {reason}') from e
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as e:
-        raise UserError(f'The file is not a readable safetensors file, or it is cut short: {e}') from e
+        raise UserError(f'{path} is not a readable safetensors file, or it is cut short: {e}') from e
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:

@@ -281,7 +281,8 @@ def reason(e: BaseException) -> str:
 
 def _advice(name: str, what: str) -> str:
     return (
-        f'{name}: {what} What you can do: (1) fill the cache on a machine that has access and copy it (HF_HOME, '
+        f'{name}: {what} What you can do: (1) fill the cache on a machine that has access and copy it (a '
+        "publisher's release lies in hub/checkpoints under TORCH_HOME, what the Hub gave in hub under HF_HOME; "
         'HF_HUB_OFFLINE=1 then keeps off the network); (2) convert a file that you have with `t2t-timm convert FILE '
         f'--model {name} --out DIR` and load local-dir:DIR; (3) name another Hub user or organization that has '
         'the repo with T2T_TIMM_HUB_NAMESPACE.'

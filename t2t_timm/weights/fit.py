@@ -3,6 +3,7 @@ import logging
 import math
 import re
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -148,12 +149,21 @@ def looks_like(state_dict: dict[str, Any]) -> str | None:
     return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
 
 
+def _no_t2t_vit(state_dict: dict[str, Any]) -> ValueError:
+    return ValueError(
+        'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with '
+        f'{first_names(state_dict)}. Nothing was loaded.')
+
+
 def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
-    """Raise a ValueError if a state dict under the models' names is another architecture's than a model's.
+    """Raise a ValueError if a state dict under the models' names is no T2T-ViT, or another architecture than a model.
 
     Nothing is said of a model of the user's own making: load_state_dict says best what does not fit it.
     """
-    if _shapes(state_dict) == _shapes(model.state_dict()):
+    own = dict(chain(model.named_parameters(), model.named_buffers()))
+    if first_layer(state_dict) is None and any(k.startswith('patch_embed.') and k not in own for k in state_dict):
+        raise _no_t2t_vit(state_dict)
+    if _shapes(state_dict) == _shapes(own):
         return
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     found = looks_like(state_dict)
@@ -164,7 +174,7 @@ def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
 
 def resample_positions(
         pos_embed: torch.Tensor,
-        model: Any,  # a T2TViT, which this room cannot import
+        model: Any,  # a T2TViT, whose room imports this one
         came_with_cfg: bool = False,
 ) -> torch.Tensor:
     """Return a checkpoint's position table (1, 1 + N, C) for a model's grid, resampled bicubically if that differs.
@@ -222,9 +232,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
         require_timm('1.0.31', f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
         state_dict = adapt_stem(state_dict, model.in_chans)
     if first_layer(state_dict) is None:
-        raise ValueError(
-            'This checkpoint is not a T2T-ViT: it has no tokens-to-token module; its names begin with '
-            f'{first_names(state_dict)}.')
+        raise _no_t2t_vit(state_dict)
     check_architecture(state_dict, model)
     if not model.has_class_token:
         state_dict.pop('cls_token', None)

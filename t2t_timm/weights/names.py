@@ -88,6 +88,8 @@ def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
             for them, and the others as ema_state_dict.
     """
     left = [k for k in keys if key is None or f'{k}.'.startswith(f'{key}.')]
+    if not left and list(keys) == ['']:
+        raise ValueError(f'This checkpoint holds one T2T-ViT, under no key: leave out --key {key}.')
     if not left:
         raise ValueError(f'This checkpoint holds no T2T-ViT under {key!r}, but under {_shown(keys)}.')
     if swapped:

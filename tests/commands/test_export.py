@@ -301,7 +301,7 @@ class TestNothingIsWritten:
         (['--quantize', 'int8', '--calibration', 'nowhere'], 'There is no folder nowhere with images'),
         (['--quantize', 'int8', '--calibration', 'EMPTY', '--format', 'torchscript'],
          '--quantize int8 is for the formats onnx and openvino, not for torchscript.'),
-        (['--format', 'openvino'], 'model.onnx would not be a .onnx file: name a file .xml.'),
+        (['--format', 'openvino'], 'model.onnx ends in .onnx, but the file is a .xml.'),
         (['--opset', '15'], '--opset takes 16 to 20, not 15.'),
         (['--opset', '17', '--format', 'torchscript'], '--opset is for the format onnx, not for torchscript.'),
         (['--opset', '17', '--dynamic'], 'A model for images of any size (--dynamic) needs --opset 18 or more, not 17'),

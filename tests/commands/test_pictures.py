@@ -141,17 +141,20 @@ def test_random_weights_are_named_and_give_no_classes(photo, tmp_path, monkeypat
     assert not [t for axis in figures[0].axes for t in axis.texts]
 
 
-def test_panels_of_a_performer_that_uses_nothing_are_left_out(tmp_path):
+def test_panels_of_a_performer_that_uses_nothing_are_left_out(tmp_path, caplog):
     pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
     model = timm.create_model('test_t2t_vit', pretrained=True).eval()
     files = sorted(extract_heldout(tmp_path / 'digits').rglob('*.png'))[::120]
     numbers = set()
+    caplog.set_level('INFO', 't2t_timm')
     for file in files:
+        caplog.clear()
         image = read_image(str(file), model)
         kept = [k for step in extract_attention(model, image).steps for *_, k in step]
         titles = [axis.get_title() for axis in draw_attention(model, image, 'a model').axes]
         numbers.add(sum(title.startswith('step ') for title in titles))
         assert sum(title.startswith('step ') for title in titles) == sum(k >= 0.5 for k in kept)
+        assert sum('is not drawn' in line for line in caplog.messages) == (max(kept[:3]) < .5) + (max(kept[3:]) < .5)
     assert numbers == {0, 1}  # digits of both kinds
 
 

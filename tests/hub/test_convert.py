@@ -166,7 +166,7 @@ def test_a_size_that_nothing_says_is_given(tmp_path, capsys, size, without):
 @pytest.mark.parametrize('args, words', [
     (['--model', 'test_t2t_vit', '--img-size', '64', '96'], 'it has 17 positions, and images of 64 x 96 pixels'),
     (['--model', 'test_t2t_vit.mnist', '--img-size', '56'], 'for weights of your own, which have no tag: use'),
-    (['--model', 'test_t2t_vit', '--key', 'teacher'], "no T2T-ViT under 'teacher', but under no key."),
+    (['--model', 'test_t2t_vit', '--key', 'teacher'], "holds one T2T-ViT, under no key: leave out --key teacher."),
 ])
 def test_a_size_or_key_that_does_not_fit(tiny_file, capsys, args, words):
     assert main(['convert', str(tiny_file), '--out', str(tiny_file.parent / 'out'), *args]) == 1

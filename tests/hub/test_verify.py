@@ -5,6 +5,7 @@ import published
 import pytest
 import torch
 
+from t2t_timm.cli import main
 from t2t_timm.errors import UserError
 from t2t_timm.hub.convert import convert
 from t2t_timm.hub.verify import verify
@@ -72,3 +73,15 @@ def test_verify_refuses(tmp_path, tiny_file):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no model.safetensors'):
         verify(str(tmp_path / 'empty'))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_values_that_are_not_finite(tmp_path, capsys, value):
+    state_dict = published.tiny(num_classes=10)
+    state_dict['head.bias'][3] = value
+    torch.save(state_dict, tmp_path / 'nan.pth')
+    words = 'nan.pth is damaged: it has values that are not finite in head.bias.'
+    assert words in verify(str(tmp_path / 'nan.pth')).lines[-1]
+    assert main(['convert', str(tmp_path / 'nan.pth'), '--model', 'test_t2t_vit', '--out', str(tmp_path / 'out')]) == 1
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['nan.pth']

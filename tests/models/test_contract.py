@@ -399,6 +399,19 @@ def test_pixels_that_are_whole_numbers(request, mode, token_type, dtype):
                 model(torch.ones(2, 3, 48, 48, dtype=dtype))
 
 
+@pytest.mark.parametrize('shape, advice', [
+    ((3, 56, 56), 'One image is a batch of 1: x[None].'),
+    ((2, 56, 56, 3), 'The channels go before height and width: x.movedim(-1, 1).'),
+    ((2, 1, 56, 56), 'Create the model with in_chans= to read another number of channels.'),
+])
+@pytest.mark.parametrize('mode', ['fused', 'scripted'])
+def test_images_of_another_shape(mode, shape, advice):
+    model = MODES[mode](timm.create_model('test_t2t_vit', depth=1).eval())
+    with pytest.raises((ValueError, torch.jit.Error)) as error:
+        model(torch.zeros(shape))
+    assert f'(batch, 3, height, width), got {list(shape)}. {advice}' in str(error.value)
+
+
 @pytest.mark.parametrize('kwargs', [dict(), dict(feature_cls='getter')], ids=str)
 def test_pixels_that_are_whole_numbers_in_a_pyramid(kwargs):
     model = timm.create_model('test_t2t_vit', features_only=True, **kwargs)

@@ -79,7 +79,8 @@ def test_out_indices(out_indices, levels):
 
 @pytest.mark.parametrize('out_indices', [0, 4, -1, [4], [-4], [], [0, 1, 2, 3, 4]])
 def test_levels_that_are_not_there(out_indices):
-    with pytest.raises(ValueError, match="levels 0, 1, 2 and 3 .* feature_cls='getter'"):
+    match = f"levels 0, 1, 2 and 3 .*, not {re.escape(str(out_indices))}.* feature_cls='getter'"
+    with pytest.raises(ValueError, match=match):
         timm.create_model('test_t2t_vit', features_only=True, out_indices=out_indices)
 
 

@@ -136,6 +136,15 @@ def test_a_checkpoint_of_something_else_says_so():
             state_dict={'conv1.weight': torch.zeros(1)}))
 
 
+def test_weights_of_timms_vit_are_told_before_their_positions():
+    model = timm.create_model('test_t2t_vit')
+    before = model.head.weight.clone()
+    state_dict = dict(timm.create_model('test_vit').state_dict(), **{'head.weight': torch.ones(10, 64)})
+    with pytest.raises(ValueError, match='is not a T2T-ViT: .* Nothing was loaded'):
+        model.load_state_dict(state_dict)
+    assert torch.equal(model.head.weight, before)
+
+
 def test_a_model_of_ones_own_making_may_take_what_fits(golden_file):
     """pretrained_strict=False is timm's way to load part of a checkpoint."""
     file = golden_file('t2t_vit_7')

@@ -53,7 +53,8 @@ def test_set_fused_as_function_and_context_manager():
     assert is_on()
 
 
-def test_environment_variable():
+@pytest.mark.parametrize('value', ['0', 'Off'])
+def test_environment_variable(value):
     code = (
         'import torch, timm, t2t_timm\n'
         'calls, unfold = [], torch.nn.functional.unfold\n'
@@ -65,7 +66,7 @@ def test_environment_variable():
         '    model(torch.zeros(1, 3, 56, 56))\n'
         '    print(len(calls))\n'
     )
-    done = warm.run(code, T2T_TIMM_FUSED='0')
+    done = warm.run(code, T2T_TIMM_FUSED=value)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ['3', '3', '6']
 
