@@ -149,6 +149,6 @@ def test_truncated_checkpoint(page, interrupted, capsys):
     out = page.run(page.command('--experiment killed').replace('killed/last', 'killed/cut'), fails=True)
     assert 'PytorchStreamReader failed reading zip archive' in out
     assert main(['verify', str(folder / 'cut.pth.tar')]) == 1
-    assert 'The file is not a readable PyTorch checkpoint, or it is cut short' in capsys.readouterr().out
+    assert 'is not a readable PyTorch checkpoint, or it is cut short' in capsys.readouterr().out
     assert main(['verify', str(folder / 'checkpoint-1.pth.tar')]) == 0
     assert 'loads strictly: yes' in capsys.readouterr().out
