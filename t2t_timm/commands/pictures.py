@@ -243,12 +243,12 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
         raise UserError(f'Pictures of attention go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
     attention = extract_attention(model, image)
     blocks: list[tuple[str, np.ndarray, Any]] = [(f'block {i}', m, None) for i, m in enumerate(attention.blocks, 1)]
-    steps = [
-        (f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point)
-        for i, step in enumerate(attention.steps, 1) for point, m, kept in step if kept >= 0.5]
+    steps = []
     for i, step in enumerate(attention.steps, 1):
-        if all(kept < 0.5 for *_, kept in step):
+        drawn = [(f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point) for point, m, kept in step if kept >= 0.5]
+        if not drawn:
             _logger.info(f'Step {i} is not drawn: the sum of its weights is small beside the 1e-8 that is added to it.')
+        steps += drawn
     sections = [('Attention of the class token, mean over the heads', blocks)]
     if steps:
         sections.append(('Attention inside the tokens-to-token module, of the tokens circled', steps))

@@ -3,7 +3,6 @@ import logging
 import math
 import re
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -160,7 +159,7 @@ def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
 
     Nothing is said of a model of the user's own making: load_state_dict says best what does not fit it.
     """
-    own = dict(chain(model.named_parameters(), model.named_buffers()))
+    own = model.state_dict()
     if first_layer(state_dict) is None and any(k.startswith('patch_embed.') and k not in own for k in state_dict):
         raise _no_t2t_vit(state_dict)
     if _shapes(state_dict) == _shapes(own):

@@ -8,7 +8,8 @@ import torch.distributed.fsdp
 from step_ddp import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, gradients, load_batch, loss_of
 
 HAS_FSDP2 = hasattr(torch.distributed.fsdp, 'fully_shard')
-needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason='torch before 2.6 has no torch.distributed.fsdp.fully_shard')
+needs_fsdp2 = pytest.mark.skipif(
+    not HAS_FSDP2, reason='torch before 2.6 has no torch.distributed.fsdp.fully_shard: install a newer torch')
 DDP = [f'{name}-{way}' for name in MODELS for way in DDP_WAYS]
 FSDP = [f'{name}-{way}' for name in MODELS for way in FSDP_WAYS]
 TOLERANCE = 1e-11  # of the largest magnitude of a tensor, in float64; seen: 6e-14

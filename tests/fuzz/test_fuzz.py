@@ -8,7 +8,7 @@ import pytest
 from t2t_timm.errors import UserError
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux has them')
+    sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux does: run it there')
 
 
 @pytest.fixture(scope='module')

@@ -272,7 +272,7 @@ def test_half_precision_becomes_float32(tmp_path):
 @pytest.mark.parametrize('kwargs', [dict(num_classes=10), dict(num_classes=3, img_size=96)], ids=str)
 def test_transformers(tmp_path, kwargs, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    transformers = pytest.importorskip('transformers', reason='Transformers is not installed')
+    transformers = pytest.importorskip('transformers', reason='pip install transformers')
     torch.save(published.tiny(**kwargs), tmp_path / 'tiny.pth')
     name = 'test_t2t_vit.mnist' if kwargs == dict(num_classes=10) else 'test_t2t_vit'
     out = convert(tmp_path / 'tiny.pth', name, tmp_path / 'out')

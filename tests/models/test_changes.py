@@ -134,6 +134,14 @@ def assign(path, make_module):
     return change
 
 
+def assign_in_tokens(name, name_in_transformer, make_module):
+    def change(model, patch):
+        is_performer = isinstance(model.patch_embed.attention1, TokenPerformer)
+        path = f'patch_embed.attention1.{name if is_performer else name_in_transformer}'
+        assign(path, make_module)(model, patch)
+    return change
+
+
 def hook(path, kind='register_forward_hook'):
     def change(model, patch):
         if kind == 'register_forward_hook':
@@ -219,14 +227,11 @@ CHANGES = {
     'a norm over tokens and channels': assign('norm', lambda norm: nn.LayerNorm((10, 64))),
     'the same in the tokens': assign(
         'patch_embed.attention1.norm1', lambda norm: nn.LayerNorm((144, 147), elementwise_affine=False)),
-    'projection of the tokens without a bias': lambda model, patch: assign(
-        'patch_embed.attention1.' + ('proj' if hasattr(model.patch_embed.attention1, 'proj') else 'attn.proj'),
-        lambda linear: nn.Linear(64, 64, bias=False))(model, patch),
+    'projection of the tokens without a bias': assign_in_tokens(
+        'proj', 'attn.proj', lambda linear: nn.Linear(64, 64, bias=False)),
     'other patch embedding': assign('patch_embed', lambda embed: nn.Sequential(embed, nn.LayerNorm(64))),
     'other token layer': assign('patch_embed.attention1', lambda layer: nn.Sequential(layer, nn.Tanh())),
-    'adapter of a map in the tokens': lambda model, patch: assign(
-        'patch_embed.attention1.' + ('kqv' if hasattr(model.patch_embed.attention1, 'kqv') else 'attn.qkv'),
-        Adapter)(model, patch),
+    'adapter of a map in the tokens': assign_in_tokens('kqv', 'attn.qkv', Adapter),
     'adapter of project': assign('patch_embed.project', Adapter),
     'adapter of the last qkv': assign('blocks.1.attn.qkv', Adapter),
     'weight norm': lambda model, patch: weight_norm(

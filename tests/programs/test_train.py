@@ -14,6 +14,7 @@ EXPERIMENTS = (
     'scratch', 'parity', 'grey', 'larger', 'layer-decay', 'ema', 'mixup', 'float16', 'bfloat16', 'accumulate',
     'checkpointing', 'compile', 'channels-last', 'file')
 COMPILER = any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'c++', 'clang++')))
+needs_compiler = pytest.mark.skipif(not COMPILER, reason='no C++ compiler: install gcc, clang or MSVC')
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +36,7 @@ def train_loss(out):
 
 
 @pytest.mark.parametrize('experiment', [
-    pytest.param(e, marks=pytest.mark.skipif(e == 'compile' and not COMPILER, reason='no C++ compiler'))
-    for e in EXPERIMENTS])
+    pytest.param(e, marks=[needs_compiler] * (e == 'compile')) for e in EXPERIMENTS])
 def test_accuracy(page, trained, experiment):
     out, checkpoint = trained(experiment)
     margin = 12 if experiment == 'scratch' else 8
@@ -112,7 +112,7 @@ def test_gradient_checkpointing_and_channels_last_change_no_number(drift):
     assert drift('channels-last') < 0.1
 
 
-@pytest.mark.skipif(not COMPILER, reason='no C++ compiler')
+@needs_compiler
 def test_compiled(trained):
     out, checkpoint = trained('compile')
     assert 'Compiling task components with backend=inductor' in out

@@ -60,7 +60,7 @@ def test_paddle_arrays(tmp_path, protocol):
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
 def test_paddle_itself(tmp_path, protocol):
-    paddle = pytest.importorskip('paddle', reason='PaddlePaddle is not installed')
+    paddle = pytest.importorskip('paddle', reason='pip install paddlepaddle')
     state = published.foreign('paddle_article', 't2t_vit_7', True)
     paddle.save({k: paddle.to_tensor(v) for k, v in state.items()}, str(tmp_path / 'a.pdparams'), protocol=protocol)
     with open(tmp_path / 'a.pdparams', 'rb') as f:
