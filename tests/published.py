@@ -215,7 +215,7 @@ FORMATS = {  # name of the format: what writes it, the file's name, architecture
     'OpenMMLab (mmcls)': (openmmlab, 'mm.pth', 't2t_vit_t_14', "OpenMMLab's names"),
     'OpenMMLab (EMAHook)': (openmmlab_ema, 'ema.pth', 't2t_vit_t_14', "as mmcv's EMAHook leaves them"),
     'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
-    'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters, official names'),
+    'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters; linear weights transposed'),
     'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),
     'PaddleViT, transformer tokens': (paddlevit_t, 'c.pdparams', 't2t_vit_t_14', "PaddleViT's names"),
     'safetensors': (safetensors, 'x.safetensors', 't2t_vit_7', 'safetensors'),

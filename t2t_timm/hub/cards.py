@@ -62,13 +62,13 @@ def card_data(name: str) -> ModelCardData:
     )
 
 
-def tag_card(name: str) -> str:
-    """Return the model card of an architecture.tag."""
+def tag_card(name: str, origin: str = '') -> str:
+    """Return the model card of an architecture.tag; `origin` says what is known of the file that was converted."""
     entry, cfg, cost = weight_entry(name), pretrained_cfg(name), tag_complexity(name)
     dataset, source = load_manifest()['datasets'][entry['dataset']], load_manifest()['sources'][entry['source']]
     return _card(card_data(name), [
         f'# {name}',
-        _what_it_is(name, entry, dataset, source),
+        _what_it_is(name, entry, dataset, source) + (f'\n- {origin}' if origin else ''),
         '## Figures',
         _figures(cost, cfg) + '\n' + _accuracy(entry, dataset),
         _how_counted(),

@@ -22,7 +22,7 @@ from ..version import __version__
 from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
 from ..weights.manifest import MANIFEST, hub_repo, load_manifest, weight_entry
 from .check import HubFile, hub_file, unreachable
-from .convert import convert, describe
+from .convert import convert, write_config_and_card
 from .hub_lines import known_hub_lines, with_hub_lines
 from .push import FILES, check_repo, push
 from .verify import verify
@@ -200,7 +200,7 @@ def _is_there(name: str, repo: str, known: dict[str, Any], folder: Path) -> bool
     if not {'sha256', 'size'} <= set(known) or (
             hub_file(repo, HF_SAFE_WEIGHTS_NAME) != HubFile(known['sha256'], known['size'])):
         return False
-    describe(folder, cast(T2TViT, timm.create_model(name, device='meta')), {})
+    write_config_and_card(folder, cast(T2TViT, timm.create_model(name, device='meta')))
     small = ((file, (folder / file).read_bytes()) for file in FILES if file != HF_SAFE_WEIGHTS_NAME)
     return all(hub_file(repo, file) == HubFile(git_hash(data), len(data)) for file, data in small)
 

@@ -1,20 +1,19 @@
 """What a directory, checkpoint file or tag holds, whether it loads, and how far its logits are from another's."""
 import json
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
-from timm.models import is_model
-from timm.models._hub import HF_SAFE_WEIGHTS_NAME, load_model_config_from_path
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, nearest
 from ..models import T2TViT
-from ..weights.checkpoint import Checkpoint, read_checkpoint
+from ..weights.checkpoint import read_checkpoint
 from ..weights.download import file_hash, pretrained_file
-from ..weights.fit import looks_like
 from ..weights.manifest import load_manifest
-from .convert import build_for, check_fit, resolve_name
+from ..weights.record import Record
+from .build import build, check_fit
 
 __all__ = ['TOLERANCE', 'Verdict', 'config_fault', 'verify']
 
@@ -36,7 +35,8 @@ def verify(
 ) -> Verdict:
     """Say what weights are: format, architecture, size, hash, whether they load strictly; compare with a second's.
 
-    Two are good if both load and their logits for two fixed images differ by no more than TOLERANCE.
+    Each model is built from its own record. Two are good if both load, their logits for two fixed images differ by no
+    more than TOLERANCE, and what both say of preprocessing is the same.
 
     Args:
         first: Directory as `t2t-timm convert` writes it, checkpoint file, or architecture.tag, which is downloaded.
@@ -51,14 +51,18 @@ def verify(
     if (img_size or key) and not any(Path(what).is_file() for what in (first, second or '')):
         raise UserError('--img-size and --key are for checkpoint files: a folder or a tag says what it is.')
     verdicts = [_inspect(what, model, img_size, key) for what in (first, second) if what is not None]
-    lines = [line for found, _ in verdicts for line in found]
-    models = [net for _, net in verdicts if net is not None]
+    lines = [line for found, _, _ in verdicts for line in found]
+    models = [net for _, net, _ in verdicts if net is not None]
     good = len(models) == len(verdicts)
     if good and second is not None:
         difference = _compare(*models)
         good = difference <= TOLERANCE
         lines.append(
             f'largest difference of the logits: {difference:.3g} ({"no more" if good else "more"} than {TOLERANCE:g})')
+        said, other = (record.data for _, _, record in verdicts)
+        differing = [k for k in said if k in other and _flat(said[k]) != _flat(other[k])]
+        lines += [f'preprocessing differs: {k} {said[k]} and {other[k]}' for k in differing]
+        good = good and not differing
     return Verdict(lines, good)
 
 
@@ -67,17 +71,20 @@ def _inspect(
         model: str | None,
         img_size: tuple[int, int] | None,
         key: str | None,
-) -> tuple[list[str], T2TViT | None]:
+) -> tuple[list[str], T2TViT | None, Record]:
     file = _file_of(what)
     lines = [what, f'  file: {file}', f'  size: {file.stat().st_size} bytes', f'  sha256: {file_hash(file)}']
-    if not Path(what).is_file():
-        img_size = key = None
+    is_file = Path(what).is_file()
     notes: list[str] = []
+    record = Record()
     try:
-        checkpoint = read_checkpoint(file, key)
+        checkpoint = read_checkpoint(file, key if is_file else None)
         lines.append(f'  format: {checkpoint.format}')
-        notes = checkpoint.notes
-        net = _meta_model(what, model, checkpoint, img_size)
+        notes, record = checkpoint.notes, checkpoint.record
+        own = model if is_file else None if Path(what).is_dir() else what
+        net = build(checkpoint, what, own, img_size if is_file else None)
+        if Path(what).is_dir():
+            net = _configured(what)  # what timm makes of the folder is what its users get
         height, width = net.patch_embed.img_size
         lines.append(
             f'  architecture: {net.pretrained_cfg["architecture"]}; {net.num_classes} classes, images of '
@@ -87,7 +94,11 @@ def _inspect(
         loads = 'yes'
     except UserError as e:
         net, loads = None, f'no. {e}'
-    return [*lines, *(f'  note: {note}' for note in notes), f'  loads strictly: {loads}'], net and net.eval()
+    return [*lines, *(f'  note: {note}' for note in notes), f'  loads strictly: {loads}'], net and net.eval(), record
+
+
+def _flat(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _file_of(what: str) -> Path:
@@ -106,31 +117,9 @@ def _file_of(what: str) -> Path:
         f'{nearest(what, load_manifest()["weights"])}')
 
 
-def _meta_model(
-        what: str,
-        model: str | None,
-        checkpoint: Checkpoint,
-        img_size: tuple[int, int] | None,
-) -> T2TViT:
-    if Path(what).is_dir():
-        return _configured(what)
-    if model is None and not Path(what).exists():
-        model = what  # a tag
-    if model is None:
-        model = looks_like(checkpoint.state_dict)
-    if model is None:
-        raise UserError(f'{what} has shapes that fit no architecture: name the expected one with --model.')
-    return build_for(*resolve_name(model), checkpoint, img_size)
-
-
 def _configured(folder: str) -> T2TViT:
     try:
-        _, architecture, _ = load_model_config_from_path(folder)
-        if not is_model(architecture):
-            raise UserError(f'{folder} is of an architecture that timm does not know, {architecture}.')
         return cast(T2TViT, timm.create_model(f'local-dir:{folder}', device='meta'))
-    except UserError:
-        raise
     except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
         raise UserError(
             f'{folder} has no config.json from which timm can make a model: '

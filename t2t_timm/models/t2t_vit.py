@@ -27,8 +27,7 @@ from ..layers import (
     join_positions,
     sinusoidal_pos_embed,
 )
-from ..weights.fit import FIRST_LAYERS, check_architecture, first_layer, rename_keys, resample_positions
-from ..weights.names import pop_aux_head, rename_official
+from ..weights.fit import FIRST_LAYERS, fit_state_dict
 from ._builder import build_t2t_vit, pretrained_cfgs
 from ._registry import register_model
 
@@ -143,20 +142,7 @@ class T2TViT(VisionTransformer):
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Any route may bring an official file, also one of token labeling or of another image size. timm's loaders hand
-        # over a whole checkpoint if they do not know the key of its weights, as 'net' of the authors' fine-tuned files.
-        rename_official(state_dict, prefix)
-        if not prefix and first_layer(state_dict) is None and any(isinstance(v, dict) for v in state_dict.values()):
-            weights = rename_keys(state_dict)
-            state_dict.clear()
-            state_dict.update(weights)
-        pop_aux_head(state_dict, prefix)
-        given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        if any(k in given and given[k].shape != p.shape for k, p in self.named_parameters()):
-            check_architecture(given, self)
-        key = prefix + 'pos_embed'
-        if key in state_dict and self.pos_embed is not None:
-            state_dict[key] = resample_positions(state_dict[key], self)
+        fit_state_dict(state_dict, self, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(

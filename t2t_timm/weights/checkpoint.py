@@ -1,4 +1,8 @@
-"""Checkpoint files of every published format: recognised by their bytes, read without running a pickle."""
+"""Checkpoint files of every published format: recognised by their bytes, read without running a pickle.
+
+This is the way in for a file: its bytes become the weights under the models' names (names.py, paddle.py) and the record
+of what the model was (record.py).
+"""
 import argparse
 import io
 import os
@@ -14,9 +18,10 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .fit import first_layer
-from .names import find_weights, first_names
-from .paddle import from_paddle, load_paddle
+from .names import find_weights, first_names, some
+from .paddle import from_paddle, is_transposed, load_paddle
 from .pickles import dry_run
+from .record import Record, record_of
 
 __all__ = ['Checkpoint', 'read_checkpoint']
 
@@ -31,7 +36,7 @@ class Checkpoint(NamedTuple):
     state_dict: dict[str, torch.Tensor]  # under the names of the models
     format: str  # in words
     notes: list[str]  # what was chosen and what was left out
-    train_args: dict[str, Any]  # image size and preprocessing of a timm training run, as far as it names them
+    record: Record  # what the model was and what it was fed, as far as the file and the config.json beside it say
 
 
 class _Inert:
@@ -93,6 +98,10 @@ def _load_torch(file: BinaryIO) -> Any:
                 'state_dict.'
             ) from e
         reason = str(e).strip().split('\n')[0] or type(e).__name__
+        if 'Unsupported operand' in str(e):
+            raise UserError(
+                f"{file.name} was saved with a pickle_protocol above 3, which torch's safe loader cannot read: save it "
+                'again where it was made, with torch.save(state_dict, FILE), without that argument.') from e
         raise UserError(f'{file.name} is not a readable PyTorch checkpoint, or it is cut short: {reason}') from e
 
 
@@ -119,15 +128,13 @@ def _load(path: Path) -> tuple[Any, str]:
             return _load_torch(f), 'PyTorch checkpoint, written before 1.6'
         if start[:1] == b'\x80':
             return load_paddle(f), 'Paddle parameters'
+    if path.suffix in ('.pdiparams', '.pdmodel', '.json'):
+        raise UserError(f'{path} belongs to a program that Paddle exported: take the .pdparams file of its training.')
     what = 'is empty' if not start else f'begins with {start[:8]!r}'
     raise UserError(
         f'{path} {what}: it is not a checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '
         '.pdparams, safetensors).'
     )
-
-
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == count and all(isinstance(v, (int, float)) for v in value)
 
 
 def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
@@ -137,22 +144,9 @@ def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
     said = sum(v.numel() * v.element_size() for v in state_dict.values())
     if said > path.stat().st_size:  # a tensor can be one number, repeated by its strides
         raise UserError(f'{path} is damaged: its tensors should have {said} bytes, more than the file.')
-
-
-def _train_args(loaded: dict[str, Any]) -> dict[str, Any]:
-    args = loaded.get('args')
-    args = vars(args) if isinstance(args, argparse.Namespace) else {}
-    # Only these entries are used, whatever else a file says.
-    sound = {
-        'input_size': lambda v: _are_numbers(v, 3),
-        'img_size': lambda v: isinstance(v, int),
-        'mean': lambda v: _are_numbers(v, 3) or _are_numbers(v, 1),
-        'std': lambda v: _are_numbers(v, 3) or _are_numbers(v, 1),
-        'crop_pct': lambda v: isinstance(v, float),
-        'interpolation': lambda v: isinstance(v, str),
-        'crop_mode': lambda v: isinstance(v, str),
-    }
-    return {k: args[k] for k, is_sound in sound.items() if args.get(k) and is_sound(args[k])}
+    damaged = [k for k, v in state_dict.items() if not v.float().isfinite().all()]
+    if damaged:
+        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {some(damaged)}.')
 
 
 def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
@@ -180,15 +174,19 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         weights, notes = find_weights(loaded, key)
     except ValueError as e:
         raise UserError(f'{path}: {e}') from e
-    if fmt.startswith('Paddle'):
-        fmt += ", PaddleViT's names" if any(str(n).startswith('patch_embed.attn1.') for n in weights) else (
-            ', official names')
+    if first_layer(weights) is None:
+        raise UserError(f'{path} holds no T2T-ViT: its names begin with {first_names(loaded)}.')
+    if fmt.startswith('Paddle') or is_transposed(weights):
         weights = from_paddle(weights)
-        notes.append('linear weights transposed')
+        notes.append("linear weights transposed, as Paddle keeps them")
     elif 'arch' in loaded and 'epoch' in loaded:
         fmt += ' of a timm training run'
     state_dict = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     _check_tensors(state_dict, path)
-    if first_layer(state_dict) is None:
-        raise UserError(f'{path} holds no T2T-ViT: its names begin with {first_names(loaded)}.')
-    return Checkpoint(state_dict, fmt, notes, _train_args(loaded))
+    try:
+        record, more = record_of(loaded, path.parent)
+    except UserError as e:
+        raise UserError(f'{path}: {e}') from e
+    except Exception as e:  # a file's own words may be of any kind
+        raise UserError(f'{path} says what it is in a way that cannot be read: {type(e).__name__}: {e}') from e
+    return Checkpoint(state_dict, fmt, notes + record.told() + more, record)

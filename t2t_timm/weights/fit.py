@@ -13,13 +13,13 @@ from timm.models import list_models, model_entrypoint
 from ..errors import require_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
-from .names import find_weights, first_names
+from .names import find_weights, first_names, rename
 
 _logger = logging.getLogger(__name__)
 
 __all__ = [
-    'FIRST_LAYERS', 'adapt_stem', 'check_architecture', 'checkpoint_filter_fn', 'first_layer', 'input_channels',
-    'looks_like', 'rename_keys', 'resample_positions',
+    'FIRST_LAYERS', 'adapt_stem', 'checkpoint_filter_fn', 'first_layer', 'fit_state_dict', 'input_channels',
+    'looks_like',
 ]
 
 PATCH_SIZE = SOFT_SPLITS[0][0] ** 2  # pixels in a patch of the first soft split
@@ -45,7 +45,7 @@ def input_channels(state_dict: dict[str, Any]) -> int:
     return weight.shape[1] if ndim == 4 else 0
 
 
-def rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the weights in a checkpoint under the names of the models; log what was taken (`names.find_weights`).
 
     Raises:
@@ -128,21 +128,18 @@ def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 
 
 def looks_like(state_dict: dict[str, Any]) -> str | None:
-    """Return the architecture that fits a checkpoint's names and shapes, or None.
+    """Return the architecture that fits the names and shapes of weights under the models' names, or None.
 
     Classes, input channels and image size may differ. Of architectures that differ in none of the others (t2t_vit_14,
     t2t_vit_14_384 and t2t_vit_14_resnext), the first with the checkpoint's number of positions.
-
-    Args:
-        state_dict: State dict of any known origin (official, OpenMMLab, timm).
     """
-    state_dict = rename_keys(state_dict)
     shapes = _shapes(state_dict)
+    shapes.pop('pos_embed', None)
     candidates = {}
     for architecture in list_models('*t2t_vit*'):
         expected = dict(_architecture_shapes(architecture))
         pos_embed = expected.pop('pos_embed')
-        if expected == {k: v for k, v in shapes.items() if k != 'pos_embed'}:
+        if expected == shapes:
             candidates[architecture] = pos_embed
     pos_embed = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
     return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
@@ -154,11 +151,8 @@ def _no_t2t_vit(state_dict: dict[str, Any]) -> ValueError:
         f'{first_names(state_dict)}. Nothing was loaded.')
 
 
-def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
-    """Raise a ValueError if a state dict under the models' names is no T2T-ViT, or another architecture than a model.
-
-    Nothing is said of a model of the user's own making: load_state_dict says best what does not fit it.
-    """
+def _check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
+    # Nothing is said of a model of the user's own making: load_state_dict says best what does not fit it.
     own = model.state_dict()
     if first_layer(state_dict) is None and any(k.startswith('patch_embed.') and k not in own for k in state_dict):
         raise _no_t2t_vit(state_dict)
@@ -171,7 +165,7 @@ def check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
             f'This checkpoint looks like {found}, not like {architecture or "this model"}. Nothing was loaded.')
 
 
-def resample_positions(
+def _resample_positions(
         pos_embed: torch.Tensor,
         model: Any,  # a T2TViT, whose room imports this one
         came_with_cfg: bool = False,
@@ -216,8 +210,20 @@ def resample_positions(
     return join_positions(pos_embed, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
 
 
+def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cfg: bool) -> None:
+    table, own = state_dict.get('pos_embed'), model.pos_embed
+    if table is None or own is None:
+        return
+    if model.has_class_token and 'cls_token' not in state_dict and table.shape != own.shape and first_layer(state_dict):
+        raise ValueError(
+            'The checkpoint has no class token (cls_token), and this model has one. Create the model with '
+            'class_token=False and with the global_pool that the checkpoint was trained with, which no shape shows. '
+            'Nothing was loaded.')
+    state_dict['pos_embed'] = _resample_positions(table, model, came_with_cfg)
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
-    """Make a checkpoint fit a model: names, input channels and position grid.
+    """Make a checkpoint that timm has read for a model fit it: names, input channels and position grid.
 
     Args:
         state_dict: State dict of any known origin (official, OpenMMLab, timm).
@@ -226,15 +232,41 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
     Raises:
         ValueError: The checkpoint is another architecture's, or no T2T-ViT's, or its position grid is not known.
     """
-    state_dict = rename_keys(state_dict)
+    state_dict = _rename_keys(state_dict)
+    if first_layer(state_dict) is None:
+        raise _no_t2t_vit(state_dict)
     if input_channels(state_dict) not in (0, model.in_chans):
         require_timm('1.0.31', f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
         state_dict = adapt_stem(state_dict, model.in_chans)
-    if first_layer(state_dict) is None:
-        raise _no_t2t_vit(state_dict)
-    check_architecture(state_dict, model)
+    _check_architecture(state_dict, model)
     if not model.has_class_token:
         state_dict.pop('cls_token', None)
-    if 'pos_embed' in state_dict and model.pos_embed is not None:
-        state_dict['pos_embed'] = resample_positions(state_dict['pos_embed'], model, came_with_cfg=True)
+    _fit_positions(state_dict, model, came_with_cfg=True)
     return state_dict
+
+
+def fit_state_dict(state_dict: dict[str, Any], model: Any, prefix: str = '') -> None:
+    """Make what load_state_dict was given fit a model, in place: any route may bring an official file.
+
+    That may be one of token labeling or of another image size. timm's loaders hand over a whole checkpoint if they do
+    not know the key of its weights, as 'net' of the authors' fine-tuned files.
+
+    Args:
+        state_dict: State dict, in which the model may be one of several modules.
+        model: Model that will load it.
+        prefix: What the names of the model begin with.
+
+    Raises:
+        ValueError: As `checkpoint_filter_fn`.
+    """
+    rename(state_dict, prefix)
+    if not prefix and first_layer(state_dict) is None and any(isinstance(v, dict) for v in state_dict.values()):
+        weights = _rename_keys(state_dict)
+        state_dict.clear()
+        state_dict.update(weights)
+    given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if any(k in given and given[k].shape != p.shape for k, p in model.named_parameters() if k != 'pos_embed'):
+        _check_architecture(given, model)
+    _fit_positions(given, model, came_with_cfg=False)
+    if 'pos_embed' in given:
+        state_dict[f'{prefix}pos_embed'] = given['pos_embed']

@@ -2,18 +2,61 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from timm.models import list_models
+
+from ..errors import UserError, nearest
 
 __all__ = [
-    'MANIFEST', 'YamlLoader', 'hub_repo', 'load_manifest', 'pretrained_cfg', 'published_sizes', 'weight_entry',
-    'weights_repo',
+    'MANIFEST', 'ModelName', 'YamlLoader', 'hub_repo', 'known_name', 'load_manifest', 'pretrained_cfg',
+    'published_sizes', 'tagged', 'weight_entry', 'weights_repo',
 ]
 
 DATA_DIR = Path(__file__).parent
 MANIFEST = DATA_DIR / 'manifest.yaml'
 YamlLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # libyaml's loader takes an eighth of the time
+
+
+class ModelName(NamedTuple):
+    """Name of a model: architecture[.tag], the tag '' if there is none."""
+    architecture: str
+    tag: str = ''
+
+    @classmethod
+    def parse(cls, name: str) -> 'ModelName':
+        """Split architecture[.tag]."""
+        architecture, _, tag = name.partition('.')
+        return cls(architecture, tag)
+
+    def __str__(self) -> str:
+        return '.'.join(filter(None, self))
+
+
+def known_name(name: str) -> ModelName:
+    """Split architecture[.tag], both of which this package knows.
+
+    Raises:
+        UserError: No such architecture, or no such tag of it.
+    """
+    architecture, tag = model = ModelName.parse(name)
+    architectures = list_models('*t2t_vit*')
+    if architecture not in architectures:
+        raise UserError(
+            f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.'
+            f'{nearest(name, [*architectures, *load_manifest()["weights"]])}')
+    tags = tagged(architecture)
+    if tag and name not in tags:
+        raise UserError(
+            f'{architecture} has no tag {tag!r}; {"its tags are " + ", ".join(tags) if tags else "it has no tags"}. '
+            f'Weights of your own go without one: {architecture}.')
+    return model
+
+
+def tagged(architecture: str) -> list[str]:
+    """Return the names of an architecture's published weights, its default first."""
+    return [name for name in load_manifest()['weights'] if ModelName.parse(name).architecture == architecture]
 
 
 @lru_cache(maxsize=None)

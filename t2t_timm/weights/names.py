@@ -1,10 +1,13 @@
 """Which tensors of a checkpoint are a T2T-ViT's, whatever its training code wrapped around them, and their names."""
+import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-__all__ = ['find_weights', 'first_names', 'pop_aux_head', 'rename_official', 'some']
+import torch
+
+__all__ = ['find_weights', 'first_names', 'rename', 'some']
 
 _DEPTH = 6  # dicts inside dicts
 _LONGEST = 256  # characters of a name; a short file can hold a long one in many dicts
@@ -20,7 +23,11 @@ _FIRST_LAYER = re.compile(
 _ORDER = [re.compile(rf'(?:{key})(?:\..*)?') for key in (
     'state_dict_ema', 'model_ema', r'(?:.*[._])?(?:ema|swa)(?:_[^.]*)?', 'state_dict', 'model')]
 
-# Replacements that turn OpenMMLab's names into the official ones, in this order.
+# Replacements that turn PaddleViT's names into the models', and OpenMMLab's into the official ones, in this order.
+_PADDLEVIT = (
+    (r'^patch_embed\.attn(\d)\.', r'patch_embed.attention\1.'),
+    (r'^patch_embed\.proj\.', 'patch_embed.project.'),
+)
 _OPENMMLAB = (
     (r'^encoder\.', 'blocks.'),
     (r'\.ln(\d)\.', r'.norm\1.'),
@@ -139,21 +146,58 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
             rest[name] = tensors[name]
     if any('.ffn.layers.0.0.' in name for name in weights):
         notes.append("OpenMMLab's names")
-        for pattern, name in _OPENMMLAB:
-            weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
+        weights = _replaced(weights, _OPENMMLAB)
         head = prefix.removesuffix('backbone.') + 'head.layers.head.'
         weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
+    if any(name.startswith('patch_embed.attn1.') for name in weights):
+        notes.append("PaddleViT's names")
+        weights = _replaced(weights, _PADDLEVIT)
     if rest:
         notes.append(f'{some(rest)} left out')
-    rename_official(weights)
-    aux = pop_aux_head(weights)
+    aux = rename(weights)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
+    config = checkpoint.get('meta')
+    config = str(config.get('cfg')) if isinstance(config, dict) else ''
+    if re.search(r'default_scope\W+mmpretrain\b', config) and "OpenMMLab's names" in notes:
+        _rescale_queries(weights, int((re.search(r'num_heads\W+(\d+)', config) or [0, 0])[1]))
+        notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
     return weights, notes
 
 
-def rename_official(state_dict: dict[str, Any], prefix: str = '') -> None:
-    """Rename tokens_to_token.*, the official names, to patch_embed.*, in place.
+def _rescale_queries(weights: dict[str, Any], num_heads: int) -> None:
+    """Scale the queries of attention that multiplies by sqrt(h), h the head's width, for one that divides by sqrt(d).
+
+    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one: d = h in the blocks, the input
+    width in the tokens. So the queries become sqrt(h d) times as large. mmcls, before it, divided by sqrt(d).
+
+    Args:
+        weights: State dict under the names of the models, changed in place.
+        num_heads: Heads of the blocks; 0 if it is not known, then each is 64 wide.
+    """
+    for name, weight in list(weights.items()):
+        if re.search(r'\battn\.qkv\.(weight|bias)$', name):
+            queries = weight.shape[0] // 3
+            width = queries // (num_heads or max(queries // 64, 1))
+            factor = width if name.startswith('blocks.') else math.sqrt(queries * weight.shape[-1])
+            weights[name] = torch.cat([weight[:queries].float() * factor, weight[queries:].float()])
+
+
+def _replaced(weights: dict[str, Any], replacements: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    for pattern, name in replacements:
+        weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
+    return weights
+
+
+def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
+    """Give the official names, tokens_to_token.*, as patch_embed.*, and take token labeling's auxiliary head out.
+
+    Args:
+        state_dict: State dict, changed in place.
+        prefix: What the names of the model begin with.
+
+    Returns:
+        The names of the auxiliary head, which the models do not have.
 
     Raises:
         ValueError: The state dict has both kinds of names.
@@ -166,11 +210,7 @@ def rename_official(state_dict: dict[str, Any], prefix: str = '') -> None:
         )
     for name in official:
         state_dict[f"{prefix}patch_embed.{name[len(prefix) + len('tokens_to_token.'):]}"] = state_dict.pop(name)
-
-
-def pop_aux_head(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
-    """Take token labeling's auxiliary head, which the models do not have, out of a state dict; return its names."""
-    names = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
-    for name in names:
+    aux = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
+    for name in aux:
         del state_dict[name]
-    return names
+    return aux

@@ -16,7 +16,7 @@ import torch
 from ..errors import UserError
 from .pickles import GuardedUnpickler
 
-__all__ = ['from_paddle', 'load_paddle']
+__all__ = ['from_paddle', 'is_transposed', 'load_paddle']
 
 PARAMETER_NAMES = 'StructuredToParameterName@@'  # paddle.save adds the parameters' other names under this key
 
@@ -149,27 +149,39 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     return loaded
 
 
-def _is_linear(name: str, value: np.ndarray) -> bool:
-    # The Performer's random features are the only matrix that is not the weight of a layer.
-    return name.endswith('.weight') and value.ndim == 2
+# A norm, and the linear layer that reads what it puts out.
+_PAIRS = (
+    ('patch_embed.attention1.norm1', 'patch_embed.attention1.kqv'),
+    ('patch_embed.attention1.norm1', 'patch_embed.attention1.attn.qkv'),
+    ('blocks.0.norm2', 'blocks.0.mlp.fc1'),
+)
+
+
+def is_transposed(state_dict: dict[str, Any]) -> bool:
+    """Return whether linear weights stand as (in, out), as in Paddle's safetensors, which do not say so."""
+    for norm, linear in _PAIRS:
+        shapes = [tuple(getattr(state_dict.get(f'{name}.weight'), 'shape', ())) for name in (norm, linear)]
+        if list(map(len, shapes)) == [1, 2] and shapes[1][0] != shapes[1][1]:
+            return shapes[1][0] == shapes[0][0]
+    return False
 
 
 def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return Paddle's parameters as torch has them, PaddleViT's under the names of the models.
+    """Return Paddle's parameters, arrays or tensors, as torch has them.
 
-    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. Paddle
-    writes bfloat16 as unsigned integers.
+    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. Paddle writes bfloat16 as
+    unsigned integers.
 
     Args:
-        params: Names to numpy arrays; other values are left out.
+        params: Names to numpy arrays or tensors; other values are left out.
     """
     state_dict = {}
     for name, value in params.items():
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
+        if not isinstance(value, torch.Tensor):
             continue
-        name = re.sub(r'^patch_embed\.attn(\d)\.', r'patch_embed.attention\1.', name)
-        name = re.sub(r'^patch_embed\.proj\.', 'patch_embed.project.', name)
-        value = value.astype(value.dtype.newbyteorder('='))
-        tensor = torch.from_numpy(value.T.copy() if _is_linear(name, value) else value)
-        state_dict[name] = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+        # The Performer's random features are the only matrix that is not the weight of a layer.
+        value = value.t().contiguous() if name.endswith('.weight') and value.ndim == 2 else value
+        state_dict[name] = value.view(torch.bfloat16) if value.dtype == torch.uint16 else value
     return state_dict

@@ -12,14 +12,14 @@ import warm
 
 from t2t_timm.errors import UserError
 from t2t_timm.weights.checkpoint import read_checkpoint
-from t2t_timm.weights.fit import rename_keys
+from t2t_timm.weights.names import find_weights
 from t2t_timm.weights.paddle import load_paddle
 
 
 def test_square_weights_are_transposed(tmp_path):
     published.paddle_article(tmp_path / 'a.pdparams')
     state_dict = read_checkpoint(tmp_path / 'a.pdparams').state_dict
-    for name, expected in rename_keys(published.tensors('t2t_vit_7')).items():
+    for name, expected in find_weights(published.tensors('t2t_vit_7'))[0].items():
         assert torch.equal(state_dict[name], expected), name
     assert expected.shape and state_dict['blocks.0.attn.proj.weight'].shape == (256, 256)
 
