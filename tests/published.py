@@ -150,7 +150,7 @@ def openmmlab(path: Path, **more: Any) -> None:
     """A checkpoint of mmcls's runner."""
     state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
     meta = dict(mmcls_version='0.17.0', CLASSES=['tench', 'goldfish'], config='model = dict()', epoch=305)
-    torch.save({'meta': meta, 'state_dict': state, **more}, path)
+    torch.save({'meta': meta, 'state_dict': state} | more, path)
 
 
 def openmmlab_ema(path: Path) -> None:

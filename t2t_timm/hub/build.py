@@ -131,9 +131,9 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
     record, table = checkpoint.record, checkpoint.state_dict.get('pos_embed')
     if 'img_size' in record.model_args:
         return record.model_args['img_size']
-    sizes = [cfg['input_size'][1:], usual]
+    sizes = [cfg['input_size'][1:]]
     if record.model_args.get('dynamic_img_size'):  # then images may have another size than the table is for
-        sizes.reverse()
+        sizes.insert(0, usual)
     if table is None or table.ndim != 3:
         return sizes[0]
     num_tokens = table.shape[1] - int('cls_token' in checkpoint.state_dict)
@@ -177,7 +177,7 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
     if 'cls_token' in expected and 'cls_token' not in actual:
         raise UserError(
             f'{file} has no class token (cls_token), and nothing in it says how the model pools its tokens: models '
-            'without one are read with the config.json or the training arguments that name class_token and global_pool.')
+            'without one need a config.json or training arguments that name class_token and global_pool.')
     table, own = actual['pos_embed'], expected.get('pos_embed', ())
     if not tag and differing == {'pos_embed'} and table[::2] == own[::2]:
         height, width = model.patch_embed.img_size

@@ -169,7 +169,7 @@ def is_transposed(state_dict: dict[str, Any]) -> bool:
 def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return Paddle's parameters, arrays or tensors, as torch has them.
 
-    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. Paddle writes bfloat16 as
+    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. It writes bfloat16 as
     unsigned integers.
 
     Args:

@@ -1,0 +1,404 @@
+"""What a file says of its run is believed: pooling, heads, preprocessing, sizes, names; what cannot be kept is refused."""
+import copy
+import json
+import logging
+import math
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import published
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from timm.models._hub import save_for_hf
+from transformers import AutoModelForImageClassification
+
+from t2t_timm.errors import UserError
+from t2t_timm.hub.convert import convert
+from t2t_timm.hub.verify import verify
+
+pytestmark = pytest.mark.timm('1.0.31')  # convert says so
+
+
+@pytest.fixture
+def own():
+    """A function that makes a model whose weights no other has, in evaluation mode."""
+    def own(architecture='test_t2t_vit', **kwargs):
+        torch.manual_seed(0)
+        model = timm.create_model(architecture, num_classes=kwargs.pop('num_classes', 10), **kwargs).eval()
+        for name, value in model.named_parameters():
+            if name != 'pos_embed':
+                value.data += 0.05 * torch.randn_like(value)
+        return model
+    return own
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A function that writes a file, converts it, and gives the folder and timm's model of it."""
+    def converted(checkpoint, architecture='test_t2t_vit', **kwargs):
+        file = tmp_path / 'run.pth.tar'
+        torch.save(checkpoint, file)
+        out = convert(file, architecture, tmp_path / 'out', **kwargs)
+        return out, timm.create_model(f'local-dir:{out}', pretrained=True).eval()
+    return converted
+
+
+def run(net, **args):
+    """What timm's train.py saves."""
+    args = dict(dict(model='test_t2t_vit', model_kwargs={}, gp=None, mean=None, std=None, crop_pct=None), **args)
+    return {'epoch': 1, 'arch': args['model'], 'state_dict': net.state_dict(), 'args': Namespace(**args)}
+
+
+def assert_same(model, expected, size=None):
+    images = torch.randn(2, expected.in_chans, *(size or expected.patch_embed.img_size))
+    with torch.inference_mode():
+        logits = expected(images)
+        assert logits.std() > 0.01
+        torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- what changes the function
+
+@pytest.mark.parametrize('args, kwargs', [
+    *((dict(gp=pool), dict(global_pool=pool)) for pool in ('avg', 'max', 'avgmax')),
+    *((dict(model_kwargs=kwargs), kwargs) for kwargs in (
+        dict(global_pool='avg'), dict(num_heads=8), dict(act_layer='relu'), dict(norm_layer='rmsnorm'),
+        dict(reg_tokens=2), dict(init_values=1e-5), dict(qk_norm=True), dict(qkv_bias=True), dict(global_pool='map'),
+        dict(no_embed_class=True), dict(pos_embed='learn'), dict(token_type='transformer'),
+        dict(class_token=False, global_pool='avg', fc_norm=True), dict(dynamic_img_size=True, drop_path_rate=0.1),
+    )),
+], ids=str)
+@pytest.mark.parametrize('kind', ['timm', 'Lightning', 'beside'])
+def test_every_argument_is_kept(own, converted, tmp_path, kind, args, kwargs):
+    expected = own(**kwargs)
+    if kind == 'timm':
+        checkpoint = run(expected, **args)
+    elif kind == 'Lightning':
+        checkpoint = {
+            'state_dict': {f'model.{k}': v for k, v in expected.state_dict().items()},
+            'hyper_parameters': {'lr': 1e-3, 'model_name': 'test_t2t_vit', **kwargs}}
+    else:
+        checkpoint = expected.state_dict()
+        (tmp_path / 'config.json').write_text(json.dumps(dict(architecture='test_t2t_vit', model_args=kwargs)))
+    out, model = converted(checkpoint)
+    assert_same(model, expected)
+    verdict = verify(str(tmp_path / 'run.pth.tar'), str(out))
+    assert verdict.good, verdict.lines
+
+
+def test_a_run_that_reads_other_sizes(own, converted):
+    expected = own(dynamic_img_size=True)
+    out, model = converted(run(expected, img_size=96, model_kwargs=dict(dynamic_img_size=True)))
+    assert tuple(resolve_model_data_config(model)['input_size']) == (3, 96, 96)
+    assert_same(model, expected, (96, 96))
+
+
+@pytest.mark.parametrize('folder', ['timm', 'transformers'])
+def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
+    expected = own(global_pool='avg', img_size=64, num_heads=8)
+    data = dict(mean=[0.2, 0.3, 0.4], std=[0.3, 0.3, 0.2], crop_pct=0.8, interpolation='bilinear')
+    save_for_hf(
+        expected, tmp_path / 'timm', safe_serialization=True, data_config=data,
+        model_config=dict(label_names=[f'class {i}' for i in range(10)]))
+    config = json.loads((tmp_path / 'timm' / 'config.json').read_text())
+    del config['model_args']['num_classes']  # Transformers passes it itself
+    (tmp_path / 'timm' / 'config.json').write_text(json.dumps(config))
+    if folder == 'transformers':
+        AutoModelForImageClassification.from_pretrained(tmp_path / 'timm').save_pretrained(tmp_path / folder)
+    out = convert(tmp_path / folder / 'model.safetensors', 'test_t2t_vit', tmp_path / 'out')
+    model = timm.create_model(f'local-dir:{out}', pretrained=True).eval()
+    assert_same(model, expected)
+    cfg = resolve_model_data_config(model)
+    assert {k: cfg[k] for k in data} == data and cfg['input_size'] == (3, 64, 64)
+    assert model.pretrained_cfg['label_names'] == [f'class {i}' for i in range(10)]
+    verdict = verify(str(tmp_path / folder / 'model.safetensors'), str(out))
+    assert verdict.good, verdict.lines
+
+
+def test_verify_builds_each_side_from_its_own_record(own, tmp_path):
+    expected, file = own(global_pool='avg'), tmp_path / 'run.pth.tar'
+    torch.save(run(expected, gp='avg', mean=[0.5, 0.5, 0.5]), file)
+    out = convert(file, 'test_t2t_vit', tmp_path / 'out')
+    assert verify(str(file), str(out)).good
+    config = json.loads((out / 'config.json').read_text())
+    for change, words in (
+            (lambda c: c['pretrained_cfg'].update(mean=[0.5, 0.5, 0.4]), 'preprocessing differs: mean'),
+            (lambda c: c['model_args'].clear(), r'largest difference of the logits: \S+ \(more than'),
+    ):
+        changed = json.loads(json.dumps(config))
+        changed.pop('global_pool')
+        change(changed)
+        (out / 'config.json').write_text(json.dumps(changed))
+        verdict = verify(str(file), str(out))
+        assert not verdict.good and any(re.search(words, line) for line in verdict.lines), verdict.lines
+
+
+# ---------------------------------------------------------------- preprocessing and sizes
+
+@pytest.mark.parametrize('in_chans, args, expected', [
+    (3, dict(mean=[0.5]), dict(mean=(0.5, 0.5, 0.5))),
+    (3, dict(crop_pct=1, interpolation='bilinear'), dict(crop_pct=1, interpolation='bilinear')),
+    (1, dict(mean=[0.5], std=[0.1], in_chans=1), dict(mean=(0.5,), std=(0.1,))),
+    (1, dict(in_chans=1), dict(mean=((0.485 + 0.456 + 0.406) / 3,))),
+    (2, dict(mean=[0.1, 0.2], std=[0.3, 0.4], in_chans=2), dict(mean=(0.1, 0.2), std=(0.3, 0.4))),
+    (13, dict(mean=[i / 20 for i in range(13)], in_chans=13), dict(mean=tuple(i / 20 for i in range(13)))),
+    (3, dict(model='t2t_vit_14.in1k_ft_cifar10'), dict(
+        mean=(0.4914, 0.4822, 0.4465), crop_pct=1, crop_mode='squash', interpolation='bilinear')),
+], ids=str)
+def test_preprocessing(own, tmp_path, in_chans, args, expected):
+    architecture = args.get('model', 'test_t2t_vit').split('.')[0]
+    model = own(architecture, in_chans=in_chans, **(dict(depth=1) if architecture != 'test_t2t_vit' else {}))
+    kwargs = dict(model_kwargs=dict(depth=1)) if architecture != 'test_t2t_vit' else {}
+    torch.save(run(model, **args, **kwargs), tmp_path / 'run.pth.tar')
+    out = convert(tmp_path / 'run.pth.tar', architecture, tmp_path / 'out')
+    cfg = resolve_model_data_config(timm.create_model(f'local-dir:{out}'))
+    for key, value in expected.items():
+        assert (cfg[key] if isinstance(cfg[key], (str, float, int)) else tuple(cfg[key])) == pytest.approx(value), key
+
+
+def test_a_run_that_started_from_a_folder(own, converted, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    save_for_hf(own(global_pool='avg'), tmp_path / 'start', data_config=dict(mean=[0.1, 0.2, 0.3], crop_pct=0.7),
+                model_config=dict(label_names=list('abcdefghij')))
+    start, expected = f'local-dir:{tmp_path / "start"}', own(global_pool='avg')
+    out, model = converted(run(expected, model=start, mean=[0.5, 0.5, 0.5]))
+    cfg = resolve_model_data_config(model)
+    assert (cfg['mean'], cfg['crop_pct']) == ([0.5, 0.5, 0.5], 0.7)
+    assert 'label_names' not in json.loads((out / 'config.json').read_text())  # those of the start, not of the run
+    assert_same(model, expected)
+    assert re.search(f'from {start}, which the run started from: .*global_pool avg', caplog.text)
+    for path in sorted((tmp_path / 'start').iterdir()):
+        path.unlink()
+    convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'other')
+    assert 'which is no longer there: its preprocessing is not known' in caplog.text
+
+
+@pytest.mark.parametrize('architecture, args, size', [
+    ('test_t2t_vit', dict(img_size=64), (64, 64)),
+    ('test_t2t_vit', dict(input_size=[3, 32, 128]), (32, 128)),
+    ('test_t2t_vit', dict(model_kwargs=dict(img_size=[128, 32])), (128, 32)),
+    ('t2t_vit_7', dict(input_size=(3, 112, 448)), (112, 448)),
+], ids=str)
+def test_the_runs_own_size_goes_first(own, converted, architecture, args, size):
+    expected = own(architecture, img_size=size, pos_embed='learn')
+    _, model = converted(run(expected, model=architecture, **args), architecture)
+    assert model.patch_embed.img_size == size
+    assert_same(model, expected)
+
+
+# ---------------------------------------------------------------- names of the classes
+
+@pytest.fixture
+def photos(tmp_path):
+    """A function that makes a folder of class folders with an image each."""
+    def photos(*names):
+        for name in names:
+            (tmp_path / 'photos' / name).mkdir(parents=True)
+            Image.new('RGB', (4, 4)).save(tmp_path / 'photos' / name / 'x.png')
+        return tmp_path / 'photos'
+    return photos
+
+
+def test_a_runs_class_map_numbers_the_classes(own, converted, photos, tmp_path):
+    labels = photos('1', '2', '10')
+    (tmp_path / 'map.txt').write_text('2\n10\n1\n')
+    _, model = converted(run(own(num_classes=3), class_map=str(tmp_path / 'map.txt')), labels=labels)
+    assert model.pretrained_cfg['label_names'] == ['2', '10', '1']
+    (tmp_path / 'map.txt').unlink()
+    with pytest.raises(UserError, match=r'numbered its classes by --class-map .*map.txt, which cannot be read'):
+        convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'other', labels)
+
+
+def test_the_order_that_was_taken_is_said(own, converted, photos, caplog):
+    caplog.set_level(logging.INFO)
+    checkpoint = run(own(num_classes=3))
+    converted({'state_dict': checkpoint['state_dict']}, labels=photos('1', '10', '2'))
+    assert "numbers folders (1, 2, 10 ...): if another program trained the model, as torchvision's ImageFolder (1, 10," \
+        in caplog.text
+
+
+def test_timms_own_order_needs_no_word(own, converted, photos, caplog):
+    caplog.set_level(logging.INFO)
+    _, model = converted(run(own(num_classes=3)), labels=photos('1', '10', '2'))
+    assert model.pretrained_cfg['label_names'] == ['1', '2', '10'] and 'another program' not in caplog.text
+
+
+def test_names_that_timm_numbers_by_chance_are_refused(own, converted, photos):
+    with pytest.raises(UserError, match="classes '0?1' and '0?1' of .* in either order"):
+        converted(run(own(num_classes=3)), labels=photos('1', '01', '2'))
+
+
+# ---------------------------------------------------------------- OpenMMLab
+
+MM_CONFIG = """
+default_scope = '{scope}'
+data_preprocessor = dict(num_classes=1000, mean=[127.5, 102.0, 51.0], std=[51.0, 63.75, 25.5], to_rgb={rgb})
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='T2T_ViT', img_size=224, num_layers=14, layer_cfgs=dict(num_heads=6, feedforward_channels=1152)))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=224), dict(type='PackInputs')]
+"""
+
+
+def mmpretrain(path, scope, rgb=True):
+    meta = dict(
+        cfg=MM_CONFIG.format(scope=scope, rgb=rgb), dataset_meta={'classes': tuple(f'c{i}' for i in range(1000))})
+    published.openmmlab(path, meta=meta)
+
+
+def with_small_queries(state_dict):
+    """Scores 64 times as large as a model was made for would magnify rounding."""
+    return {k: torch.cat([v[:len(v) // 3] / 64, v[len(v) // 3:]]) if 'attn.qkv' in k else v for k, v in state_dict.items()}
+
+
+def test_mmpretrains_scale(tmp_path):
+    """From 1.0.0rc7 on, the scores are multiplied by the root of the head's width (64 here), whatever scale is given."""
+    mmpretrain(tmp_path / 'a.pth', 'mmpretrain')
+    checkpoint = torch.load(tmp_path / 'a.pth')
+    torch.save(dict(checkpoint, state_dict=with_small_queries(checkpoint['state_dict'])), tmp_path / 'a.pth')
+    out = convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
+    expected = timm.create_model('t2t_vit_t_14')
+    expected.load_state_dict(with_small_queries(published.tensors('t2t_vit_t_14')), strict=False)
+    usual = copy.deepcopy(expected).eval().double()
+    tokens = (expected.patch_embed.attention1.attn, expected.patch_embed.attention2.attn)
+    for attn in (*tokens, *(block.attn for block in expected.blocks)):
+        attn.fused_attn = False
+        attn.scale = math.sqrt(64)
+    images = published.images().double()
+    with torch.inference_mode():
+        logits = expected.eval().double()(images)
+        model = timm.create_model(f'local-dir:{out}', pretrained=True).eval().double()
+        torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-5)
+        assert (logits - usual(images)).abs().max() > 0.1
+    cfg = resolve_model_data_config(model)
+    assert cfg['mean'] == pytest.approx([0.5, 0.4, 0.2]) and cfg['std'] == pytest.approx([0.2, 0.25, 0.1])
+    assert cfg['crop_pct'] == pytest.approx(224 / 256)
+    assert model.pretrained_cfg['label_names'][999] == 'c999'
+
+
+def test_mmclss_scale_is_the_usual_one(tmp_path):
+    mmpretrain(tmp_path / 'a.pth', 'mmcls')
+    out = convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
+    with torch.inference_mode():
+        logits = timm.create_model(f'local-dir:{out}', pretrained=True).eval()(published.images())
+    torch.testing.assert_close(
+        logits.double(), torch.from_numpy(published.logits('t2t_vit_t_14')), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- what is refused, in one sentence
+
+@pytest.mark.parametrize('args, words', [
+    (dict(gp='nonsense'), "global_pool='nonsense'"),
+    (dict(model_kwargs=dict(num_heads=7)), 'num_heads=7.* cannot be built'),
+    (dict(model_kwargs=dict(act_layer=torch.float16)), 'act_layer=torch.float16, which a config.json cannot hold'),
+    (dict(model_kwargs=dict(nonsense=3)), "unexpected keyword argument 'nonsense'"),
+    (dict(model_kwargs='nonsense'), "should have model_kwargs as names with values, not 'nonsense'"),
+    (dict(mean=[0.1, 0.2]), r'preprocessed with .*mean=\[0.1, 0.2\].*, which cannot be done'),
+    (dict(mean='abc'), "preprocessed with .*mean='abc'"),
+    (dict(std=[float('inf')]), r'std=\[inf\], which a config.json cannot hold'),
+    (dict(crop_pct='x'), "crop_pct='x'"),
+    (dict(crop_pct=1e-9), 'crop_pct should lie between 0.1 and 4.0'),
+    (dict(interpolation='../../x'), "interpolation='../../x'"),
+    (dict(img_size=-5), 'a side between 8 and 4096'),
+    (dict(input_size='abc'), 'run.pth.tar'),
+    (dict(img_size=96), "has 17 positions, and images of 96 x 96 pixels as the run's arguments have it need 37. Give"),
+    (dict(input_img_mode='L'), "input_img_mode='L'"),
+    (dict(model='t2t_vit_14'), 'looks like test_t2t_vit.* use --model test_t2t_vit'),
+    (dict(model_kwargs=dict(class_token=False)), 'class_token=False.* cannot be built'),
+    (dict(model_kwargs=dict(qk_norm=True)), 'does not fit test_t2t_vit with qk_norm=True: missing'),
+], ids=str)
+def test_a_record_that_cannot_be_kept(own, tmp_path, args, words):
+    torch.save(run(own(), **args), tmp_path / 'run.pth.tar')
+    with pytest.raises(UserError, match=words):
+        convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
+    assert [path.name for path in tmp_path.iterdir()] == ['run.pth.tar']
+    verdict = verify(str(tmp_path / 'run.pth.tar'))
+    assert not verdict.good and re.search(words, verdict.lines[-1])
+
+
+def test_a_run_with_options_of_its_own_is_no_published_file(own, tmp_path):
+    torch.save(run(own(global_pool='avg'), gp='avg'), tmp_path / 'run.pth.tar')
+    with pytest.raises(UserError, match="trained with global_pool='avg', so it is not the published test_t2t_vit.mnist"):
+        convert(tmp_path / 'run.pth.tar', 'test_t2t_vit.mnist', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('config, words', [
+    ('{"label_names": 5}', 'name the classes in a list of texts, not 5'),
+    ('{"label_names": [1, 2]}', 'name the classes in a list of texts'),
+    ('{"pretrained_cfg": 3}', 'pretrained_cfg as names with values, not 3'),
+    ('{"pretrained_cfg": {"mean": "abc"}}', "mean='abc'"),
+    ('{"pretrained_cfg": {"interpolation": "foo"}}', "interpolation='foo'"),
+    ('{"pretrained_cfg": {"crop_pct": "x"}}', "crop_pct='x'"),
+    ('{"pretrained_cfg": {"mean": [0.1, 0.2, Infinity]}}', 'which a config.json cannot hold'),
+    ('{"pretrained_cfg": {"input_size": 7}}', 'input_size=7'),
+    ('{"model_args": 5}', 'model_args as names with values, not 5'),
+    ('{"model_args": {"depth": "x"}}', "depth='x'.* cannot be built"),
+    ('[' * 200000, 'config.json is not readable JSON'),
+    ('nonsense', 'config.json is not readable JSON'),
+])
+def test_configs_of_others(own, tmp_path, config, words):
+    published.save_file(own().state_dict(), tmp_path / 'model.safetensors')
+    config = config.replace('{', '{"architecture": "test_t2t_vit", ', 1)
+    (tmp_path / 'config.json').write_text(config)
+    with pytest.raises(UserError, match=words):
+        convert(tmp_path / 'model.safetensors', 'test_t2t_vit', tmp_path / 'out')
+    assert words.split('.')[0] in verify(str(tmp_path)).lines[-1]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_config_of_something_else_is_left_alone(own, converted, tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+    assert_same(converted(own().state_dict())[1], own())
+
+
+def write_protocol_4(state_dict, path):
+    torch.save(state_dict, path, pickle_protocol=4)
+
+
+@pytest.mark.parametrize('state_dict, write, words', [
+    (lambda own: own().state_dict(), write_protocol_4, "pickle_protocol above 3, .* save it again where it was made"),
+    (lambda own: {k: v.double() + 1e300 for k, v in own().state_dict().items()}, torch.save, 'not finite in float32'),
+    (lambda own: {'bn1.num_batches_tracked': torch.tensor(3), 'conv1.weight': torch.ones(1)}, torch.save,
+     'holds no T2T-ViT: its names begin with bn1'),
+    (lambda own: {k: v for k, v in own(class_token=False, global_pool='avg', img_size=(40, 72)).state_dict().items()},
+     torch.save, 'has no class token'),
+], ids=['protocol 4', 'too large', 'a ResNet', 'no class token'])
+def test_files_that_are_refused(own, tmp_path, state_dict, write, words):
+    write(state_dict(own), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=words):
+        convert(tmp_path / 'a.pth', 'test_t2t_vit', tmp_path / 'out')
+
+
+def test_a_program_of_paddle_is_no_checkpoint(tmp_path):
+    for name in ('inference.pdiparams', 'inference.json'):
+        (tmp_path / name).write_bytes(b'\0\0\0\0\0\0\0\0')
+        with pytest.raises(UserError, match='take the .pdparams file of its training'):
+            convert(tmp_path / name, 'test_t2t_vit', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('names', ['official', 'PaddleViT'])
+def test_safetensors_of_paddle(own, tmp_path, names):
+    expected = own()
+    transposed = {k: v.t().contiguous() if k.endswith('.weight') and v.ndim == 2 else v
+                  for k, v in expected.state_dict().items()}
+    if names == 'official':
+        transposed = published.official(transposed)
+    else:
+        transposed = {re.sub('^patch_embed.project', 'patch_embed.proj', re.sub('embed.attention', 'embed.attn', k)): v
+                      for k, v in transposed.items()}
+    published.save_file(transposed, tmp_path / 'a.safetensors')
+    out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', Path(tmp_path) / 'out')
+    assert_same(timm.create_model(f'local-dir:{out}', pretrained=True).eval(), expected)
+
+
+def test_a_checkpoint_without_a_class_token_is_told(own):
+    state_dict = own(class_token=False, global_pool='avg', img_size=(40, 72)).state_dict()
+    with pytest.raises(ValueError, match='has no class token'):
+        own().load_state_dict(state_dict)
