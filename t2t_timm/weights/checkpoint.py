@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
@@ -23,11 +24,12 @@ from .paddle import from_paddle, is_transposed, load_paddle
 from .pickles import dry_run
 from .record import Record, record_of
 
-__all__ = ['Checkpoint', 'read_checkpoint']
+__all__ = ['Checkpoint', 'load_file', 'read_checkpoint']
 
 _LEGACY_PICKLES = 5  # magic number, protocol, kinds of integers, what was saved, list of storages
 _TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
 
+_ONE_AT_A_TIME = Lock()  # torch's safe globals are those of all threads
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -87,7 +89,7 @@ def _load_torch(file: BinaryIO) -> Any:
     try:
         _check_torch(file)
         file.seek(0)
-        with torch.serialization.safe_globals([argparse.Namespace, *_READ_PAST]):
+        with _ONE_AT_A_TIME, torch.serialization.safe_globals([argparse.Namespace, *_READ_PAST]):
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises nearly anything for a damaged file
         found = re.search(r'Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)', str(e))
@@ -116,7 +118,12 @@ def _is_safetensors(start: bytes, size: int) -> bool:
     return len(start) > 9 and struct.unpack('<Q', start[:8])[0] < size and start[8:9] == b'{'
 
 
-def _load(path: Path) -> tuple[Any, str]:
+def load_file(path: Path) -> tuple[Any, str]:
+    """Return what a checkpoint file of a known format holds, and the format in words.
+
+    Raises:
+        UserError: It is of no known format, damaged, cut short, or asks for more than weights.
+    """
     with open(path, 'rb') as f:
         start = f.read(32)
         f.seek(0)
@@ -167,7 +174,7 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UserError(f'There is no file {path}.')
-    loaded, fmt = _load(path)
+    loaded, fmt = load_file(path)
     if not isinstance(loaded, dict):
         raise UserError(f'{path} holds a {type(loaded).__name__}, not a state dict.')
     try:

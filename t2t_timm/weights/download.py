@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Union
-from zipfile import is_zipfile
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -23,6 +22,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
 from ..errors import UserError
 from ..version import __version__
+from .checkpoint import load_file
 from .manifest import hub_repo, weight_entry, weights_repo
 
 _logger = logging.getLogger(__name__)
@@ -198,7 +198,8 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
                 if not file.is_file():  # Another process may have been here first.
                     part = file.with_name(file.name + PART)
                     retrying(partial(_download_release, entry, part), name)
-                    _check_is_torch_file(part, name)
+                    if not any(key.startswith('sha') for key in entry):
+                        _check_is_whole(part, name)
                     _check_download(part, entry, name)
                     os.replace(part, file)
                     return file
@@ -237,16 +238,15 @@ def _check_download(file: PathLike, known: dict[str, Any], name: str) -> None:
         raise IntegrityError(f'{e} The file has been deleted and nothing was loaded from it.') from None
 
 
-def _check_is_torch_file(file: Path, name: str) -> None:
-    # Without a hash, only a gateway's own page and a file without its end can be told.
-    with open(file, 'rb') as f:
-        start = f.read(4)
-    if not (is_zipfile(file) if start.startswith(b'PK') else start.startswith(b'\x80')):
+def _check_is_whole(file: Path, name: str) -> None:
+    # Without a hash, only reading it tells a gateway's own page or a file without its end.
+    try:
+        load_file(file)
+    except UserError as e:
         _delete(file)
         raise IntegrityError(
-            f'{name}: the downloaded file is not a complete PyTorch file (it begins with {start!r}). '
-            'It has been deleted and nothing was loaded from it.'
-        )
+            f'{name}: {str(e).replace(PART, "").rstrip(".")}. The file has been deleted and nothing was loaded from it.'
+        ) from None
 
 
 def retrying(download: Callable[[], T], name: str) -> T:
