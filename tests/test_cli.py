@@ -111,9 +111,9 @@ def test_classify_imagenet_names(tmp_path, capsys):
 
 @pytest.mark.parametrize('args, words', [
     (['--model', 'no_such_model'], 'no_such_model'),
-    (['--model', 'test_t2t_vit.nope'], "test_t2t_vit has no tag 'nope': use test_t2t_vit.mnist."),
+    (['--model', 'test_t2t_vit.nope'], "test_t2t_vit has no tag 'nope'; its tags are test_t2t_vit.mnist."),
     (['--model', 't2t_vit_c_14'], 't2t_vit_c_14 has no pretrained weights: `t2t-timm models` lists'),
-    (['--model', 't2t_vit_c_14.in1k'], "t2t_vit_c_14 has no tag 'in1k': it has none."),
+    (['--model', 't2t_vit_c_14.in1k'], "t2t_vit_c_14 has no tag 'in1k'; it has no tags."),
     (['--model', 'resnet18'], 'resnet18 is not a T2T-ViT'),
     (['--model', __file__], 'is a file or folder, not the name of a model: write local-dir:DIR'),
     (['--model', 'test_t2t_vit', '--topk', '0'], '--topk should be 1 or more'),

@@ -3,12 +3,12 @@ import os
 from typing import Any
 
 import timm
-from timm.models import is_model, list_models, model_entrypoint
+from timm.models import is_model, model_entrypoint
 
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..hub.verify import config_fault
 from ..models import T2TViT
-from ..weights.manifest import load_manifest
+from ..weights.manifest import known_name, tagged
 
 __all__ = ['load_t2t_vit']
 
@@ -47,16 +47,8 @@ def _check_name(name: str, untrained: bool) -> None:
         raise UserError(
             f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
             '`t2t-timm convert`, and convert a checkpoint file first.')
-    if not is_model(name):
-        known = [*list_models('*t2t_vit*'), *load_manifest()['weights']]
-        raise UserError(
-            f'timm does not know the model {name!r}: `t2t-timm models` lists those with weights.{nearest(name, known)}')
-    if not model_entrypoint(name).__module__.startswith('t2t_timm.'):
+    if is_model(name) and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
         raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
-    architecture, _, tag = name.partition('.')
-    tagged = [known for known in load_manifest()['weights'] if known.startswith(f'{architecture}.')]
-    if tag and name not in tagged:
-        use = f'use {", ".join(tagged)}' if tagged else 'it has none'
-        raise UserError(f'{architecture} has no tag {tag!r}: {use}.')
-    if not tagged and not untrained:
+    architecture, _ = known_name(name)
+    if not tagged(architecture) and not untrained:
         raise UserError(f'{architecture} has no pretrained weights: `t2t-timm models` lists the models that have.')

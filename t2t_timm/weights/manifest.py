@@ -49,8 +49,7 @@ def known_name(name: str) -> ModelName:
     tags = tagged(architecture)
     if tag and name not in tags:
         raise UserError(
-            f'{architecture} has no tag {tag!r}; {"its tags are " + ", ".join(tags) if tags else "it has no tags"}. '
-            f'Weights of your own go without one: {architecture}.')
+            f'{architecture} has no tag {tag!r}; {"its tags are " + ", ".join(tags) if tags else "it has no tags"}.')
     return model
 
 

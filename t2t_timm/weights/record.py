@@ -234,7 +234,7 @@ def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
         raise UserError(
             f'{source} says to_rgb=False: the model reads blue, green, red. Models here read red, green, blue; reverse '
             'the channels of the first layer before you convert it.')
-    data = {k: [v / 255 for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
+    data = {k: [round(v / 255, 6) for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
     resize, crop = (next((steps[k] for k in kinds if k in steps), {}) for kinds in (
         ('ResizeEdge', 'Resize'), ('CenterCrop',)))
     scale, size = (_pair(step.get('scale', step.get('size', step.get('crop_size')))) for step in (resize, crop))

@@ -348,7 +348,7 @@ class TestNothingIsWritten:
 
     @pytest.mark.parametrize('arguments, message', [
         (['test_t2t_vit', '--untrained', '--format', 'tflite'], "Unknown format 'tflite': use one of onnx, openvino, "),
-        (['test_t2t_vat'], "timm does not know the model 'test_t2t_vat'"),
+        (['test_t2t_vat'], "There is no architecture 'test_t2t_vat'"),
         (['resnet18'], 'resnet18 is not a T2T-ViT'),
         (['t2t_vit_dense'], 't2t_vit_dense has no pretrained weights'),
         (['test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),

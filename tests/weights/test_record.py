@@ -1,4 +1,4 @@
-"""What a file says of its run is believed: pooling, heads, preprocessing, sizes, names; what cannot be kept is refused."""
+"""What a file says of its run is believed: pooling, heads, preprocessing, sizes, names; or it is refused."""
 import copy
 import json
 import logging
