@@ -86,7 +86,7 @@ class T2TViT(VisionTransformer):
             num_heads: Number of attention heads.
             mlp_ratio: Ratio of the MLP's hidden width to embed_dim.
             qkv_bias: Add a bias to query, key and value; the published models have none.
-            pos_embed: 'sinusoidal' for the published table, which is not trained; 'learn' or 'none' as in timm.
+            pos_embed: 'sinusoidal' for the published table, a buffer; 'learn' or 'none' as in timm.
             fc_norm: Move the final norm behind the pooling; None decides as timm does.
             embed_layer: Patch embedding; by default the tokens-to-token module that token_type names.
             norm_layer: Normalization layer of the backbone; by default LayerNorm with eps 1e-5.
@@ -96,6 +96,7 @@ class T2TViT(VisionTransformer):
         Raises:
             ValueError: Unknown token_type, a patch_size other than 16, or an img_size below 3 x 3 pixels.
         """
+        self.has_sinusoidal_pos_embed = pos_embed == 'sinusoidal'  # register_parameter reads it
         super().__init__(
             embed_dim=embed_dim,
             depth=depth,
@@ -110,9 +111,6 @@ class T2TViT(VisionTransformer):
             **kwargs,
         )
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the first layer, not timm
-        self.has_sinusoidal_pos_embed = pos_embed == 'sinusoidal'
-        if self.has_sinusoidal_pos_embed:
-            self.pos_embed.requires_grad_(False)
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -137,10 +135,16 @@ class T2TViT(VisionTransformer):
                 self.pos_embed.copy_(table)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; a sinusoidal table stays frozen, whoever assigns it (set_input_size, Transformers)."""
-        if name == 'pos_embed' and param is not None and self.__dict__.get('has_sinusoidal_pos_embed'):
-            param.requires_grad_(False)
-        super().register_parameter(name, param)
+        """Register a parameter; a sinusoidal table as a buffer, whoever assigns it (set_input_size, Transformers)."""
+        if name == 'pos_embed' and self.__dict__.get('has_sinusoidal_pos_embed'):
+            self.register_buffer(name, None if param is None else param.detach())
+        else:
+            super().register_parameter(name, param)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that should have no weight decay."""
+        return super().no_weight_decay() - self._buffers.keys()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Any route may bring an official file, also one of token labeling or of another image size. timm's loaders hand
