@@ -107,7 +107,7 @@ class T2TViT(VisionTransformer):
             fc_norm=fc_norm,
             weight_init='skip',
             embed_layer=embed_layer or make_embed_layer(token_type, token_dim, token_drop_rate),
-            norm_layer=norm_layer or partial(nn.LayerNorm, eps=1e-5),
+            norm_layer=norm_layer or partial(LayerNorm, eps=1e-5),
             **kwargs,
         )
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the first layer, not timm
@@ -222,8 +222,9 @@ ops.register(Attention, check=lambda m: getattr(m, 'gate', None) is None, childr
     ('attn_drop', 'norm', 'proj', 'proj_drop'), ops.POINTWISE))
 ops.register(Mlp, pointwise=True, children=dict.fromkeys(
     ('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), ops.POINTWISE))
-for _pointwise in (DropPath, LayerNorm, LayerScale):
+for _pointwise in (DropPath, LayerScale):
     ops.register(_pointwise, pointwise=True)
+ops.register(LayerNorm, pointwise=True, check=lambda m: len(m.normalized_shape) == 1)
 
 
 default_cfgs = generate_default_cfgs({
