@@ -33,6 +33,7 @@ def images():
 def test_every_architecture_is_listed_once_with_its_tags():
     names = timm.list_models(['t2t_vit*', 'test_t2t_vit'])
     assert len(names) == len(set(names)) == 17
+    assert all(getattr(timm.models, name) is timm.models.model_entrypoint(name) for name in names)
     pretrained = timm.list_pretrained(['t2t_vit*', 'test_t2t*'])
     assert 't2t_vit_24.tl_in1k' in pretrained and 'test_t2t_vit.mnist' in pretrained and len(pretrained) == 19
     assert timm.list_models(module='t2t_vit') and 't2t_vit_dense' in timm.list_models(module='t2t_vit_dense')
