@@ -158,7 +158,7 @@ def value_range(name: str, regime: str, precision: Precision, device: torch.devi
         finite = {
             'logits': logits.isfinite().all(),
             'logits in training': trained.isfinite().all(),
-            'gradients': torch.stack([p.grad.isfinite().all() for p in model.parameters() if p.requires_grad]).all(),
+            'gradients': torch.stack([p.grad.isfinite().all() for p in model.parameters()]).all(),
         }
         found[scale] = [what for what, all_finite in finite.items() if not all_finite]
     return dict(

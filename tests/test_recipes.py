@@ -130,10 +130,7 @@ def test_cifar_backbone_learns_at_a_hundredth(name):
         layer_decay=recipe['layer_decay'], layer_decay_min_scale=recipe['layer_decay_min_scale'])
     scales = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
     for key, param in model.named_parameters():
-        if key == 'pos_embed':
-            assert id(param) not in scales  # not trained
-        else:
-            assert scales[id(param)] == (1 if key.startswith('head.') else 0.01), key
+        assert scales[id(param)] == (1 if key.startswith('head.') else 0.01), key
 
 
 def test_command(capsys):

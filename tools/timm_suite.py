@@ -6,8 +6,6 @@ as a pytest plugin. No test is edited:
 - `list_models`, which timm's test modules call as they are imported, answers with our names alone, as if they stood in
   timm's lists of plain ViTs (NON_STD_FILTERS) and of models with forward_intermediates (FEAT_INTER_FILTERS);
 - tests that take a model from a list of their own get a case with ours (EXTRA_CASES);
-- test_model_backward and test_model_backward_fx, which ask for a gradient of every parameter, make models with a
-  trained position table;
 - what does not take one of our models is deselected; what needs the network is skipped, and pytest lists why.
 """
 import fnmatch
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,16 +77,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason='would download published weights; the loopback tests cover it'))
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """Give the tests that ask for a gradient of every parameter a position table that is trained."""
-    if not item.originalname.startswith('test_model_backward'):
-        return (yield)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(item.module, 'create_model', partial(item.module.create_model, pos_embed='learn'))
-        return (yield)
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity
             module.fused_attn = False
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
-    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    params = sum(p.numel() for p in model.parameters())
     return Complexity(params, counter.flops // 2, counter.activations, input_size, model.num_features)
 
 

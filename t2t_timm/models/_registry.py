@@ -3,6 +3,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import timm.models as timm_models  # while timm is being imported it has no attribute 'models' yet
 from timm.models import is_model, model_entrypoint
 from timm.models import register_model as timm_register_model
 
@@ -15,4 +16,5 @@ def register_model(fn: Callable[..., Any]) -> Callable[..., Any]:
     if is_model(name) and model_entrypoint(name).__module__ != fn.__module__:
         _logger.debug(f'timm has its own {name} ({model_entrypoint(name).__module__}); leaving it alone.')
         return fn
+    setattr(timm_models, name, fn)  # as timm.models.deit_tiny_patch16_224 is
     return timm_register_model(fn)

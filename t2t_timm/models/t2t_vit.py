@@ -85,7 +85,7 @@ class T2TViT(VisionTransformer):
             num_heads: Number of attention heads.
             mlp_ratio: Ratio of the MLP's hidden width to embed_dim.
             qkv_bias: Add a bias to query, key and value; the published models have none.
-            pos_embed: 'sinusoidal' for the published table, which is not trained; 'learn' or 'none' as in timm.
+            pos_embed: 'sinusoidal' for the published table, a buffer; 'learn' or 'none' as in timm.
             fc_norm: Move the final norm behind the pooling; None decides as timm does.
             embed_layer: Patch embedding; by default the tokens-to-token module that token_type names.
             norm_layer: Normalization layer of the backbone; by default LayerNorm with eps 1e-5.
@@ -95,6 +95,7 @@ class T2TViT(VisionTransformer):
         Raises:
             ValueError: Unknown token_type, a patch_size other than 16, or an img_size below 3 x 3 pixels.
         """
+        self.has_sinusoidal_pos_embed = pos_embed == 'sinusoidal'  # register_parameter reads it
         super().__init__(
             embed_dim=embed_dim,
             depth=depth,
@@ -105,13 +106,10 @@ class T2TViT(VisionTransformer):
             fc_norm=fc_norm,
             weight_init='skip',
             embed_layer=embed_layer or make_embed_layer(token_type, token_dim, token_drop_rate),
-            norm_layer=norm_layer or partial(nn.LayerNorm, eps=1e-5),
+            norm_layer=norm_layer or partial(LayerNorm, eps=1e-5),
             **kwargs,
         )
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the first layer, not timm
-        self.has_sinusoidal_pos_embed = pos_embed == 'sinusoidal'
-        if self.has_sinusoidal_pos_embed:
-            self.pos_embed.requires_grad_(False)
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
             self.init_weights(needs_reset=False)
@@ -136,10 +134,16 @@ class T2TViT(VisionTransformer):
                 self.pos_embed.copy_(table)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; a sinusoidal table stays frozen, whoever assigns it (set_input_size, Transformers)."""
-        if name == 'pos_embed' and param is not None and self.__dict__.get('has_sinusoidal_pos_embed'):
-            param.requires_grad_(False)
-        super().register_parameter(name, param)
+        """Register a parameter; a sinusoidal table as a buffer, whoever assigns it (set_input_size, Transformers)."""
+        if name == 'pos_embed' and self.__dict__.get('has_sinusoidal_pos_embed'):
+            self.register_buffer(name, None if param is None else param.detach())
+        else:
+            super().register_parameter(name, param)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that should have no weight decay."""
+        return super().no_weight_decay() - self._buffers.keys()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         fit_state_dict(state_dict, self, prefix)
@@ -204,8 +208,9 @@ ops.register(Attention, check=lambda m: getattr(m, 'gate', None) is None, childr
     ('attn_drop', 'norm', 'proj', 'proj_drop'), ops.POINTWISE))
 ops.register(Mlp, pointwise=True, children=dict.fromkeys(
     ('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), ops.POINTWISE))
-for _pointwise in (DropPath, LayerNorm, LayerScale):
+for _pointwise in (DropPath, LayerScale):
     ops.register(_pointwise, pointwise=True)
+ops.register(LayerNorm, pointwise=True, check=lambda m: len(m.normalized_shape) == 1)
 
 
 default_cfgs = generate_default_cfgs({

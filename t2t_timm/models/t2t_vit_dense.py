@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import LayerType
+from timm.layers import LayerNorm, LayerType, fast_layer_norm
 from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import Block
 
@@ -58,7 +58,7 @@ class Transition(nn.Module):
         return self.act(self.linear(x))
 
 
-class FinalNorm(nn.LayerNorm):
+class FinalNorm(LayerNorm):
     """LayerNorm that leaves tokens of another width alone, as intermediate ones are."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,6 +68,8 @@ class FinalNorm(nn.LayerNorm):
                 return super().forward(x)
         if x.shape[-1] != self.normalized_shape[0]:
             return x
+        if self._fast_norm:
+            return fast_layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 

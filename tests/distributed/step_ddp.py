@@ -65,7 +65,7 @@ def full(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 
 def gradients(model: nn.Module) -> Dict[str, torch.Tensor]:
     """Return the gradients of all that is trained."""
-    return full({k: p.grad for k, p in model.named_parameters() if p.requires_grad})
+    return full({k: p.grad for k, p in model.named_parameters()})
 
 
 def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:

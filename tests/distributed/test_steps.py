@@ -119,5 +119,4 @@ def test_every_parameter_gets_a_gradient(name, kwargs):
     """DDP waits for each of them, unless find_unused_parameters has it look."""
     model = timm.create_model(name, num_classes=10, img_size=56, **kwargs).train()
     model(torch.randn(2, 3, 56, 56)).sum().backward()
-    assert [k for k, p in model.named_parameters() if p.grad is None] == ['pos_embed']
-    assert not model.pos_embed.requires_grad
+    assert all(p.grad is not None for p in model.parameters())

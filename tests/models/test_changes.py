@@ -4,7 +4,7 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import Attention, LayerScale, Mlp
+from timm.layers import Attention, LayerNorm, LayerScale, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -17,8 +17,7 @@ def make(token_type='performer', img_size=48, **kwargs):
     model = timm.create_model(
         'test_t2t_vit', img_size=img_size, depth=2, num_classes=5, token_type=token_type, **kwargs)
     for parameter in model.parameters():  # away from the initial zeros and ones
-        if parameter.requires_grad:
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -200,6 +199,7 @@ CHANGES = {
     'Block.forward': on_class(Block, 'forward', lambda original, self, x, **kwargs: bend(original(self, x, **kwargs))),
     'Mlp.forward': on_class(Mlp, 'forward', lambda original, self, x: bend(original(self, x))),
     'LayerNorm.forward': on_class(nn.LayerNorm, 'forward', lambda original, self, x: bend(original(self, x))),
+    'timm LayerNorm.forward': on_class(LayerNorm, 'forward', lambda original, self, x: bend(original(self, x))),
     'Linear.forward': on_class(nn.Linear, 'forward', lambda original, self, x: bend(original(self, x))),
     'GELU.forward': on_class(nn.GELU, 'forward', lambda original, self, x: F.silu(x)),
     'Identity.forward': on_class(nn.Identity, 'forward', lambda original, self, x: x + .1),
@@ -225,6 +225,7 @@ CHANGES = {
     'no blocks': assign('blocks', lambda blocks: nn.Identity()),
     'compiled block': compile_block,
     'a norm over tokens and channels': assign('norm', lambda norm: nn.LayerNorm((10, 64))),
+    'the same of timm': assign('norm', lambda norm: LayerNorm((10, 64))),
     'the same in the tokens': assign(
         'patch_embed.attention1.norm1', lambda norm: nn.LayerNorm((144, 147), elementwise_affine=False)),
     'projection of the tokens without a bias': assign_in_tokens(
@@ -327,7 +328,7 @@ def test_class_tokens_row_is_that_of_all_tokens_with_its_gradients(options, fuse
     assert model._reads_class_token(images)
     logits, expected = model(images), model.forward_head(model.forward_features(images))
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    weights, probe = [p for p in model.parameters() if p.requires_grad], torch.randn_like(logits)
+    weights, probe = list(model.parameters()), torch.randn_like(logits)
     torch.testing.assert_close(
         *(torch.autograd.grad(y, weights, probe, allow_unused=True) for y in (logits, expected)), rtol=1e-9, atol=1e-9)
 

@@ -10,6 +10,7 @@ import torch.nn as nn
 from timm.layers import set_fused_attn
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from timm.utils import unfreeze
 
 from t2t_timm import set_fused
 from t2t_timm.layers import GhostAttention, SqueezeExciteAttention
@@ -29,13 +30,10 @@ def images():
     return torch.randn(2, 3, 48, 48)
 
 
-def trained(model):
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def test_every_architecture_is_listed_once_with_its_tags():
     names = timm.list_models(['t2t_vit*', 'test_t2t_vit'])
     assert len(names) == len(set(names)) == 17
+    assert all(getattr(timm.models, name) is timm.models.model_entrypoint(name) for name in names)
     pretrained = timm.list_pretrained(['t2t_vit*', 'test_t2t*'])
     assert 't2t_vit_24.tl_in1k' in pretrained and 'test_t2t_vit.mnist' in pretrained and len(pretrained) == 19
     assert timm.list_models(module='t2t_vit') and 't2t_vit_dense' in timm.list_models(module='t2t_vit_dense')
@@ -90,7 +88,7 @@ def test_any_size_made_dynamic_or_set(img_size):
     table = nn.functional.interpolate(table, resized.patch_embed.grid_size, mode='bicubic', antialias=True)
     torch.testing.assert_close(resized.pos_embed[:, 1:], table.flatten(2).transpose(1, 2))
     torch.testing.assert_close(resized.pos_embed[:, 0], dynamic.pos_embed[:, 0])
-    assert not resized.pos_embed.requires_grad
+    assert 'pos_embed' in dict(resized.named_buffers())
     made.load_state_dict(dynamic.state_dict())  # any route resamples
     torch.testing.assert_close(made(x), resized(x))
 
@@ -171,7 +169,7 @@ def test_gradient_checkpointing_changes_nothing(model, images):
         torch.manual_seed(0)  # the same dropout
         model.train().zero_grad()
         model(images).sum().backward()
-        return [p.grad.clone() for p in trained(model)]
+        return [p.grad.clone() for p in model.parameters()]
 
     plain = gradients()
     model.set_grad_checkpointing()
@@ -202,23 +200,32 @@ def test_layer_decay_groups(model):
     groups = group_parameters(model, model.group_matcher())
     names = [name for name, _ in model.named_parameters()]
     assert sorted(n for g in groups.values() for n in g) == sorted(names)
-    assert {'cls_token', 'pos_embed'} == {n for n in groups[0] if 'patch_embed' not in n}
+    assert {'cls_token'} == {n for n in groups[0] if 'patch_embed' not in n}
     assert not [n for i, g in groups.items() if i for n in g if 'patch_embed' in n]
     assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
-    assert model.no_weight_decay() >= {'cls_token', 'reg_token', 'pos_embed'}
+    assert model.no_weight_decay() >= {'cls_token', 'reg_token'} and 'pos_embed' not in model.no_weight_decay()
 
 
-def test_the_position_table_is_frozen(model, images):
-    assert isinstance(model.pos_embed, nn.Parameter) and not model.pos_embed.requires_grad
-    optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=0.1)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    model.train()(images).square().sum().backward()
-    optimizer.step()
-    assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == {'pos_embed'}
-    for kind in ('learn', 'none'):
-        other = timm.create_model('test_t2t_vit', num_classes=5, img_size=48, pos_embed=kind)
-        assert other(images).shape == (2, 5)
-        assert other.pos_embed is None if kind == 'none' else other.pos_embed.requires_grad
+def test_nobody_trains_the_position_table(model, images):
+    unfreeze(model)
+    model.requires_grad_(True)
+    model.pos_embed = nn.Parameter(model.pos_embed.clone())
+    model.register_parameter('pos_embed', nn.Parameter(model.pos_embed.clone()))
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=0.1, weight_decay=0.1)
+    before = {name: v.clone() for name, v in model.state_dict().items()}
+    for _ in range(2):
+        model.train()(images).square().sum().backward()
+        optimizer.step()
+    assert {name for name, v in model.state_dict().items() if torch.equal(v, before[name])} == {
+        'pos_embed', *(name for name in before if name.endswith('.w'))} == set(dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize('kind', ['learn', 'none'])
+def test_other_position_tables(kind, images):
+    model = timm.create_model('test_t2t_vit', num_classes=5, img_size=48, pos_embed=kind)
+    assert model(images).shape == (2, 5)
+    assert [n for n, _ in model.named_parameters() if n == 'pos_embed'] == ['pos_embed'] * (kind == 'learn')
+    assert 'pos_embed' in model.no_weight_decay()
 
 
 def test_fused_and_unfused_attention(images):
@@ -254,7 +261,7 @@ def one_thread_each():
 def test_two_copies_train_at_the_same_time_as_one_after_the_other(model, images):
     def step(copied, images, gradients):
         copied(images).square().sum().backward()
-        gradients[:] = [p.grad for p in trained(copied)]
+        gradients[:] = [p.grad for p in copied.parameters()]
 
     batches = images, images.repeat(4, 1, 1, 1)
     for switch in (True, False):
@@ -304,10 +311,10 @@ def test_compiles_in_one_graph(token_type, images):
             torch.testing.assert_close(compiled(x), model(x))
     model.train().zero_grad()
     torch.compile(model, fullgraph=True, backend='aot_eager')(images).sum().backward()
-    gradients = [p.grad.clone() for p in trained(model)]
+    gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(images).sum().backward()
-    for a, b in zip(gradients, trained(model), strict=True):
+    for a, b in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -321,7 +328,7 @@ def test_trains_on_another_size_with_each_batch(token_type):
             model.zero_grad()
             with set_fused(switch):
                 model(torch.randn(shape, generator=torch.Generator().manual_seed(1))).square().sum().backward()
-            found.append([p.grad.clone() for p in trained(model)])
+            found.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-3, atol=1e-4)
 
 

@@ -32,10 +32,7 @@ def test_layer_decay_scales():
         'cls_token': 5, 'patch_embed': 5, 'blocks.0': 4, 'blocks.1': 3, 'blocks.2': 2, 'blocks.3': 1, 'norm': 1,
         'head': 0,
     }
-    assert id(model.pos_embed) not in scales  # not trained
     for name, param in model.named_parameters():
-        if name == 'pos_embed':
-            continue
         assert scales[id(param)] == 0.7 ** above[next(k for k in above if name.startswith(k))], name
         assert decays[id(param)] == (0 if param.ndim == 1 or name == 'cls_token' else 0.05), name
 
@@ -75,12 +72,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     images, targets = batch()
     model = make(token_drop_rate=0.).train()
     torch.nn.functional.cross_entropy(model(images), targets).backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    whole = [p.grad.clone() for p in trained]
+    whole = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     for part in (slice(0, 2), slice(2, 4)):
         (torch.nn.functional.cross_entropy(model(images[part]), targets[part]) / 2).backward()
-    for p, expected in zip(trained, whole, strict=True):
+    for p, expected in zip(model.parameters(), whole, strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -88,15 +84,14 @@ def test_mixed_precision():
     images, targets = batch()
     model = make(token_drop_rate=0.).train()
     torch.nn.functional.cross_entropy(model(images), targets).backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    whole = torch.cat([p.grad.flatten() for p in trained])
+    whole = torch.cat([p.grad.flatten() for p in model.parameters()])
     for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.08)):
         model.zero_grad()
         with torch.autocast('cpu', dtype=dtype):
             logits = model(images)
             torch.nn.functional.cross_entropy(logits, targets).backward()
         assert logits.dtype == dtype
-        gradient = torch.cat([p.grad.flatten() for p in trained])
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         assert gradient.dtype == torch.float32 and (gradient - whole).norm() < tolerance * whole.norm()
 
 
