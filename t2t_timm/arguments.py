@@ -138,18 +138,25 @@ def _add_use(commands: _Commands) -> None:
     sub = commands.add(
         'classify', '.commands.classify', _classify, 'Classify image files and print the most probable classes.',
         'photo.jpg', 'photos/ --model local-dir:converted --csv --out classes.csv',
-        more="timm's inference.py, in a checkout of pytorch-image-models, does more: mixed precision, several "
-        'workers,\nlogits and features, Parquet.')
+        'photos/ --workers 4 --embeddings --parquet --out vectors.parquet --resume')
     sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or patterns such as "*.jpg"')
     sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
     sub.add_argument('--batch-size', type=int, default=16, metavar='N', help='images at a time (default: %(default)s)')
+    sub.add_argument(
+        '--workers', type=int, default=0, metavar='N', help='processes that read images (default: %(default)s, none)')
     sub.add_argument('--device', default='cpu', help='such as cuda (default: %(default)s)')
+    sub.add_argument('--amp', choices=('bfloat16', 'float16'), help='compute in this lower precision (autocast)')
     _add_img_size(sub)
+    sub.add_argument(
+        '--embeddings', action='store_true', help='add the vectors that the classifier reads (JSON, Parquet)')
     form = sub.add_mutually_exclusive_group()
-    form.add_argument('--json', action='store_true', help='print the results as JSON')
-    form.add_argument('--csv', action='store_true', help='print the results as CSV, one line per class')
+    for name, what in (('json', 'JSON'), ('csv', 'CSV, one line per class'), ('parquet', 'Parquet, one row per image')):
+        form.add_argument(
+            f'--{name}', dest='form', action='store_const', const=name, default='text', help=f'give results as {what}')
     sub.add_argument('--out', metavar='FILE', help='file to write instead of printing')
+    sub.add_argument(
+        '--resume', action='store_true', help='go on with the results that a run with the same --out has left')
 
     sub = commands.add(
         'export', '.commands.export', _export,
@@ -247,18 +254,35 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _classify(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import torch
+
     from .commands.classify import classify, write_results
-    from .files import check_target, new_text_file
-    form = 'json' if args.json else 'csv' if args.csv else 'text'
+    from .commands.results import check_pyarrow, open_journal, write_file
+    from .files import check_target
+    if args.embeddings and args.form not in ('json', 'parquet'):
+        raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
+    if args.out is None and (args.resume or args.form == 'parquet'):
+        raise UserError(f'--{"resume" if args.resume else "parquet"} needs --out FILE.')
+    if args.form == 'parquet':
+        check_pyarrow()
     if args.out is not None:
-        check_target(args.out, '.txt' if form == 'text' else f'.{form}')
-    results = classify(
-        args.images, args.model, args.topk, args.batch_size, args.device,
-        progress=args.out is not None or not sys.stdout.isatty(), **_img_size(args))
+        check_target(args.out, '.txt' if args.form == 'text' else f'.{args.form}')
+    options = dict(
+        model=args.model, topk=args.topk, amp=args.amp and getattr(torch, args.amp), embeddings=args.embeddings,
+        **_img_size(args))
+
+    def results(skip: list[str]):
+        return classify(
+            args.images, batch_size=args.batch_size, device=args.device, workers=args.workers, skip=skip,
+            progress=args.out is not None or not sys.stdout.isatty(), **options)
+
     if args.out is None:
-        return write_results(results, form, sys.stdout)
-    with new_text_file(args.out) as file:
-        code = write_results(results, form, file)
+        return write_results(results([]), args.form, sys.stdout)
+    with open_journal(Path(args.out), {k: str(v) for k, v in options.items()}, args.resume) as journal:
+        code = journal.add(results(journal.done))
+        write_file(journal.results(), args.form, Path(args.out))
     print(args.out)
     return code
 

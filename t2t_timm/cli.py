@@ -87,9 +87,9 @@ def _reason(e: Exception) -> str | None:
     """Return what to tell the user, or None if it is no user's mistake."""
     import errno
 
-    from .errors import UserError, printable
+    from .errors import UserError, file_reason, printable
     if isinstance(e, OSError) and e.strerror and e.filename is not None:
-        return printable(f'{e.filename}: {e.strerror}.')  # without the number, which says nothing to a user
+        return printable(f'{file_reason(e)}.')  # without the number, which says nothing to a user
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
         _give_up_output()  # commands name every file but the one that they print to
         return f'standard output: {e.strerror}.'

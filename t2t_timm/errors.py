@@ -1,10 +1,13 @@
 """Errors that a user can fix."""
+import errno
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
-__all__ = ['UserError', 'nearest', 'printable', 'require_timm']
+__all__ = ['UserError', 'file_reason', 'nearest', 'printable', 'require_timm']
 
 _LONGEST = 1500  # characters
 
@@ -31,6 +34,15 @@ class UserError(RuntimeError):
     def __init__(self, message: str) -> None:
         text = printable(message)
         super().__init__(text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...')
+
+
+def file_reason(e: OSError) -> str:
+    """Return which file an error of the system is about and why, and what to set if the home folder is read-only."""
+    text, cache = f'{e.filename}: {e.strerror}', Path('~/.cache').expanduser()
+    path = Path(os.fsdecode(e.filename))
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and (cache.is_relative_to(path) or path.is_relative_to(cache)):
+        text += '; set TORCH_HOME and HF_HOME to folders for downloads that you may write to'
+    return text
 
 
 def require_timm(version: str, what: str) -> None:

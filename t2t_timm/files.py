@@ -3,7 +3,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -11,7 +11,7 @@ from typing import TextIO
 
 from .errors import UserError
 
-__all__ = ['check_target', 'folder_beside', 'is_part', 'new_file', 'new_folder', 'new_text_file']
+__all__ = ['check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file', 'sole_writer']
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
 _FULL = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO')}
@@ -45,7 +45,7 @@ def check_target(path: str | Path, *suffixes: str) -> None:
 
 
 @contextmanager
-def _naming(path: Path, part: Path) -> Iterator[None]:
+def naming(path: Path, part: Path) -> Iterator[None]:
     """Make errors of writing `part` name `path`: the temporary name would tell the user nothing."""
     try:
         yield
@@ -76,6 +76,32 @@ def _disk_error(e: Exception, part: Path) -> OSError | None:
 
 
 @contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other commands from writing to a file or folder meanwhile, by a lock beside it, which goes at the end.
+
+    Raises:
+        UserError: Another command is writing to it.
+    """
+    from huggingface_hub.utils import WeakFileLock  # takes long to import, and some commands lock nothing
+    lock = path.with_name(f'.{path.name}.lock')
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=1))
+        except TimeoutError as e:
+            raise UserError(f'Another command is writing to {path}: wait until it has ended.') from e
+        except PermissionError:  # nothing can be made in the folder that holds `path`, so no lock either
+            pass
+        else:
+            stack.callback(_remove, lock)
+        yield
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # Windows removes no open file, but then releasing the lock does
+        file.unlink()
+
+
+@contextmanager
 def new_file(path: Path, suffix: str = '') -> Iterator[Path]:
     """Give a path beside `path` to write to; at the end it takes the place of `path`, or goes if anything fails.
 
@@ -88,7 +114,7 @@ def new_file(path: Path, suffix: str = '') -> Iterator[Path]:
     """
     part = path.with_name(f'.{token_hex(8)}.part{suffix}')
     try:
-        with _naming(path, part):
+        with naming(path, part):
             yield part
             os.replace(part, path)
     finally:
@@ -116,7 +142,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
         folder = TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
-    with folder as tmp, _naming(path, Path(tmp)):
+    with folder as tmp, naming(path, Path(tmp)):
         yield Path(tmp)
 
 

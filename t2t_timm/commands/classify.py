@@ -1,23 +1,26 @@
 """Classification of image files with a pretrained model."""
-import csv
-import io
-import json
 import os
-import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn as nn
 from huggingface_hub.utils import tqdm
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError, printable
+from ..errors import UserError
 from ..models import T2TViT
-from .images import find_images, image_reader
+from .images import ImageReader, find_images, image_reader
 from .load import load_t2t_vit
+from .results import write_results
 
 __all__ = ['class_names', 'classify', 'write_results']
+
+Batch = tuple[list[tuple[str, str | None]], torch.Tensor | None]  # files, each with its error; pixels of the others
 
 
 def class_names(model: T2TViT) -> list[str]:
@@ -38,6 +41,10 @@ def classify(
         batch_size: int = 16,
         device: str = 'cpu',
         progress: bool = False,
+        workers: int = 0,
+        amp: torch.dtype | None = None,
+        embeddings: bool = False,
+        skip: Iterable[str] = (),
         **kwargs: Any,
 ) -> Iterator[dict[str, Any]]:
     """Classify images with a pretrained model and its own preprocessing.
@@ -49,105 +56,134 @@ def classify(
         batch_size: Images that the model gets at a time.
         device: Device to compute on.
         progress: Show a bar, if there is a terminal.
+        workers: Processes that read images; 0 reads them in this one.
+        amp: Lower precision of autocast; None computes in float32.
+        embeddings: Give the vector of pooled features too, which the classifier reads; a model may then have none.
+        skip: Files to leave out, each as often as it is named here.
         **kwargs: Further arguments of timm.create_model.
 
     Returns:
-        An iterator that gives, of each file, the image's name and its classes (index, label, probability), or in their
-        place the error that says why it could not be read.
+        An iterator that gives, of each file, the image's name and its classes (index, label, probability) and, if
+        wanted, its embedding, or in their place the error that says why it could not be read.
 
     Raises:
         UserError: No images, no such model, weights or device, a model that reads neither 1 nor 3 channels, a topk or
-            batch_size below 1; from the iterator, probabilities that are not finite.
+            batch_size below 1; from the iterator, probabilities that are not finite, or a worker that was killed.
     """
-    for option, value in (('--topk', topk), ('--batch-size', batch_size)):
-        if value < 1:
-            raise UserError(f'{option} should be 1 or more, not {value}.')
+    for option, value, least in (('--topk', topk, 1), ('--batch-size', batch_size, 1), ('--workers', workers, 0)):
+        if value < least:
+            raise UserError(f'{option} should be {least} or more, not {value}.')
     files = find_images(names)
     if not files:
         raise UserError(f'There are no images in {", ".join(names)}.')
     if not any(os.path.exists(file) for file in files):  # before weights are fetched
         raise UserError(f'There is no file {", ".join(files)}.')
+    files = _without(files, skip)
+    if not files:
+        return iter(())
     try:
-        torch.empty(0, device=device)
+        with _autocast(torch.device(device), amp):
+            torch.zeros(1, device=device).item()  # a device of no values has none to give
     except Exception as e:  # each kind of device has errors of its own
         raise UserError(f'--device {device} cannot be used: {str(e).splitlines()[0]}') from e
     net = load_t2t_vit(model, **kwargs).to(device)
-    if net.num_classes < 1:
+    if net.num_classes < 1 and not embeddings:
         raise UserError(f'{model} has no classifier.')
-    return _classify(net, image_reader(net), files, topk, batch_size, progress)
+    reader = image_reader(net)
+    loader = DataLoader(
+        _Images(files, reader), batch_size, num_workers=workers, collate_fn=_collate, worker_init_fn=_ignore_ctrl_c,
+        pin_memory=torch.device(device).type == 'cuda')
+    bar = tqdm(total=len(files), unit='image', delay=1, disable=None if progress else True)
+    return _classify(net, reader, loader, bar, topk, amp, embeddings)
+
+
+def _without(files: list[str], skip: Iterable[str]) -> list[str]:
+    done, left = Counter(skip), []
+    for file in files:
+        if done[file]:
+            done[file] -= 1
+        else:
+            left.append(file)
+    return left
+
+
+def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextManager:
+    return nullcontext() if amp is None else torch.autocast(device.type, amp)  # not every device has it
+
+
+class _Images(Dataset):
+    """Files, and the pixels of each or why it cannot be read."""
+
+    def __init__(self, files: list[str], reader: ImageReader) -> None:
+        self.files = files
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | str]:
+        file = self.files[index]
+        try:
+            return file, self.reader.pixels(file)
+        except ValueError as e:
+            return file, str(e)
+
+
+def _collate(images: list[tuple[str, torch.Tensor | str]]) -> Batch:
+    pixels = [x for _, x in images if isinstance(x, torch.Tensor)]
+    return [(file, x if isinstance(x, str) else None) for file, x in images], torch.stack(pixels) if pixels else None
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the process that computes ends them
+
+
+def _batches(loader: DataLoader) -> Iterator[Batch]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if 'DataLoader worker' not in str(e):
+                raise
+            raise UserError(
+                f'A process that reads images has ended ({e}), perhaps for lack of memory: use fewer --workers or a '
+                'smaller --batch-size.') from e
+        yield batch
 
 
 def _classify(
         model: T2TViT,
-        read: Callable[[str], torch.Tensor],
-        files: list[str],
+        reader: ImageReader,
+        loader: DataLoader,
+        bar: Any,
         topk: int,
-        batch_size: int,
-        progress: bool,
+        amp: torch.dtype | None,
+        embeddings: bool,
 ) -> Iterator[dict[str, Any]]:
     labels, device = class_names(model), next(model.parameters()).device
-    bar = tqdm(total=len(files), unit='image', delay=1, disable=None if progress else True)
-    for start in range(0, len(files), batch_size):
-        images = {}
-        for file in files[start:start + batch_size]:
-            try:
-                images[file] = read(file)
-            except ValueError as e:
-                yield dict(image=file, error=str(e))
+    head, model.head = model.get_classifier(), nn.Identity()  # from here on the model gives what its classifier reads
+    for files, pixels in _batches(loader):
+        for file, error in files:
             bar.update()
-        if not images:
+            if error is not None:
+                yield dict(image=file, error=error)
+        if pixels is None:
             continue
-        with torch.inference_mode():
-            probabilities = model(torch.cat(list(images.values())).to(device)).softmax(dim=1).cpu()
-        if not probabilities.isfinite().all():
+        with torch.inference_mode(), _autocast(device, amp):
+            vectors = model(reader.normalize(pixels.to(device, non_blocking=True)))
+            probabilities = head(vectors).float().softmax(dim=1).cpu()
+            vectors = vectors.float().cpu()
+        if not (vectors if model.num_classes < 1 else probabilities).isfinite().all():
             raise UserError('The probabilities are not finite numbers: the weights are damaged.')
         values, indices = probabilities.topk(min(topk, len(labels)))
-        for file, row, classes in zip(images, values.tolist(), indices.tolist(), strict=True):
-            yield dict(image=file, classes=[
+        read = (file for file, error in files if error is None)
+        for file, row, classes, vector in zip(read, values.tolist(), indices.tolist(), vectors.numpy(), strict=True):
+            result = dict(image=file, classes=[
                 dict(index=i, label=labels[i], probability=round(p, 6)) for p, i in zip(row, classes, strict=True)])
+            if embeddings:
+                result['embedding'] = [float(str(v)) for v in vector]  # the fewest digits that tell float32 apart
+            yield result
     bar.close()
-
-
-def write_results(results: Iterable[dict[str, Any]], form: str, file: TextIO) -> int:
-    """Write results as they come, and what could not be read to stderr; return 1 if that was any, else 0.
-
-    Args:
-        results: What `classify` gives.
-        form: 'text', 'json' or 'csv'. Text and CSV have control characters of names as escapes; JSON is ASCII.
-        file: File to write to.
-    """
-    write, code, first = _WRITERS[form], 0, True
-    for result in results:
-        if 'error' in result:
-            print(f'{printable(result["image"])}: cannot be read: {printable(result["error"])}', file=sys.stderr)
-            code = 1
-            continue
-        file.write(write(result, first))
-        file.flush()
-        first = False
-    if form == 'json':
-        file.write('[]\n' if first else '\n]\n')
-    return code
-
-
-def _text(result: dict[str, Any], first: bool) -> str:
-    lines = [f'  {100 * c["probability"]:5.1f} %  {c["label"]} ({c["index"]})' for c in result['classes']]
-    return ''.join(f'{printable(line)}\n' for line in [result['image'], *lines])
-
-
-def _json(result: dict[str, Any], first: bool) -> str:
-    return ('[\n' if first else ',\n') + textwrap.indent(json.dumps(result, indent=2), '  ')
-
-
-def _csv(result: dict[str, Any], first: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    if first:
-        writer.writerow(['image', 'rank', 'index', 'label', 'probability'])
-    for rank, c in enumerate(result['classes'], 1):
-        writer.writerow(
-            [printable(result['image']), rank, c['index'], printable(c['label']), f'{c["probability"]:.6f}'])
-    return text.getvalue()
-
-
-_WRITERS = {'text': _text, 'json': _json, 'csv': _csv}

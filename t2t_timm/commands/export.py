@@ -1,14 +1,16 @@
 """Export to ONNX, OpenVINO, torch.export, AOTInductor and TorchScript; the model is compared before a file is kept."""
+import errno
 import io
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
 import torch
@@ -335,6 +337,21 @@ def _write_export(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     return torch.export.load(file).module()
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Give a folder with the system's temporary files, where the compiler's are too, and tell if they have no room."""
+    with TemporaryDirectory() as tmp:
+        try:
+            yield tmp
+        except Exception as e:
+            full = os.strerror(errno.ENOSPC) in str(e) or shutil.disk_usage(gettempdir()).free < 1 << 20
+            if not full or getattr(e, 'filename', None):
+                raise
+            raise UserError(
+                f'{gettempdir()} has no room left for the temporary files of AOTInductor: make room there, or name another '
+                'folder in TMPDIR.') from e
+
+
 def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -343,10 +360,10 @@ def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
         get_cpp_compiler()
     except InvalidCxxCompiler as e:
         raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
-    with TemporaryDirectory() as tmp:  # with the system's temporary files, where the compiler's are too
+    with _temporary_folder() as tmp:
         package = aoti_compile_and_package(_exported_program(model, x), package_path=f'{tmp}/model.pt2')
         shutil.copyfile(package, file)
-    return aoti_load_package(file)
+        return aoti_load_package(file)
 
 
 def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:

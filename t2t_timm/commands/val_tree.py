@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 from timm.data.readers import get_img_extensions
 
 from ..errors import UserError
-from ..files import is_part, new_file
+from ..files import is_part, new_file, sole_writer
 
 _logger = logging.getLogger(__name__)
 
@@ -67,30 +67,33 @@ def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
         out: Folder to make.
 
     Raises:
-        UserError: The list, the images or what is in `out` is not as it should be; nothing has been written.
+        UserError: The list, the images or what is in `out` is not as it should be, or another command is writing there;
+            nothing has been written.
     """
     images, labels, out = Path(images), Path(labels), Path(out)
     synsets = ImageNetInfo('imagenet-1k').label_names()
     listed = _read_list(labels, synsets)
     _check_places(images, out)
     target = out.resolve()  # a link to a folder stays one
-    work = target if target.is_dir() and any(target.iterdir()) else target.with_name(target.name + SUFFIX)
     classes = len({line.label for line in listed.values()})
     with _open_images(images) as place:
         found = _match(place, listed, synsets, labels)
         wanted = {f'{synsets[listed[key].label]}/{image.name}': image for key, image in found.items()}
-        missing = _missing(work, wanted)
-        if work != target:
-            _make_room(out, target)
-        if missing:
-            _logger.info(
-                f'{place.verb} {len(missing):,} images into {work}, {len(wanted) - len(missing):,} are there already. '
-                'After an interruption the same command goes on.')
-            _fill(work, wanted, missing, place)
-    if classes < len(synsets):
-        _write_class_map(work, synsets)
-    if work != target:
-        os.rename(work, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with sole_writer(target):
+            work = target if target.is_dir() and any(target.iterdir()) else target.with_name(target.name + SUFFIX)
+            missing = _missing(work, wanted)
+            if work != target:
+                _make_room(out, target)
+            if missing:
+                _logger.info(
+                    f'{place.verb} {len(missing):,} images into {work}, {len(wanted) - len(missing):,} are there '
+                    'already. After an interruption the same command goes on.')
+                _fill(work, wanted, missing, place)
+            if classes < len(synsets):
+                _write_class_map(work, synsets)
+            if work != target:
+                os.rename(work, target)
     done = f'{len(missing):,} {place.done}' if missing else 'complete already, nothing to do'
     text = f'{out}: {len(wanted):,} images in {classes:,} of {len(synsets):,} classes, {done}.'
     if classes < len(synsets):

@@ -1,4 +1,8 @@
 """The switch, what it makes a model call, and the questions of the gate."""
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import timm
 import torch
@@ -51,6 +55,61 @@ def test_set_fused_as_function_and_context_manager():
     finally:
         set_fused()
     assert is_on()
+
+
+def test_the_context_manager_holds_in_its_thread_alone_and_a_call_in_all():
+    def answer():
+        return ThreadPoolExecutor(1).submit(is_on).result()
+
+    with set_fused(False):
+        assert answer()
+        set_fused(False)  # the default, of threads that have no context of their own
+        assert not answer()
+        set_fused()
+    again = set_fused(False)
+    assert not answer()
+    for _ in range(2):
+        with again, again:
+            assert answer() and not is_on()
+        assert is_on()
+
+
+def test_overlapping_context_managers_leave_nothing_behind():
+    made, inside, left = Barrier(2), Barrier(2), Barrier(2)
+
+    def enter(enable, first):
+        manager = set_fused(enable)
+        made.wait()  # both have been called before either is entered
+        with manager:
+            inside.wait()
+            seen = is_on()
+            if not first:
+                left.wait()
+        if first:
+            left.wait()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        for first in (True, False, True):  # whoever begins does not end last
+            answers = [pool.submit(enter, False, first), pool.submit(enter, True, not first)]
+            assert [a.result() for a in answers] == [False, True]
+            assert is_on() and all(pool.map(lambda _: is_on(), range(4)))
+
+
+async def ask(enable, turn):
+    with set_fused(enable):
+        await turn.wait()  # the other task is inside too
+        return is_on()
+
+
+def test_tasks_of_one_thread_do_not_see_each_other():
+    async def both():
+        turn = asyncio.Event()
+        tasks = [asyncio.create_task(ask(enable, turn)) for enable in (False, True)]
+        await asyncio.sleep(0)
+        turn.set()
+        return await asyncio.gather(*tasks)
+    assert asyncio.run(both()) == [False, True] and is_on()
 
 
 @pytest.mark.parametrize('value', ['0', 'Off'])
