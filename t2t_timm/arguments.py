@@ -22,14 +22,14 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        known = self.format_help()
-        command = re.search(r"COMMAND: invalid choice: '(.*?)'", message)
+        command = re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if command:
-            hint = nearest(command[1], re.findall(r'^    ([\w-]+)', known, re.MULTILINE))
+            hint = nearest(command[1], re.findall(r'[\w-]+', command[2]))
         else:
+            known = self._option_string_actions
             options = [word.split('=')[0] for word in self.words if word.startswith('--')]
-            hints = (nearest(option, re.findall(r'--[\w-]+', known)) for option in options if option not in known)
-            hint = next(filter(None, hints), '')
+            unknown = [option for option in options if not any(name.startswith(option) for name in known)]
+            hint = next(filter(None, (nearest(option, known) for option in unknown)), '')
         super().error(f'{message}.{hint}' if hint else message)
 
 

@@ -57,6 +57,8 @@ def push(
         raise UserError(
             f'{folder / "README.md"} does not say yet: {", ".join(to_fill_in)}. Write it there, or upload the card as '
             'it is with --force.')
+    if '/OWNER/' in card:
+        _logger.warning('The card does not say yet where t2t-timm is: put its address in the place of OWNER.')
     files: dict[str, Path | bytes] = {
         name: folder / name if name != 'README.md' else for_repo(card, repo).encode() for name in FILES}
     sizes = ', '.join(

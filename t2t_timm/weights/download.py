@@ -301,8 +301,9 @@ def reason(e: BaseException) -> str:
 def _advice(name: str, what: str, cache_dir: PathLike | None) -> str:
     entry = weight_entry(name)
     return (
-        f'{name} cannot be loaded. What you can do: (1) download {entry["url"]} where you have access and copy it to '
-        f'{release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under HF_HOME); '
+        f'{name} could not be downloaded. What you can do: (1) download {entry["url"]} where you have access and copy '
+        f'it to {release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under '
+        'HF_HOME); '
         f'(2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and load '
         'local-dir:DIR; (3) name another Hub user or organization that has the repo with T2T_TIMM_HUB_NAMESPACE. '
         f'What happened: {what}'

@@ -11,6 +11,7 @@ from t2t_timm.cli import main
 from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import architecture_card, for_repo
 from t2t_timm.hub.push import FILES, default_repo, push
+from t2t_timm.version import REPOSITORY
 
 CARD = '---\nlibrary_name: timm\nlicense: apache-2.0\n---\n# A card, with an ü\n'
 
@@ -86,6 +87,7 @@ def test_a_card_with_places_to_fill_in_is_refused_unless_forced(folder, no_netwo
     assert main(command) == 0
     size = len(for_repo(text.replace('FILL IN', 'me'), 'someone/model').encode())
     assert f'README.md ({size} bytes) to someone/model.' in caplog.messages[-1]
+    assert ('put its address in the place of OWNER' in caplog.text) == ('/OWNER/' in REPOSITORY)
 
 
 @pytest.mark.slow

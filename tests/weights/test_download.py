@@ -303,15 +303,15 @@ def test_our_own_namespace_is_asked_only_for_what_the_manifest_knows(asked, monk
 def test_the_hub_alone_and_no_hash(asked, monkeypatch):
     monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
     with pytest.raises(DownloadError, match=(
-            f"^{NAME} cannot be loaded. What you can do: .* T2T_TIMM_HUB_ONLY forbids the publisher's release, and "
-            f't2t-timm/{NAME} is not asked, as the manifest knows no hash of its weights.$')):
+            f"^{NAME} could not be downloaded. What you can do: .* T2T_TIMM_HUB_ONLY forbids the publisher's release, "
+            f'and t2t-timm/{NAME} is not asked, as the manifest knows no hash of its weights.$')):
         pretrained_file(NAME)
     assert asked == []
 
 
 def test_offline_mode_is_said_once_and_asks_nobody(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(download.constants, 'HF_HUB_OFFLINE', True)
-    advice = f'^{NAME} cannot be loaded. What you can do: .* copy it to {tmp_path}/81.5_T2T_ViT_14.pth.tar, or'
+    advice = f'^{NAME} could not be downloaded. What you can do: .* copy it to {tmp_path}/81.5_T2T_ViT_14.pth.tar, or'
     with pytest.raises(DownloadError, match=f'{advice}.* Offline mode is on .*and the file is not in the cache') as e:
         pretrained_file(NAME, tmp_path)
     assert asked == [] and 'reached' not in str(e.value) and str(e.value).lower().count('offline mode') == 1
