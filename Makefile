@@ -39,15 +39,16 @@ lint: $(VENV)/tests
 
 # the package is installed as a user installs it; the targets run outside the source tree, so that this is what they test
 $(VENV)/package: $(SOURCES)
+	@echo "Installing PyTorch, timm and this package into $(VENV): on Linux some minutes and 5.5 GB the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf build  # setuptools would pack modules again that are no longer in the tree
-	$(BIN)/python -m pip install --quiet .
+	$(BIN)/python -m pip install .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
 	touch $@
 
 $(VENV)/tests: $(VENV)/package
-	$(BIN)/python -m pip install --quiet ".[test]"
+	$(BIN)/python -m pip install ".[test]"
 	touch $@
 
 $(OLDEST)/tests: $(SOURCES) tools/oldest.py

@@ -1,14 +1,36 @@
 """The arguments of every command, and the one call into the package that each command is."""
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from .errors import UserError
+from .errors import UserError, nearest
 from .version import __version__
 
 __all__ = ['make_parser']
 
 Run = Callable[[argparse.Namespace], int | None]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest behind its complaint of a command or an option that it does not know."""
+    words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        command = re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if command:
+            hint = nearest(command[1], re.findall(r'[\w-]+', command[2]))
+        else:
+            known = self._option_string_actions
+            options = [word.split('=')[0] for word in self.words if word.startswith('--')]
+            unknown = [option for option in options if not any(name.startswith(option) for name in known)]
+            hint = next(filter(None, (nearest(option, known) for option in unknown)), '')
+        super().error(f'{message}.{hint}' if hint else message)
 
 
 class _Commands:
@@ -36,15 +58,15 @@ def make_parser() -> argparse.ArgumentParser:
     What it parses has `module`, which is to be imported first, `run`, which is called with it and returns an exit code
     or None, and `parser`, which is the command's own.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='t2t-timm', description='T2T-ViT for timm.', epilog='`t2t-timm COMMAND --help` has examples.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = _Commands(parser)
+    _add_use(commands)  # in the order of --help: what most people use comes first
+    _add_pictures(commands)
+    _add_checkpoints(commands)
     _add_data(commands)
     _add_publishing(commands)
-    _add_checkpoints(commands)
-    _add_use(commands)
-    _add_pictures(commands)
     return parser
 
 
@@ -69,14 +91,6 @@ def _add_data(commands: _Commands) -> None:
 
 
 def _add_publishing(commands: _Commands) -> None:
-    sub = commands.add(
-        'push', '.hub.push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.',
-        'converted me/my-t2t-vit --private')
-    sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
-    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: t2t-timm/ARCH.TAG, from config.json)')
-    sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
-    sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
-
     sub = commands.add(
         'publish', '.hub.publish', _publish,
         "Convert the publishers' weights and upload each tag to a Hub repo of its own.",
@@ -117,6 +131,15 @@ def _add_checkpoints(commands: _Commands) -> None:
     sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
     _add_checkpoint(sub)
 
+    sub = commands.add(
+        'push', '.hub.push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.',
+        'converted me/my-t2t-vit --private')
+    sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
+    sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: t2t-timm/ARCH.TAG, from config.json)')
+    sub.add_argument('--private', action='store_true', help='if the repo is created, make it private')
+    sub.add_argument('--dry-run', action='store_true', help='upload nothing, only show what would be uploaded')
+    sub.add_argument('--force', action='store_true', help='upload a card that still has places to fill in')
+
 
 def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
@@ -129,11 +152,14 @@ def _add_use(commands: _Commands) -> None:
     sub = commands.add(
         'models', '.hub.tables', _models,
         'List all pretrained models, what they cost, and where their weights come from.',
-        '', '--json')
+        '', '--csv')
     sub.add_argument(
         '--check', action='store_true',
         help='ask the Hub which weights are there and as this version expects them; exit code 1 unless all are')
-    sub.add_argument('--json', action='store_true', help='print the list as JSON')
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print the list as JSON')
+    form.add_argument(
+        '--csv', action='store_true', help="print those of ImageNet in the columns of timm's results-imagenet.csv")
 
     sub = commands.add(
         'classify', '.commands.classify', _classify, 'Classify image files and print the most probable classes.',
@@ -196,6 +222,10 @@ def _add_untrained(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
 
+def _next_step(*commands: str) -> None:
+    print('Next: ' + ', or '.join(f'`{command}`' for command in commands), file=sys.stderr)
+
+
 def _recipe(args: argparse.Namespace) -> None:
     from .recipes import recipe_names, recipe_path
     print('\n'.join(recipe_names()) if args.name is None else recipe_path(args.name))
@@ -203,7 +233,9 @@ def _recipe(args: argparse.Namespace) -> None:
 
 def _digits(args: argparse.Namespace) -> None:
     from .digits import extract_heldout
-    print(extract_heldout(args.out_dir))
+    out = extract_heldout(args.out_dir)
+    print(out)
+    _next_step(f't2t-timm classify {out}/3_three --model test_t2t_vit --topk 1')
 
 
 def _val_tree(args: argparse.Namespace) -> None:
@@ -213,7 +245,7 @@ def _val_tree(args: argparse.Namespace) -> None:
 
 def _push(args: argparse.Namespace) -> None:
     from .hub.push import push
-    print(push(args.dir, args.repo, private=args.private, dry_run=args.dry_run))
+    print(push(args.dir, args.repo, args.private, args.dry_run, args.force))
 
 
 def _publish(args: argparse.Namespace) -> int:
@@ -225,7 +257,9 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     from .hub.convert import convert
-    print(convert(args.file, args.model, args.out, args.labels, key=args.key, **_img_size(args)))
+    out = convert(args.file, args.model, args.out, args.labels, key=args.key, **_img_size(args))
+    print(out)
+    _next_step(f't2t-timm verify {args.file} {out}', f't2t-timm classify IMAGE --model local-dir:{out}')
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -242,14 +276,16 @@ def _cards(args: argparse.Namespace) -> None:
 
 def _models(args: argparse.Namespace) -> int:
     if args.check:
-        if args.json:
-            raise UserError('--json lists the models; --check prints what the Hub says: use one of them.')
+        if args.json or args.csv:
+            raise UserError(
+                f'--{"json" if args.json else "csv"} lists the models; --check prints what the Hub says: use one of '
+                'them.')
         from .hub.check import check_hub
         verdict = check_hub()
         print('\n'.join(verdict.lines))
         return 0 if verdict.good else 1
-    from .hub.tables import models_json, models_table
-    print(models_json() if args.json else models_table())
+    from .hub.tables import models_csv, models_json, models_table
+    print(models_json() if args.json else models_csv() if args.csv else models_table())
     return 0
 
 

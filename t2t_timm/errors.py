@@ -20,8 +20,9 @@ def printable(text: str) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return a question for the most similar of `words`, to put behind a sentence, or nothing if there is none."""
-    found = get_close_matches(word.lower().replace('-', '_'), list(words), n=3, cutoff=0.75)
-    return f' Did you mean {" or ".join(found)}?' if found else ''
+    spelt = {w.replace('-', '_'): w for w in words}
+    found = get_close_matches(word.lower().replace('-', '_'), spelt, n=3, cutoff=0.75)
+    return f' Did you mean {" or ".join(spelt[w] for w in found)}?' if found else ''
 
 
 class UserError(RuntimeError):

@@ -11,7 +11,10 @@ from typing import TextIO
 
 from .errors import UserError
 
-__all__ = ['check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file', 'sole_writer']
+__all__ = [
+    'check_parent', 'check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file',
+    'sole_writer',
+]
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
 _FULL = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO')}
@@ -20,6 +23,16 @@ _FULL = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'E
 def is_part(name: str) -> bool:
     """Return True if a file of this name is one that `new_file` was writing when it was killed."""
     return _PART.fullmatch(name) is not None
+
+
+def check_parent(path: Path) -> None:
+    """Check that a folder can be made at `path`: like files, it is made where a folder is, and parents never are.
+
+    Raises:
+        UserError: There is no folder to make it in.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UserError(f'There is no folder {path.absolute().parent} to make {path.name} in.')
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:

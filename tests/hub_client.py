@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+import traceback
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +30,16 @@ from t2t_timm.weights.manifest import load_manifest
 # arguments that make any architecture with a release small
 SMALL = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2., img_size=32)
 LOG = []  # messages, each beginning with the architecture.tag it is about
+HUB_LOG = []  # warnings of huggingface_hub
 
 
 class ListHandler(logging.Handler):
+    def __init__(self, log: list) -> None:
+        super().__init__()
+        self.log = log
+
     def emit(self, record: logging.LogRecord) -> None:
-        LOG.append(record.getMessage())
+        self.log.append(record.getMessage())
 
 
 def digest(state_dict) -> str:
@@ -83,7 +89,10 @@ def load(case: dict) -> dict:
         model = timm.create_model(case['model'], pretrained=True, cache_dir=cache_dir, **case.get('kwargs', {}))
         result = dict(ok=True, digest=digest(model.state_dict()), cfg_file=model.pretrained_cfg.get('file'))
     except Exception as e:
-        result = dict(ok=False, error=type(e).__name__, message=str(e))
+        result = dict(
+            ok=False, error=type(e).__name__, message=str(e),
+            chained=sum(line.startswith('Traceback') for line in traceback.format_exception(e)) - 1)
+    result['hub_log'] = HUB_LOG[:]  # of all cases of the process
     result['log'] = [line for line in LOG[start:] if line.startswith(f'{case["model"]}: ')]
     if cache_dir:
         result['files'] = sorted(
@@ -139,7 +148,8 @@ def main(connection: Connection) -> None:
     time.sleep = lambda seconds: sleep(seconds / 20)  # between attempts, of huggingface_hub and our own
     logger = logging.getLogger('t2t_timm')
     logger.setLevel(logging.INFO)
-    logger.addHandler(ListHandler())
+    logger.addHandler(ListHandler(LOG))
+    logging.getLogger('huggingface_hub').addHandler(ListHandler(HUB_LOG))
     released = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
     for entry in released.values():
         entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from t2t_timm.cli import main
-from t2t_timm.hub.complexity import known_complexity
+from t2t_timm.digits import extract_heldout
+from t2t_timm.hub.complexity import count_complexity
 from t2t_timm.weights.manifest import load_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,7 @@ NEEDS = {'transformers.md': 'transformers accelerate', 'segmentation.md': 'segme
 PAGES = (
     'README.md', 'docs/python.md', 'docs/segmentation.md', pytest.param('docs/embeddings.md', marks=pytest.mark.slow),
     pytest.param('docs/transformers.md', marks=pytest.mark.slow))
+ALONE = ('docs/segmentation.md',)  # each block runs by itself
 BLOCK = re.compile(r'^```(python|sh)\n(.*?)^```$(?:\n+^```\n(.*?)^```$)?', re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
 
@@ -43,7 +46,7 @@ def test_code_of_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names, compared = {'__name__': '__main__'}, 0
     for language, code, expected in BLOCK.findall((ROOT / page).read_text(encoding='utf-8')):
-        printed = run(language, code, names)
+        printed = run(language, code, {} if page in ALONE else names)
         if expected:
             compared += 1
             assert NUMBER.sub('#', printed).split() == NUMBER.sub('#', expected).split(), code
@@ -75,16 +78,18 @@ def test_every_page_is_listed_and_every_link_leads_somewhere():
         assert [link for link in links if not link.startswith('https://') and not (docs / link).exists()] == [], path
 
 
-def test_choosing_has_the_figures_of_the_manifest():
+def test_choosing_has_every_model_with_the_figures_of_the_manifest():
     page = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
-    rows = re.findall(r'^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', page, re.MULTILINE)
-    weights, cost = load_manifest()['weights'], known_complexity()
-    tags = [tag for tag, entry in weights.items() if tag.endswith('.in1k')]
-    assert sorted(f'{row[0]}.in1k' for row in rows) == sorted(tags)
-    for name, *figures in rows:
-        tag = f'{name}.in1k'
-        counted = cost[tag]['params'] / 1e6, cost[tag]['macs'] / 1e9, cost[tag]['activations'] / 1e6
-        assert figures == [*(f'{c:.2f}' for c in counted), f'{weights[tag]["top1"]:.1f}'], name
+    rows = re.findall(r'^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]*)(?:, .*)? ?\|$', page, re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(timm.list_models('*t2t_vit*'))
+    weights = load_manifest()['weights']
+    for name, *figures, top1 in rows:
+        cfg = timm.get_pretrained_cfg(name)
+        cost = count_complexity(name, cfg.num_classes, cfg.input_size)
+        assert figures == [f'{count:.2f}' for count in (
+            cost.params / 1e6, cost.macs / 1e9, cost.activations / 1e6)], name
+        known = next((entry['top1'] for tag, entry in weights.items() if tag.split('.')[0] == name), None)
+        assert top1 == ('' if known is None else f'{known:.1f}'), name
 
 
 @pytest.mark.slow
@@ -97,3 +102,13 @@ def test_plot_has_the_figures_of_the_manifest(tmp_path):
     readme = (ROOT / 'README.md').read_text(encoding='utf-8').partition('## ')[0]
     for name, stated in (('t2t_vit_14', (4.8, 81.5)), ('deit_small_patch16_224', (4.6, 79.9))):
         assert points[name] == pytest.approx(stated, abs=0.05) and all(str(number) in readme for number in stated)
+
+
+def test_the_picture_of_the_readme_shows_what_its_text_says(tmp_path):
+    pytest.importorskip('matplotlib', reason='pip install t2t-timm[plot]')
+    tool = runpy.run_path(str(ROOT / 'tools' / 'plot_answer.py'))
+    tool['draw'](tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').read_bytes()[:4] == b'\x89PNG'
+    image = Image.open(extract_heldout(tmp_path / 'digits') / tool['DIGIT']).convert('RGB')
+    shown = ', '.join(f'{name} {p:.3f}' for name, p in list(tool['answer'](image).items())[:4])
+    assert f'likeliest classes: {shown}](docs/first_steps.png)' in (ROOT / 'README.md').read_text(encoding='utf-8')

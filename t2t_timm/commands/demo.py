@@ -61,7 +61,7 @@ def main() -> None:
         top1 = heldout_top1(model, dataset, **data_config)
     print(f'\nHeld-out accuracy of {MODEL}: {top1:.1f} % top-1 of {len(dataset)} images')
     print(
-        "\nFor t2t_vit_14 with the Hub's weights, in a script that imports nothing but timm: "
+        "\nFor t2t_vit_14 with its published weights, in a script that imports nothing but timm: "
         "timm.create_model('t2t_vit_14', pretrained=True)"
     )
 

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import new_folder
+from ..files import check_parent, new_folder
 
 __all__ = ['extract_heldout', 'heldout_names']
 
@@ -26,14 +26,14 @@ def extract_heldout(out_dir: str | Path) -> Path:
         out_dir: Folder to write; made if missing.
 
     Raises:
-        UserError: out_dir holds something already, or is not a folder.
+        UserError: out_dir holds something already, is not a folder, or there is no folder to make it in.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f'{out_dir} is not a folder: name an empty or a new one.')
     if out_dir.is_dir() and any(out_dir.iterdir()):
         raise UserError(f'{out_dir} is not empty: name an empty or a new folder.')
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    check_parent(out_dir)
     with new_folder(out_dir) as root, tarfile.open(_ARCHIVE) as tar:
         for member in tar:
             if not member.isreg() or not _NAME.fullmatch(member.name):

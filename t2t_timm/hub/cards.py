@@ -1,5 +1,6 @@
 """Model cards: one for every tag of the manifest, generated from it and from the code, the same on every machine."""
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,49 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
 from ..errors import UserError
-from ..files import new_text_file
-from ..layers import SOFT_SPLITS, soft_split_size
-from ..recipes import recipe_names
+from ..files import check_parent, new_text_file
 from ..weights.fit import FIRST_LAYERS
-from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
+from ..weights.manifest import hub_repo, load_manifest, pretrained_cfg, weight_entry
 from .complexity import Complexity, count_complexity, known_complexity, tag_complexity
+from .snippets import (
+    DIGIT,
+    PHOTO,
+    classification_snippet,
+    features_snippet,
+    install_snippet,
+    scripts_line,
+    transformers_snippet,
+)
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['architecture_card', 'card_data', 'stale_cards', 'tag_card', 'write_cards']
+__all__ = ['architecture_card', 'card_data', 'for_repo', 'places_to_fill_in', 'stale_cards', 'tag_card', 'write_cards']
 
 _TAGS = ['image-classification', 'timm', 'transformers', 't2t-timm', 't2t-vit']
 
 _TOKENS = {
-    FIRST_LAYERS['performer']: 'Performer layers, attention linear in the number of tokens',
+    FIRST_LAYERS['performer']: 'Performers, whose cost is linear in the number of tokens',
     FIRST_LAYERS['transformer']: 'transformer layers',
 }
+
+_HUB = 'https://huggingface.co'
+
+_ANY_USE = (
+    'It answers with one of its {num_classes:,} classes whatever it is shown, and its probabilities are not '
+    'calibrated. Measure it on your own images before you rely on it, and decide nothing about people by it.')
+_LIMITS = {
+    'imagenet-1k': 'For photos of single objects, as a backbone, or to fine-tune. How it does on drawings, scans or '
+                   "photos unlike ImageNet's was not measured. ImageNet's terms of access allow non-commercial "
+                   'research and education.',
+    'cifar': 'To compare with the paper. It was fine-tuned on images of 32 x 32 pixels, enlarged; sharper photos were '
+             'not measured.',
+    'mnist': 'To try the package without a download, and for tests. It was trained on 4,000 images of one white digit '
+             'on black: invert dark digits on white paper first. Letters, several digits and printed ones were not '
+             'measured.',
+}
+
+_FILL_IN = 'FILL IN'
+_FOLDER_NAME = 'DIR stands for the path of the folder that holds this card.'
 
 
 def card_data(name: str) -> ModelCardData:
@@ -49,8 +76,10 @@ def card_data(name: str) -> ModelCardData:
         )
         for key, label in (('top1', 'top-1 accuracy'), ('top5', 'top-5 accuracy')) if key in entry
     ]
-    pretraining = [datasets['imagenet-1k']['hub']] if 'in1k_ft' in name else []
+    fine_tuned = 'in1k_ft' in name
+    pretraining = [datasets['imagenet-1k']['hub']] if fine_tuned else []
     return ModelCardData(
+        base_model=_repo(name.split('.')[0] + '.in1k') if fine_tuned else None,
         library_name='timm',
         pipeline_tag='image-classification',
         license=entry['license'],
@@ -66,22 +95,26 @@ def tag_card(name: str, origin: str = '') -> str:
     """Return the model card of an architecture.tag; `origin` says what is known of the file that was converted."""
     entry, cfg, cost = weight_entry(name), pretrained_cfg(name), tag_complexity(name)
     dataset, source = load_manifest()['datasets'][entry['dataset']], load_manifest()['sources'][entry['source']]
+    image = DIGIT if entry['dataset'] == 'mnist' else PHOTO
+    names = "model.pretrained_cfg['label_names'][i]" if 'label_names' in dataset else (
+        'timm.data.ImageNetInfo().index_to_description(i)')
     return _card(card_data(name), [
-        f'# {name}',
-        _what_it_is(name, entry, dataset, source) + (f'\n- {origin}' if origin else ''),
-        '## Figures',
-        _figures(cost, cfg) + '\n' + _accuracy(entry, dataset),
-        _how_counted(),
-        '## Usage',
-        _usage(name, cost),
-        _scripts(name, entry),
-        '## The family',
+        f'# Model card for {name}',
+        _what_it_is(name, dataset),
+        '## Model Details',
+        '\n'.join([*_figures(cost), *_details(name, entry, cfg, dataset, source), *([f'- {origin}'] if origin else [])]),
+        '## Intended Use and Limits',
+        f"{_LIMITS[entry['dataset'].rstrip('01')]} {_ANY_USE.format(num_classes=dataset['num_classes'])}",
+        '## Model Usage',
+        install_snippet('\nt2t-timm digits digits  # 1,000 digits to try it on' if image == DIGIT else ''),
+        classification_snippet(name, image, 'RGB', names),
+        scripts_line(name, entry),
+        features_snippet(name, cost),
+        transformers_snippet(_repo(name), image) if 'url' in entry else '',  # others are never published
+        '## Model Comparison',
         _family(name),
         '## Citation',
         _citation(),
-        '## Licence',
-        f"{source['notice']} The Hub calls this licence `{entry['license']}`. The code of t2t-timm is under the Apache "
-        'License 2.0.',
     ])
 
 
@@ -91,187 +124,132 @@ def architecture_card(
         input_size: tuple[int, int, int],
         label_names: Sequence[str] = (),
 ) -> str:
-    """Return the model card of weights that the manifest does not know."""
+    """Return the model card of weights that the manifest does not know; `places_to_fill_in` finds what it asks for."""
     cost = count_complexity(architecture, num_classes, input_size)
     data = ModelCardData(library_name='timm', pipeline_tag='image-classification', tags=_TAGS)
+    name, mode = 'local-dir:DIR', {1: 'L', 3: 'RGB'}.get(input_size[0])
     return _card(data, [
-        f'# {architecture}',
-        f'Weights of the T2T-ViT architecture {architecture} with {num_classes} classes. Who trained them, on what, '
-        'how accurate they are and under which licence they stand was not known when they were converted: say so here, '
-        'and put `license`, `datasets` and `model-index` into the front matter, before publishing them.',
+        f'# Model card for {architecture}',
+        f'A Tokens-to-Token ViT (T2T-ViT) for images, of the architecture {architecture} with {num_classes} classes.',
         f'Classes: {", ".join(label_names)}.' if label_names else '',
-        '## Figures',
-        _figures(cost),
-        _how_counted(),
-        '## Usage',
-        '`local-dir:DIR` names the folder of this card; pushed to the Hub, it is `hf-hub:USER/REPO`.',
-        _usage('local-dir:DIR', cost),
+        '## Model Details',
+        '\n'.join([
+            *_figures(cost),
+            f'- **Trained by:** {_FILL_IN}',
+            f'- **Trained on:** {_FILL_IN}: which images, how many of each class, and from where',
+            f'- **Accuracy:** {_FILL_IN}: measured on which images',
+            f'- **Use and limits:** {_FILL_IN}: what it is for, and what it is not for',
+            f'- **Licence:** {_FILL_IN}, and as `license:` above, such as `license: apache-2.0`',
+        ]),
+        '## Model Usage',
+        _FOLDER_NAME,
+        install_snippet(),
+        classification_snippet(
+            name, PHOTO, mode, "model.pretrained_cfg['label_names'][i]" if label_names else 'i',
+        ) if mode and num_classes else '',
+        features_snippet(name, cost),
+        transformers_snippet('DIR', PHOTO) if mode == 'RGB' and num_classes else '',
         '## Citation',
         _citation(),
     ])
+
+
+def for_repo(card: str, repo: str) -> str:
+    """Return a card with the name of its Hub repo where it stands for the folder or for another repo."""
+    card = re.sub(rf'{_FOLDER_NAME}\s+', '', card).replace('local-dir:DIR', f'hf-hub:{repo}')
+    return re.sub(rf"model='(DIR|{re.escape(_repo(''))}[\w.]+)'", f"model='{repo}'", card)
+
+
+def places_to_fill_in(card: str) -> list[str]:
+    """Return the names of the places that an architecture's card asks to fill in and that are not filled in yet."""
+    return re.findall(rf'^- \*\*(.+?):\*\* {_FILL_IN}', card, re.MULTILINE)
+
+
+def _repo(name: str) -> str:
+    return hub_repo(name, 't2t-timm')  # the card is the same on every machine
 
 
 def _card(data: ModelCardData, parts: list[str]) -> str:
     return f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(part.strip('\n') for part in parts if part) + '\n'
 
 
-def _what_it_is(name: str, entry: dict[str, Any], dataset: dict[str, Any], source: dict[str, Any]) -> str:
-    paper = load_manifest()['paper']
+def _what_it_is(name: str, dataset: dict[str, Any]) -> str:
     tokens = _TOKENS[get_pretrained_cfg(name).first_conv]  # type: ignore
     trained = 'trained on ImageNet-1k and fine-tuned on' if 'in1k_ft' in name else 'trained on'
-    text = (
-        f'A Tokens-to-Token ViT for image classification, {trained} {dataset["name"]}. T2T-ViT turns an image into '
-        f'tokens in three overlapping soft splits, with a layer of attention ({tokens}) after each of the first two, '
-        'and classifies them with a deep and narrow transformer.'
+    return (
+        f'A Tokens-to-Token ViT (T2T-ViT) image classifier, {trained} {dataset["name"]}. It makes its tokens in three '
+        f'steps from overlapping patches, with attention ({tokens}) between them, and classifies them with a deep and '
+        'narrow transformer.'
     )
-    origin = (
-        f'- Weights: {source["name"]}, [{entry["file"]}]({entry["url"]})' if 'url' in entry else
-        f'- Weights: trained by {source["name"]}, inside the package t2t-timm'
-    )
-    if entry['dataset'] == 'mnist':
-        text += ' It reads white digits on black; invert dark digits on white paper first.'
-    lines = [f'- Paper: [{paper["title"]}](https://arxiv.org/abs/{paper["arxiv"]}), {paper["venue"]}', origin]
-    if 'code' in source:
-        lines.append(f'- Published code: {source["code"]}')
-    if 'notes' in entry:
-        lines.append(f'- {entry["notes"]}')
-    return text + '\n\n' + '\n'.join(lines)
 
 
-def _figures(cost: Complexity, cfg: dict[str, Any] | None = None) -> str:
-    size = ' x '.join(map(str, cost.input_size[1:]))
-    lines = [
-        f'- Parameters (M): {cost.params / 1e6:.2f}',
-        f'- MACs (G): {_giga(cost.macs)}',
-        f'- Activations (M): {cost.activations / 1e6:.2f}',
-        f'- Image size: {size} pixels, {cost.input_size[0]} channels',
+def _figures(cost: Complexity) -> list[str]:
+    channels, *size = cost.input_size
+    return [
+        '- **Model Type:** Image classification / feature backbone',
+        '- **Model Stats**, counted from the code for one image:',
+        f'  - Params (M): {cost.params / 1e6:.2f}, without the position table and random features, which are fixed',
+        f'  - GMACs: {_giga(cost.macs)}',
+        f'  - Activations (M): {cost.activations / 1e6:.2f}',
+        f'  - Image size: {size[0]} x {size[1]}' + ('' if channels == 3 else f', {channels} channels'),
     ]
-    if cfg is not None:
-        mean, std = (', '.join(map(str, cfg[k])) for k in ('mean', 'std'))
-        resize = 'resized to that size' if cfg.get('crop_mode') == 'squash' else (
-            f'resized so that the shorter side is {int(cost.input_size[1] / cfg["crop_pct"])}, centre cropped')
-        lines.append(
-            f'- Preprocessing: {resize}, {cfg["interpolation"]}; mean {mean}; standard deviation {std}')
-    return '\n'.join(lines)
+
+
+def _details(
+        name: str,
+        entry: dict[str, Any],
+        cfg: dict[str, Any],
+        dataset: dict[str, Any],
+        source: dict[str, Any],
+) -> list[str]:
+    paper = load_manifest()['paper']
+    mean, std = (', '.join(map(str, cfg[k])) for k in ('mean', 'std'))
+    resize = 'resized to that size' if cfg.get('crop_mode') == 'squash' else (
+        f'resized so that the shorter side is {int(cfg["input_size"][1] / cfg["crop_pct"])}, centre cropped')
+    return [
+        f'- **Dataset:** {dataset["name"]}',
+        *(['- **Pretrain Dataset:** ImageNet-1k'] if 'in1k_ft' in name else []),
+        f'- **Preprocessing:** {resize}, {cfg["interpolation"]}; mean {mean}; standard deviation {std}',
+        _accuracy(entry, dataset),
+        f'- **Original:** {source["name"]}, ' + (
+            f'{source["code"]}, [{entry["file"]}]({entry["url"]})' if 'url' in entry else 'inside the package'),
+        *([f'- **Notes:** {entry["notes"]}'] if 'notes' in entry else []),
+        f'- **Paper:** [{paper["title"]}](https://arxiv.org/abs/{paper["arxiv"]}), {paper["venue"]}',
+        f'- **Licence:** `{entry["license"]}`. {source["notice"]} The code of t2t-timm: Apache License 2.0.',
+    ]
 
 
 def _accuracy(entry: dict[str, Any], dataset: dict[str, Any]) -> str:
     values = [f'{entry[k]} % {label}' for k, label in (('top1', 'top-1'), ('top5', 'top-5')) if k in entry]
     if not values:
-        return '- Accuracy: not known'
+        return '- **Accuracy:** not known'
     reporter = load_manifest()['reporters'][entry['reported_by']]
-    line = f'- Accuracy on {dataset["name"]} ({dataset["split"]}): {", ".join(values)}, '
+    line = f'- **Accuracy on {dataset["name"]} ({dataset["split"]}):** {", ".join(values)}, '
     if 'url' not in reporter:
         return line + 'measured by this project'
     return line + f'reported by {reporter["name"]} ({reporter["url"]}); this project has not measured it'
 
 
-def _how_counted() -> str:
-    return (
-        'Parameters, MACs and activations are computed from the code, for one image: multiply-accumulates of '
-        'convolutions, linear layers and matrix products, those inside the attention included, as the published '
-        'architecture computes them; activations are the elements that these operations put out. Sinusoidal positions '
-        'and random features are fixed, and not counted as parameters.'
-    )
-
-
-def _usage(name: str, cost: Complexity) -> str:
-    height, width = cost.input_size[1:]
-    sizes = list(zip(_map_sizes(height), _map_sizes(width), strict=True))
-    maps = ', '.join(f'(1, {c}, {h}, {w})' for c, (h, w) in zip((64, 64, cost.num_features), sizes, strict=True))
-    return f'''\
-Once t2t-timm is installed, timm knows the model.
-
-### Classification
-
-```python
-import timm
-import torch
-from PIL import Image
-
-model = timm.create_model('{name}', pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
-
-image = Image.open('image.jpg').convert('RGB')
-with torch.no_grad():
-    logits = model(transform(image).unsqueeze(0))
-probabilities, classes = logits.softmax(dim=1).topk(5)
-```
-
-or `t2t-timm classify image.jpg --model {name}` in a shell.
-
-### Features
-
-```python
-model = timm.create_model('{name}', pretrained=True, features_only=True).eval()
-maps = model(transform(image).unsqueeze(0))
-# strides 4, 8 and 16: {maps}
-```
-
-### Embeddings
-
-```python
-model = timm.create_model('{name}', pretrained=True, num_classes=0).eval()
-images = transform(image).unsqueeze(0)
-embedding = model(images)  # (1, {cost.num_features})
-tokens = model.forward_features(images)  # (1, {1 + sizes[2][0] * sizes[2][1]}, {cost.num_features}), class token first
-```
-
-`img_size=(H, W)` makes a model for another image size, `dynamic_img_size=True` one for any.
-'''
-
-
-def _scripts(name: str, entry: dict[str, Any]) -> str:
-    architecture = name.split('.')[0]
-    recipe = next(r for r in (f'{architecture}_{entry["dataset"]}', architecture) if r in recipe_names())
-    notes, data = '', 'DATA'
-    if '.tl_' in name:
-        notes = '\nThe recipe trains without token labeling, which train.py does not know.\n'
-    elif entry['dataset'] == 'mnist':
-        data = 'DIGITS'
-        notes = (
-            '\n`t2t-timm digits DATA` writes the 1,000 held-out digits, on which the accuracy was measured: they are '
-            'not for training. From a checkout of t2t-timm, `python tools/make_digits.py DIGITS` writes both, 4,000 '
-            'to train on and these 1,000.\n')
-    return f'''\
-### timm's scripts
-
-```sh
-python validate.py --data-dir DATA --model {name} --pretrained
-python train.py --data-dir {data} --config $(t2t-timm recipe {recipe})
-```
-{notes}'''
-
-
 def _family(current: str) -> str:
+    """Return a table of the authors' weights for ImageNet-1k, and the current ones."""
     lines = [
-        '| weights | data set | pixels | parameters (M) | MACs (G) | activations (M) | top-1 | top-5 | reported by |',
-        '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |',
+        "The authors' weights for ImageNet-1k; each card says who measured the accuracy.",
+        '',
+        '| weights | image size | params (M) | GMACs | top-1 |',
+        '| --- | ---: | ---: | ---: | ---: |',
     ]
-    manifest = load_manifest()
-    for name, entry in manifest['weights'].items():
-        cost = known_complexity()[name]
-        reporter = manifest['reporters'][entry['reported_by']]['name'].split(', ')[0] if 'top1' in entry else ''
+    for name, entry in load_manifest()['weights'].items():
+        if name != current and (entry['source'] != 'yitu' or entry['dataset'] != 'imagenet-1k'):
+            continue
+        cost, dataset = known_complexity()[name], load_manifest()['datasets'][entry['dataset']]['name']
         lines.append('| ' + ' | '.join([
-            f'**{name}**' if name == current else name,
-            manifest['datasets'][entry['dataset']]['name'],
+            f'**{name}**' if name == current else f'[{name}]({_HUB}/{_repo(name)})',
             str(pretrained_cfg(name)['input_size'][-1]),
             f'{cost["params"] / 1e6:.2f}',
             _giga(cost['macs']),
-            f'{cost["activations"] / 1e6:.2f}',
-            *(str(entry.get(key, '')) for key in ('top1', 'top5')),
-            reporter,
+            f'{entry["top1"]}' + (f' ({dataset})' if entry['dataset'] != 'imagenet-1k' else ''),
         ]) + ' |')
     return '\n'.join(lines)
-
-
-def _map_sizes(size: int) -> list[int]:
-    sizes = []
-    for split in SOFT_SPLITS:
-        size = soft_split_size(size, *split)
-        sizes.append(size)
-    return sizes
 
 
 def _giga(macs: int) -> str:
@@ -305,7 +283,8 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     """Write the card of every tag into a folder, or only check those that are there.
 
     Raises:
-        UserError: check is True and a card, or a figure in hub/complexity.yaml, is out of date.
+        UserError: There is no folder to make it in, check is True and a card is out of date, or a figure in
+            hub/complexity.yaml is.
     """
     folder = Path(folder)
     if check:
@@ -316,8 +295,9 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
             raise UserError(f'Out of date in {folder}: {", ".join(stale)}. Run `t2t-timm cards --out {folder}`.')
         _logger.info(f'{folder}: every card is up to date.')
         return
+    check_parent(folder)
     cards = _cards()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for name, text in cards.items():
         with new_text_file(folder / name) as file:
             file.write(text)

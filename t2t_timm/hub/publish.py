@@ -21,6 +21,7 @@ from ..models import T2TViT
 from ..version import __version__
 from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
 from ..weights.manifest import MANIFEST, hub_repo, load_manifest, weight_entry
+from .cards import for_repo
 from .check import HubFile, hub_file, unreachable
 from .convert import convert, write_config_and_card
 from .hub_lines import known_hub_lines, with_hub_lines
@@ -170,6 +171,7 @@ def _publish_tag(
         return 'already there', None
     file = release_file(name) if options.source is None else _given_file(name, options.source)
     converted = convert(file, name, folder / 'converted', checked=options.source is None)
+    _name_repo(converted, repo)
     verdict = verify(str(file), str(converted), name)
     if not verdict.good:
         why = next((line.strip() for line in verdict.lines if 'loads strictly: no' in line), verdict.lines[-1])
@@ -201,8 +203,14 @@ def _is_there(name: str, repo: str, known: dict[str, Any], folder: Path) -> bool
             hub_file(repo, HF_SAFE_WEIGHTS_NAME) != HubFile(known['sha256'], known['size'])):
         return False
     write_config_and_card(folder, cast(T2TViT, timm.create_model(name, device='meta')))
+    _name_repo(folder, repo)
     small = ((file, (folder / file).read_bytes()) for file in FILES if file != HF_SAFE_WEIGHTS_NAME)
     return all(hub_file(repo, file) == HubFile(git_hash(data), len(data)) for file, data in small)
+
+
+def _name_repo(folder: Path, repo: str) -> None:
+    card = folder / 'README.md'  # as push uploads it
+    card.write_text(for_repo(card.read_text(encoding='utf-8'), repo), encoding='utf-8', newline='\n')
 
 
 def _read_back(name: str, repo: str, converted: Path, folder: Path) -> None:

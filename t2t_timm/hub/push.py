@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..version import __version__
 from ..weights.download import FAILURES, reason
 from ..weights.manifest import hub_repo
+from .cards import for_repo, places_to_fill_in
 
 _logger = logging.getLogger(__name__)
 
@@ -21,19 +22,27 @@ __all__ = ['FILES', 'check_repo', 'default_repo', 'push']
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
 
 
-def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: bool = False) -> str:
+def push(
+        folder: Path,
+        repo: str | None = None,
+        private: bool = False,
+        dry_run: bool = False,
+        force: bool = False,
+) -> str:
     """Upload a folder's weights, config and card to the Hub and return the name that timm loads them by.
 
-    The repo is created if there is none. Files that the repo already holds are left alone.
+    The repo is created if there is none. Files that the repo already holds are left alone. The card that is uploaded
+    names the repo where the one in the folder says `local-dir:DIR`.
 
     Args:
         folder: Folder as `t2t-timm convert` writes it.
         repo: Hub repo, by default the one that `pretrained=True` would load the folder's architecture.tag from.
         private: Make the repo private if it is created.
         dry_run: Only say what would be uploaded; keeps off the network.
+        force: Upload a card that still has places to fill in.
 
     Raises:
-        UserError: A file is missing, the config names no tag, or the Hub refused.
+        UserError: A file is missing, the card has places to fill in, the config names no tag, or the Hub refused.
     """
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
@@ -42,13 +51,25 @@ def push(folder: Path, repo: str | None = None, private: bool = False, dry_run: 
             f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
     repo = repo or default_repo(folder)
     check_repo(repo)
-    files = ', '.join(f'{name} ({(folder / name).stat().st_size} bytes)' for name in FILES)
+    card = _read_text(folder / 'README.md')
+    to_fill_in = places_to_fill_in(card)
+    if to_fill_in and not force:
+        raise UserError(
+            f'{folder / "README.md"} does not say yet: {", ".join(to_fill_in)}. Write it there, or upload the card as '
+            'it is with --force.')
+    if '/OWNER/' in card:
+        _logger.warning('The card does not say yet where t2t-timm is: put its address in the place of OWNER.')
+    files: dict[str, Path | bytes] = {
+        name: folder / name if name != 'README.md' else for_repo(card, repo).encode() for name in FILES}
+    sizes = ', '.join(
+        f'{name} ({len(file) if isinstance(file, bytes) else file.stat().st_size} bytes)'
+        for name, file in files.items())
     if dry_run:
-        _logger.info(f'Not uploaded, as this is a dry run: {files} to {repo}.')
+        _logger.info(f'Not uploaded, as this is a dry run: {sizes} to {repo}.')
     else:
-        _logger.info(f'Uploading {files} to {repo}.')
+        _logger.info(f'Uploading {sizes} to {repo}.')
         try:
-            _upload(folder, repo, private)
+            _upload(files, repo, private)
         except FAILURES as e:
             refused = getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
             advice = ' Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there.' if refused else ''
@@ -82,6 +103,14 @@ def default_repo(folder: Path) -> str:
     return hub_repo(f'{architecture}.{tag}')
 
 
+def _read_text(file: Path) -> str:
+    try:
+        with open(file, encoding='utf-8', newline='') as f:  # as it is, also its line ends
+            return f.read()
+    except UnicodeDecodeError as e:
+        raise UserError(f'{file} is not a text file in UTF-8.') from e
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding='utf-8'))
@@ -92,13 +121,13 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _upload(folder: Path, repo: str, private: bool) -> None:
+def _upload(files: dict[str, Path | bytes], repo: str, private: bool) -> None:
     api = HfApi(library_name='t2t-timm', library_version=__version__)
     url = api.create_repo(repo, private=private or None, exist_ok=True)
     before = api.repo_info(repo).sha
     commit = api.create_commit(
         repo,
-        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in FILES],
+        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()],
         commit_message='Upload weights, config and card',
     )
     if commit.oid == before:

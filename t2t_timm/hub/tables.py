@@ -1,4 +1,6 @@
 """The table of pretrained tags: what they cost, how good they are and where their weights would come from."""
+import csv
+import io
 import json
 import os
 from typing import Any
@@ -7,10 +9,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..weights.download import is_set, release_path
-from ..weights.manifest import load_manifest, weight_entry, weights_repo
+from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry, weights_repo
 from .complexity import known_complexity
 
-__all__ = ['models_json', 'models_table', 'weights_origin']
+__all__ = ['models_csv', 'models_json', 'models_table', 'weights_origin']
 
 _HEADER = (
     'weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'reported by', 'source', 'weights would come from')
@@ -60,6 +62,27 @@ def _models() -> list[dict[str, Any]]:
 def models_json() -> str:
     """Return all tags as JSON; size is in bytes, and null if it is not known."""
     return json.dumps(_models(), indent=2)
+
+
+def models_csv() -> str:
+    """Return the tags of ImageNet-1k as CSV, best first, in the columns of timm's results/results-imagenet.csv.
+
+    What is not known is empty. Accuracies are in percent, param_count in 10^6.
+    """
+    names = 'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation'
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator='\n')
+    table.writerow(names)
+    weights = load_manifest()['weights']
+    of_imagenet = [name for name in weights if weights[name]['dataset'] == 'imagenet-1k']
+    for name in sorted(of_imagenet, key=lambda name: -weights[name]['top1']):
+        entry, cfg = weights[name], pretrained_cfg(name)
+        accuracy = [
+            f'{value:.3f}' for k in ('top1', 'top5') if k in entry for value in (entry[k], 100 - entry[k])]
+        table.writerow([
+            name, *accuracy, *[''] * (4 - len(accuracy)), f'{known_complexity()[name]["params"] / 1e6:.2f}',
+            cfg['input_size'][-1], cfg['crop_pct'], cfg['interpolation']])
+    return out.getvalue().rstrip('\n')
 
 
 def models_table() -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, get_session, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,7 +39,8 @@ OFFLINE = 'Offline mode is on (HF_HUB_OFFLINE=1)'
 PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
 
-# Base class of the errors of huggingface_hub's HTTP client, which has changed twice.
+_UNREACHABLE = ('ConnectError', 'ConnectTimeout')  # names, as the HTTP client has changed twice
+# Base class of the errors of huggingface_hub's HTTP client.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 # A download or an upload may raise any of these.
 FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, _HTTPError)
@@ -69,6 +70,13 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
         DownloadError: They could not be fetched.
         IntegrityError: They are not what the manifest describes; they have been deleted.
     """
+    try:
+        return _find_file(name, cache_dir)
+    except DownloadError as e:
+        raise DownloadError(_advice(name, str(e), cache_dir)) from None  # else Python shows each library's own error
+
+
+def _find_file(name: str, cache_dir: PathLike | None) -> Path:
     entry = weight_entry(name)
     if 'path' in entry:
         _logger.info(f'{name}: in the package, {entry["file"]}.')
@@ -81,11 +89,10 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
             return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
         except RepositoryNotFoundError as e:
             if isinstance(e, GatedRepoError):
-                raise DownloadError(_advice(name, f'The Hub repo {repo} is gated: ask for access on its page.')) from e
+                raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
             if is_set('T2T_TIMM_HUB_ONLY'):
-                raise DownloadError(_advice(
-                    name, f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.",
-                )) from e
+                raise DownloadError(
+                    f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
             _logger.warning(
                 f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
         except LocalEntryNotFoundError as e:
@@ -95,18 +102,15 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
             else:
                 why, more = f'The Hub could not be reached for {repo}', f' {reason(e.__cause__ or e)}'
             if not release:
-                raise DownloadError(_advice(name, f'{why}, and the file is not in the cache.{more}')) from e
+                raise DownloadError(f'{why}, and the file is not in the cache.{more}') from e
             _logger.warning(f'{name}: {why}; using the release downloaded before.')
     elif is_set('T2T_TIMM_HUB_ONLY'):
-        raise DownloadError(_advice(
-            name, f"T2T_TIMM_HUB_ONLY forbids the publisher's release, and {hub_repo(name)} is not asked, as the "
-            'manifest knows no hash of its weights.'))
+        raise DownloadError(
+            f"T2T_TIMM_HUB_ONLY forbids the publisher's release, and {hub_repo(name)} is not asked, as the manifest "
+            'knows no hash of its weights.')
     elif constants.HF_HUB_OFFLINE and not release_path(entry, cache_dir).is_file():
-        raise DownloadError(_advice(name, f'{OFFLINE}, and the file is not in the cache.'))
-    try:
-        return release_file(name, cache_dir)
-    except DownloadError as e:
-        raise DownloadError(_advice(name, str(e))) from e.__cause__
+        raise DownloadError(f'{OFFLINE}, and the file is not in the cache.')
+    return release_file(name, cache_dir)
 
 
 def check_file(file: PathLike, known: dict[str, Any], name: str) -> list[str]:
@@ -154,22 +158,25 @@ def file_hash(file: PathLike, algorithm: str = 'sha256') -> str:
 
 
 def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike | None) -> Path:
+    error = None if constants.HF_HUB_OFFLINE else _connection_error(constants.ENDPOINT)
+
     def download() -> str:
         return hf_hub_download(
             repo, HF_SAFE_WEIGHTS_NAME,
             cache_dir=None if cache_dir is None else Path(cache_dir),
+            local_files_only=error is not None,
             library_name='t2t-timm',
             library_version=__version__,
         )
 
     try:
         file = retrying(download, name)
-    except (RepositoryNotFoundError, LocalEntryNotFoundError):
-        raise
+    except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
+        raise e from error or e.__cause__
     except EntryNotFoundError as e:
-        raise DownloadError(_advice(name, f'The Hub repo {repo} has no {HF_SAFE_WEIGHTS_NAME}.')) from e
+        raise DownloadError(f'The Hub repo {repo} has no {HF_SAFE_WEIGHTS_NAME}.') from e
     except FAILURES as e:
-        raise DownloadError(_advice(name, f'Downloading {repo} from the Hub failed. {reason(e)}')) from e
+        raise DownloadError(f'Downloading {repo} from the Hub failed. {reason(e)}') from e
     blob = os.path.basename(os.path.realpath(file))
     if len(blob) == 64 and 'sha256' not in known:  # The cache names a large file by the SHA-256 that the Hub gave.
         _logger.warning(f"{name}: unverified, as the manifest has no hash of {repo}; comparing with the Hub's own.")
@@ -213,6 +220,9 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
 
 
 def _download_release(entry: dict[str, Any], part: Path) -> None:
+    error = _connection_error(entry['url'])
+    if error is not None:
+        raise error
     # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
     resume = any(key.startswith('sha') for key in entry)
     with open(part, 'ab' if resume else 'wb') as f:
@@ -249,6 +259,15 @@ def _check_is_whole(file: Path, name: str) -> None:
         ) from None
 
 
+def _connection_error(url: str) -> Exception | None:
+    # Asked once, before huggingface_hub asks: without a network that tries for 20 seconds, with a warning each time.
+    try:
+        get_session().head(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    except FAILURES as e:
+        return e if type(e).__name__ in _UNREACHABLE else None
+    return None
+
+
 def retrying(download: Callable[[], T], name: str) -> T:
     """Return what a download returns, tried again after a failure that may pass."""
     for wait in RETRY_WAITS:
@@ -267,7 +286,7 @@ def _may_pass(e: BaseException) -> bool:
     status = getattr(getattr(e, 'response', None), 'status_code', None)
     if status is not None:
         return status in (408, 416, 429) or status >= 500
-    if isinstance(e, (LocalEntryNotFoundError, ValueError)):
+    if isinstance(e, (LocalEntryNotFoundError, ValueError)) or type(e).__name__ in _UNREACHABLE:
         return False
     return isinstance(e, _HTTPError) or isinstance(e, OSError) and e.errno is None
 
@@ -279,13 +298,15 @@ def reason(e: BaseException) -> str:
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
 
 
-def _advice(name: str, what: str) -> str:
+def _advice(name: str, what: str, cache_dir: PathLike | None) -> str:
+    entry = weight_entry(name)
     return (
-        f'{name}: {what} What you can do: (1) fill the cache on a machine that has access and copy it (a '
-        "publisher's release lies in hub/checkpoints under TORCH_HOME, what the Hub gave in hub under HF_HOME; "
-        'HF_HUB_OFFLINE=1 then keeps off the network); (2) convert a file that you have with `t2t-timm convert FILE '
-        f'--model {name} --out DIR` and load local-dir:DIR; (3) name another Hub user or organization that has '
-        'the repo with T2T_TIMM_HUB_NAMESPACE.'
+        f'{name} could not be downloaded. What you can do: (1) download {entry["url"]} where you have access and copy '
+        f'it to {release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under '
+        'HF_HOME); '
+        f'(2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and load '
+        'local-dir:DIR; (3) name another Hub user or organization that has the repo with T2T_TIMM_HUB_NAMESPACE. '
+        f'What happened: {what}'
     )
 
 

@@ -135,6 +135,7 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
+    name = getattr(file, 'name', 'The file')
     try:
         begin = file.tell()
         size = file.seek(0, os.SEEK_END)
@@ -143,9 +144,9 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
         raise UserError(
-            f'The file is not a Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
+            f'{name} is not a Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
     if not isinstance(loaded, dict):
-        raise UserError(f'The file is not a Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
+        raise UserError(f'{name} is not a Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
     return loaded
 
 

@@ -1,4 +1,6 @@
-"""Model cards: up to date, read by the Hub's own parser, honest about who measured what, figures against a formula."""
+"""Model cards: up to date, read by the Hub's own parser, honest about who measured what; their snippets run."""
+import contextlib
+import io
 import logging
 import re
 import shutil
@@ -10,12 +12,17 @@ import torch
 import warm
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import t2t_timm
+from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
-from t2t_timm.hub.cards import architecture_card, stale_cards, tag_card, write_cards
+from t2t_timm.hub.cards import architecture_card, for_repo, places_to_fill_in, stale_cards, tag_card, write_cards
 from t2t_timm.hub.complexity import count_complexity, known_complexity, tag_complexity
+from t2t_timm.hub.convert import convert
+from t2t_timm.hub.snippets import PHOTO
 from t2t_timm.recipes import recipe_path
+from t2t_timm.version import REPOSITORY
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / 'model_cards'
@@ -63,6 +70,7 @@ def test_front_matter(name):
     assert {'image-classification', 'timm'} <= set(card.data.tags)
     assert card.data.datasets[0] == dataset['hub']
     assert ('ILSVRC/imagenet-1k' in card.data.datasets) == ('in1k' in name)
+    assert card.data.base_model == (f't2t-timm/{name.split(".")[0]}.in1k' if 'in1k_ft' in name else None)
     assert card.data.model_name == name
     results = {result.metric_name: result for result in card.data.eval_results}
     expected = {f'top-{k} accuracy': entry[f'top{k}'] for k in (1, 5) if f'top{k}' in entry}
@@ -79,6 +87,8 @@ def test_body(name):
     train = 'DIGITS' if name == 'test_t2t_vit.mnist' else 'DATA'  # `t2t-timm digits DATA` has the held-out digits only
     entry, text = MANIFEST['weights'][name], (CARDS / f'{name}.md').read_text(encoding='utf-8')
     for part in (
+            f'```sh\npip install git+{REPOSITORY}\n',
+            'Intended Use and Limits',
             f"timm.create_model('{name}', pretrained=True)",
             'features_only=True',
             'num_classes=0',
@@ -86,14 +96,93 @@ def test_body(name):
             f'train.py --data-dir {train} --config $(t2t-timm recipe ',
             '@InProceedings{Yuan_2021_ICCV',
             MANIFEST['sources'][entry['source']]['notice'],
-            f'| **{name}** |',
-            *(f'| {other} |' for other in TAGS if other != name),
     ):
         assert part in text, part
-    assert ('white digits on black' in text) == (name == 'test_t2t_vit.mnist')
+    assert ('white digit on black' in text) == (name == 'test_t2t_vit.mnist')
     measured_here = entry['reported_by'] == 't2t-timm'
     assert ('this project has not measured it' in text) == (not measured_here)
     assert ('measured by this project' in text) == measured_here
+
+
+@pytest.mark.parametrize('name', TAGS)
+def test_the_comparison_is_short_and_names_each_model_once(name):
+    rows = re.findall(r'^\| (?!weights|---)(.*?) \|', (CARDS / f'{name}.md').read_text(encoding='utf-8'), re.MULTILINE)
+    links = [re.fullmatch(r'\[(\S+)\]\(https://huggingface.co/t2t-timm/\1\)', row) for row in rows]
+    assert [row for row, link in zip(rows, links, strict=True) if not link] == [f'**{name}**']
+    linked = [link[1] for link in links if link]
+    assert len(set(linked)) == len(linked) <= 11 and name not in linked
+    assert all(MANIFEST['weights'][other].get('dataset') is None for other in linked)
+
+
+def blocks(text):
+    return re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+
+
+def run(code):
+    """Run a block alone and return its names and what it printed."""
+    names, out = {}, io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, names)
+    return names, out.getvalue().splitlines()
+
+
+@pytest.fixture(scope='module')
+def embedded(tmp_path_factory):
+    """Folder that convert writes of the weights inside the package."""
+    file = Path(t2t_timm.__file__).parent / 'weights' / 'test_t2t_vit.mnist.safetensors'
+    return convert(file, 'test_t2t_vit.mnist', tmp_path_factory.mktemp('embedded') / 'model')
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extract_heldout('digits')
+    Image.linear_gradient('L').convert('RGB').save(tmp_path / 'photo.jpg')
+    return tmp_path / 'photo.jpg'
+
+
+@pytest.fixture(params=['t2t_vit_7.in1k', 't2t_vit_14.in1k_ft_cifar10', 'test_t2t_vit.mnist', 'own', 'grey'])
+def snippets(request, tmp_path, photo, embedded):
+    """The Python blocks of a card: images by URL are a file, the Hub repo a folder, published weights random ones."""
+    if request.param in ('own', 'grey'):
+        (tmp_path / 'names.txt').write_text('cat\ndog\n')
+        model = timm.create_model('test_t2t_vit', num_classes=2, in_chans=1 if request.param == 'grey' else 3)
+        torch.save(model.state_dict(), tmp_path / 'own.pth')
+        repo = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'own', labels=tmp_path / 'names.txt')
+        text = (repo / 'README.md').read_text(encoding='utf-8').replace('DIR', str(repo))
+    else:
+        text, repo = (CARDS / f'{request.param}.md').read_text(encoding='utf-8'), embedded
+    text = text.replace(f"urlopen(\n    '{PHOTO}", f"urlopen(\n    '{photo.as_uri()}").replace(PHOTO, str(photo))
+    text = re.sub(r"('t2t_vit_\S+'), pretrained=True", r'\1', text)
+    return request.param, blocks(re.sub(r"model='t2t-timm/\S+?'", f"model='{repo}'", text))
+
+
+def test_snippets_run_as_they_are_pasted(snippets):
+    name, (classification, features, *_) = snippets
+    _, printed = run(classification)
+    answers = [line.split(' ', 1) for line in printed]
+    assert len(answers) == (2 if name in ('own', 'grey') else 5)
+    assert answers == sorted(answers, key=lambda answer: -float(answer[0]))
+    if name == 'test_t2t_vit.mnist':
+        assert printed[0] == '0.903 three'
+    elif name in ('own', 'grey'):
+        assert {answer[1] for answer in answers} == {'cat', 'dog'}
+    else:
+        assert all(answer[1].replace('_', ' ').replace(', ', '').isprintable() for answer in answers)
+    found, _ = run(features)
+    assert f'strides 4, 8 and 16: {", ".join(str(tuple(m.shape)) for m in found["maps"])}\n' in features
+    assert f'# {tuple(found["embedding"].shape)}\n' in features
+    assert f'# {tuple(found["tokens"].shape)}, class token first' in features
+
+
+@pytest.mark.slow
+def test_the_snippet_for_transformers_runs(snippets):
+    pytest.importorskip('transformers', reason='pip install transformers')
+    name, found = snippets
+    assert len(found) == (2 if name in ('test_t2t_vit.mnist', 'grey') else 3)  # not published; one channel
+    for code in found[2:]:
+        _, (printed,) = run(code)
+        assert "'label'" in printed and "'score'" in printed
 
 
 @pytest.mark.parametrize('name', TAGS)
@@ -170,17 +259,27 @@ def test_activations_of_a_known_layer():
     assert cost.activations == 8 * 36 + 5
 
 
-def test_shapes_in_the_usage_are_the_models():
-    kwargs, image = dict(img_size=(96, 128), in_chans=1, device='meta'), torch.zeros(1, 1, 96, 128, device='meta')
-    shapes = [tuple(x.shape) for x in timm.create_model('t2t_vit_dense', features_only=True, **kwargs)(image)]
-    card = architecture_card('t2t_vit_dense', 5, (1, 96, 128))
-    assert f'# strides 4, 8 and 16: {", ".join(map(str, shapes))}' in card
-    tokens = timm.create_model('t2t_vit_dense', **kwargs).forward_features(image)
-    assert f'# {tuple(tokens.shape)}, class token first' in card
-
-
-def test_card_of_unknown_weights_parses():
-    card = ModelCard(architecture_card('t2t_vit_7', 3, (3, 224, 224)))
+def test_the_card_of_weights_of_ones_own():
+    card = ModelCard(architecture_card('t2t_vit_7', 3, (3, 224, 224), ['a', 'b', 'c']))
     assert card.data.library_name == 'timm'
     assert card.data.license is None and card.data.eval_results is None
-    assert "timm.create_model('local-dir:DIR', pretrained=True)" in card.text
+    assert places_to_fill_in(card.text) == ['Trained by', 'Trained on', 'Accuracy', 'Use and limits', 'Licence']
+    named = for_repo(card.text, 'me/photos')
+    assert "timm.create_model('hf-hub:me/photos', pretrained=True)" in named and 'DIR' not in named
+    assert "pipeline('image-classification', model='me/photos')" in named
+
+
+def test_a_card_for_another_repo_names_that_and_links_to_the_others():
+    card = for_repo(tag_card('t2t_vit_14.in1k_ft_cifar10'), 'acme/t2t_vit_14.in1k_ft_cifar10')
+    assert "model='acme/t2t_vit_14.in1k_ft_cifar10'" in card and places_to_fill_in(card) == []
+    assert ModelCard(card).data.base_model == 't2t-timm/t2t_vit_14.in1k'
+
+
+def test_the_address_of_the_project_is_the_same_everywhere():
+    """docs/releasing.md says how all are set at once."""
+    files = ('README.md', 'CITATION.cff', 'setup.cfg', 'docs/gpu.md', 'model_cards/t2t_vit_14.in1k.md')
+    for name in files:
+        text = (ROOT / name).read_text(encoding='utf-8')
+        assert REPOSITORY in text, name
+        found = re.findall(r'https://[\w.]+/[\w.-]+/t2t-timm\b(?=$|[\s/.])', text, re.MULTILINE)
+        assert set(found) == {REPOSITORY}, name

@@ -9,7 +9,9 @@ from timm.models._hub import save_for_hf
 
 from t2t_timm.cli import main
 from t2t_timm.errors import UserError
+from t2t_timm.hub.cards import architecture_card, for_repo
 from t2t_timm.hub.push import FILES, default_repo, push
+from t2t_timm.version import REPOSITORY
 
 CARD = '---\nlibrary_name: timm\nlicense: apache-2.0\n---\n# A card, with an ü\n'
 
@@ -71,11 +73,28 @@ def test_a_name_that_is_no_repo(folder, no_network, repo):
         push(folder, repo)
 
 
+def test_a_card_with_places_to_fill_in_is_refused_unless_forced(folder, no_network, capsys, caplog):
+    caplog.set_level('INFO')
+    (folder / 'README.md').write_text(architecture_card('t2t_vit_7', 3, (3, 224, 224)), encoding='utf-8')
+    command = ['push', str(folder), 'someone/model', '--dry-run']
+    assert main(command) == 1
+    assert capsys.readouterr().err == (
+        f't2t-timm push: {folder / "README.md"} does not say yet: Trained by, Trained on, Accuracy, Use and limits, '
+        'Licence. Write it there, or upload the card as it is with --force.\n')
+    assert main([*command, '--force']) == 0
+    text = (folder / 'README.md').read_text(encoding='utf-8')
+    (folder / 'README.md').write_text(text.replace('FILL IN', 'me'), encoding='utf-8')
+    assert main(command) == 0
+    size = len(for_repo(text.replace('FILL IN', 'me'), 'someone/model').encode())
+    assert f'README.md ({size} bytes) to someone/model.' in caplog.messages[-1]
+    assert ('put its address in the place of OWNER' in caplog.text) == ('/OWNER/' in REPOSITORY)
+
+
 @pytest.mark.slow
 def test_push_push_again_and_pull_back(folder, hosts, start_client):
     hub = 'someone/t2t_vit_7.in1k'
     changed = shutil.copytree(folder, folder.with_name('changed'))
-    (changed / 'README.md').write_text(CARD + 'More.\n', encoding='utf-8')
+    (changed / 'README.md').write_text(CARD + "More: 'local-dir:DIR', model='DIR'.\r\n", encoding='utf-8', newline='')
     refused, pushed = finish(start_client(
         dict(env=dict(HF_TOKEN=''), commands=[['push', str(folder), 'someone/refused']]),
         dict(
@@ -98,8 +117,9 @@ def test_push_push_again_and_pull_back(folder, hosts, start_client):
     repo = hosts.hub.repos[hub]
     assert repo.commits == 3  # the repo's own first commit, and two of ours
     assert len(hosts.hub.seen(f'/api/models/{hub}/commit/main', 'POST')) == 2
+    card = (CARD + f"More: 'hf-hub:{hub}', model='{hub}'.\r\n").encode()
     for name in FILES:
-        assert repo.files[name] == (changed / name).read_bytes()
+        assert repo.files[name] == (card if name == 'README.md' else (changed / name).read_bytes())
 
     digests = {case: r.get('digest', r) for case, r in pushed['cases'].items()}
     assert digests == dict.fromkeys(['tag', 'hf-hub', 'local-dir'], Weights(1, **TINY).digest)

@@ -1,11 +1,13 @@
 """The table of tags, and where it says that weights would come from."""
+import csv
+import io
 import json
 import re
 
 import huggingface_hub.constants
 import pytest
 
-from t2t_timm.hub.tables import models_json, models_table, weights_origin
+from t2t_timm.hub.tables import models_csv, models_json, models_table, weights_origin
 from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
@@ -81,6 +83,18 @@ def test_table():
         name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm pull request 2426',
         source="the authors' repository")
     assert header[:3] == ['weights', 'params (M)', 'MACs (G)']
+
+
+def test_csv_has_the_columns_of_timms_results():
+    rows = list(csv.DictReader(io.StringIO(models_csv())))
+    assert list(rows[0].values()) == [  # the best of all, whose top-5 nobody reported
+        't2t_vit_24.tl_in1k', '84.200', '15.800', '', '', '64.00', '224', '0.9', 'bicubic']
+    by_name = {row['model']: row for row in rows}
+    assert by_name[NAME] == dict(
+        model=NAME, top1='81.500', top1_err='18.500', top5='95.666', top5_err='4.334', param_count='21.47',
+        img_size='224', crop_pct='0.9', interpolation='bicubic')
+    assert list(by_name) == sorted(by_name, key=lambda name: -float(by_name[name]['top1']))
+    assert set(by_name) == {name for name in load_manifest()['weights'] if '_ft_' not in name and 'in1k' in name}
 
 
 def test_json_has_what_the_table_has():

@@ -104,16 +104,21 @@ UNREACHABLE = dict(
         'DownloadError', r'could not be reached for five/t2t_vit_7.in1k, and the file is not in the cache. Connect')),
 )
 
+NO_RELEASE = dict(
+    no_network_release=Case('t2t_vit_10.in1k', hub=False, error=(
+        'DownloadError', r'Downloading http://127.0.0.1:9/x failed. Connect')),
+)
+
 AGAIN = dict(  # cases from above, under other circumstances
     hub_only=replace(RELEASE['release'], error=(
         'DownloadError', r'There is no Hub repo two/t2t_vit_7.in1k, and T2T_TIMM_HUB_ONLY forbids')),
     offline_cached=HUB['found'],
     offline_empty=replace(HUB['found'], error=(
-        'DownloadError', r'Offline mode is on \(HF_HUB_OFFLINE=1\), and the file is not in the cache\. What')),
+        'DownloadError', r'Offline mode is on \(HF_HUB_OFFLINE=1\), and the file is not in the cache\.$')),
     offline_release_cached=RELEASE['release'],
 )
 
-CASES = {**HUB, **RELEASE, **KILLED, **UNREACHABLE, **AGAIN}
+CASES = {**HUB, **RELEASE, **KILLED, **UNREACHABLE, **NO_RELEASE, **AGAIN}
 HEALED = [name for name, case in CASES.items() if case.healed]
 FAILING = [name for name, case in CASES.items() if case.error]
 SUCCEEDING = [name for name, case in CASES.items() if not case.error]
@@ -189,7 +194,8 @@ def outcomes(hosts, start_client, tmp_path_factory):
     folder = tmp_path_factory.mktemp('caches')
     hub, release = Plan(hosts, folder, 'one', HUB), Plan(hosts, folder, 'two', RELEASE)
     killed, both = Plan(hosts, folder, 'three', KILLED), Plan(hosts, folder, 'four', BOTH)
-    unreachable = Plan(hosts, folder, 'five', UNREACHABLE)
+    unreachable, no_release = Plan(hosts, folder, 'five', UNREACHABLE), Plan(hosts, folder, 'six', NO_RELEASE)
+    no_release.cases['no_network_release']['known']['url'] = 'http://127.0.0.1:9/x'
     # as GitHub does, the publisher sends the client on to a storage host
     hosts.storage.files['/moved'] = release.weights['release'].training_pickle
     hosts.release.redirects['/release.pth.tar'] = f'{hosts.storage.url}/moved'
@@ -213,7 +219,8 @@ def outcomes(hosts, start_client, tmp_path_factory):
         both.stage(barrier=str(folder / 'barrier')),
     )
     victim = start_client(killed.stage(['killed', 'release_killed']))
-    lonely = start_client(unreachable.stage(), HF_ENDPOINT='http://127.0.0.1:9')
+    lonely = start_client(
+        unreachable.stage(), no_release.stage(env=dict(T2T_TIMM_HUB_NAMESPACE='')), HF_ENDPOINT='http://127.0.0.1:9')
 
     assert hosts.storage.stalled.acquire(timeout=60) and hosts.release.stalled.acquire(timeout=60)
     wait_for(lambda: size(folder / 'release_killed' / 'release_killed.pth.tar.incomplete') >= 10 << 20)
@@ -239,7 +246,7 @@ def outcomes(hosts, start_client, tmp_path_factory):
             ('later', release_later), ('later', hub_later), ('process 0', twin), ('process 1', other_twin)):
         result.update({f'{case}, {suffix}': r for case, r in stage['cases'].items()})
 
-    weights = {**hub.weights, **release.weights, **killed.weights, **both.weights, **unreachable.weights}
+    weights = {**hub.weights, **release.weights, **killed.weights, **both.weights}
     weights.update({f'offline_{k}': weights[v] for k, v in (('cached', 'found'), ('release_cached', 'release'))})
     for case, r in result.items():
         r['expected_digest'] = weights[case.split(',')[0]].digest if r['ok'] else None
@@ -300,15 +307,16 @@ def test_our_own_namespace_is_asked_only_for_what_the_manifest_knows(asked, monk
 def test_the_hub_alone_and_no_hash(asked, monkeypatch):
     monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
     with pytest.raises(DownloadError, match=(
-            f"^{NAME}: T2T_TIMM_HUB_ONLY forbids the publisher's release, and t2t-timm/{NAME} is not asked, as the "
-            'manifest knows no hash of its weights. What you can do')):
+            f"^{NAME} could not be downloaded. What you can do: .* T2T_TIMM_HUB_ONLY forbids the publisher's release, "
+            f'and t2t-timm/{NAME} is not asked, as the manifest knows no hash of its weights.$')):
         pretrained_file(NAME)
     assert asked == []
 
 
 def test_offline_mode_is_said_once_and_asks_nobody(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(download.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(DownloadError, match=f'^{NAME}: Offline mode is on .*and the file is not in the cache') as e:
+    advice = f'^{NAME} could not be downloaded. What you can do: .* copy it to {tmp_path}/81.5_T2T_ViT_14.pth.tar, or'
+    with pytest.raises(DownloadError, match=f'{advice}.* Offline mode is on .*and the file is not in the cache') as e:
         pretrained_file(NAME, tmp_path)
     assert asked == [] and 'reached' not in str(e.value) and str(e.value).lower().count('offline mode') == 1
 
@@ -369,6 +377,13 @@ def test_every_step_is_logged_in_a_line(outcomes):
         missing)
     assert 'unverified' in unverified
     assert 'verified (size, sha384)' in outcomes['release_dropped']['log'][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', [*UNREACHABLE, *NO_RELEASE])
+def test_without_a_network_nothing_is_tried_again_and_one_error_is_shown(outcomes, case):
+    assert [line for line in outcomes[case]['log'] if 'asking the Hub' not in line] == []
+    assert outcomes[case]['hub_log'] == [] and outcomes[case]['chained'] == 0
 
 
 @pytest.mark.slow
