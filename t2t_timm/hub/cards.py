@@ -102,7 +102,7 @@ def tag_card(name: str, origin: str = '') -> str:
         f'# Model card for {name}',
         _what_it_is(name, dataset),
         '## Model Details',
-        '\n'.join([*_figures(cost), *_details(name, entry, cfg, dataset, source), *([f'- {origin}'] if origin else [])]),
+        '\n'.join([*_figures(cost), *_details(name, entry, cfg, dataset, source)] + [f'- {origin}'] * bool(origin)),
         '## Intended Use and Limits',
         f"{_LIMITS[entry['dataset'].rstrip('01')]} {_ANY_USE.format(num_classes=dataset['num_classes'])}",
         '## Model Usage',

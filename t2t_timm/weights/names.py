@@ -168,8 +168,8 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
 def _rescale_queries(weights: dict[str, Any], num_heads: int) -> None:
     """Scale queries trained with attention times sqrt(h), h the width of a head, for attention over sqrt(d).
 
-    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one: d = h in the blocks, the input
-    width in the tokens. So the queries become sqrt(h d) times as large. mmcls, before it, divided by sqrt(d).
+    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one: d = h in the blocks, the
+    input width in the tokens. So the queries become sqrt(h d) times as large. mmcls, before it, divided by sqrt(d).
 
     Args:
         weights: State dict under the names of the models, changed in place.

@@ -70,8 +70,8 @@ class Record:
             for key, value in values.items():
                 if not _is_plain(value):
                     raise UserError(
-                        f'{source} has {key}={value!r}, which a config.json cannot hold: it should be a number, a text, a '
-                        'truth value, or a list of these.')
+                        f'{source} has {key}={value!r}, which a config.json cannot hold: it should be a number, a '
+                        'text, a truth value, or a list of these.')
                 if key not in mine:
                     mine[key] = value
                     self.sources[key] = source

@@ -74,8 +74,9 @@ RELEASE = dict(
             'IntegrityError', r'the sha256_prefix of \S+ should be [0-9a-f]{8} but is [0-9a-f]{8}\. .*deleted')),
     release_short=Case('t2t_vit_24.in1k', hub=False, fault=dict(short=100_000, times=ALWAYS), healed=True, error=(
         'IntegrityError', r'release_short.pth.tar is not a readable PyTorch checkpoint, or it is cut short.* deleted')),
-    release_legacy_short=Case('t2t_vit_14.in1k_ft_cifar100', hub=False, legacy=True, fault=dict(short=100_000, times=ALWAYS),
-        healed=True, error=('IntegrityError', r'release_legacy_short.pth.tar is not a readable .*cut short.* deleted')),
+    release_legacy_short=Case(
+        't2t_vit_14.in1k_ft_cifar100', hub=False, legacy=True, fault=dict(short=100_000, times=ALWAYS), healed=True,
+        error=('IntegrityError', r'release_legacy_short.pth.tar is not a readable .*cut short.* deleted')),
     release_gateway=Case(
         't2t_vit_24.tl_in1k', hub=False, fault=dict(body=b'<html>Please log in</html>', times=ALWAYS), healed=True,
         error=('IntegrityError', r"release_gateway.pth.tar begins with b'<html>Pl': it is not a checkpoint.* deleted")),
