@@ -18,6 +18,7 @@ import torch
 from ..errors import UserError
 from ..files import check_target, folder_beside
 from ..models import T2TViT
+from .constants import fold_constants
 from .quantize import (
     Agreement,
     Calibration,
@@ -237,15 +238,33 @@ def _dynamic_shapes(model: T2TViT) -> dict[str, Any]:
     return {'x': shapes}
 
 
+@contextmanager
+def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
+    """Have attention as products and a softmax, not as one operator, around which exporters write shape arithmetic."""
+    fused = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
+    try:
+        for module in fused:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
+
+
 def _exported_program(model: T2TViT, x: torch.Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(model), strict=False)
+    """Return the program of a model, its weights folded."""
+    program = torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(model), strict=False)
+    fold_constants(program)
+    return program
 
 
 def _save_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int = OPSET) -> None:
     for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
         logging.getLogger(name).setLevel(logging.WARNING)
+    with _attention_written_out(model):
+        exported = _exported_program(model, x)
     program = torch.onnx.export(
-        _exported_program(model, x),
+        exported,
         (x,),
         dynamo=True,
         dynamic_shapes=_dynamic_shapes(model),  # names the sizes
