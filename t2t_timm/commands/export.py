@@ -241,7 +241,7 @@ def _dynamic_shapes(model: T2TViT) -> dict[str, Any]:
 @contextmanager
 def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
     """Have attention as products and a softmax, not as one operator, around which exporters write shape arithmetic."""
-    fused = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
+    fused: list[Any] = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
     try:
         for module in fused:
             module.fused_attn = False
