@@ -1,4 +1,5 @@
 """Exported models run outside of the module that made them, and a file appears only if it agrees with the model."""
+import errno
 import functools
 import os
 import shutil
@@ -439,6 +440,17 @@ class TestNothingIsWritten:
         with pytest.raises(UserError, match='exists and is not empty'):
             export_model(make_model(), tmp_path, 'transformers.js')
         assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+    def test_with_a_full_temporary_folder(self, tmp_path, monkeypatch):
+        from torch._inductor import cpp_builder
+
+        def compile(*args, **kwargs):
+            raise RuntimeError(f'g++ says: {os.strerror(errno.ENOSPC)}')
+        monkeypatch.setattr(cpp_builder, 'get_cpp_compiler', lambda: 'g++')
+        monkeypatch.setattr(torch._inductor, 'aoti_compile_and_package', compile)
+        with pytest.raises(UserError, match='has no room left for the temporary files of AOTInductor'):
+            export_model(make_model(depth=1), tmp_path / 'model.pt2', 'aoti')
+        assert not list(tmp_path.iterdir())
 
     def test_of_a_file_that_ends_its_runtime(self, tmp_path, monkeypatch):
         def write(source, file):
