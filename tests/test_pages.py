@@ -88,7 +88,7 @@ def test_choosing_has_every_model_with_the_figures_of_the_manifest():
         cost = count_complexity(name, cfg.num_classes, cfg.input_size)
         assert figures == [f'{count:.2f}' for count in (
             cost.params / 1e6, cost.macs / 1e9, cost.activations / 1e6)], name
-        known = next((entry['top1'] for tag, entry in weights.items() if tag.split('.')[0] == name), None)
+        known = next((entry.top1 for tag, entry in weights.items() if tag.split('.')[0] == name), None)
         assert top1 == ('' if known is None else f'{known:.1f}'), name
 
 

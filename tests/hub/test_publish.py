@@ -19,8 +19,8 @@ from t2t_timm.cli import main
 from t2t_timm.hub.push import FILES
 from t2t_timm.weights.manifest import MANIFEST, load_manifest, pretrained_cfg
 
-NAMES = [name for name, entry in load_manifest()['weights'].items() if 'url' in entry]
-FILE = {name: load_manifest()['weights'][name]['file'] for name in NAMES}
+NAMES = [name for name, entry in load_manifest()['weights'].items() if entry.url]
+FILE = {name: load_manifest()['weights'][name].file for name in NAMES}
 TOKEN = 'hf_loopback_secret'
 
 
@@ -266,7 +266,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
 
 @pytest.mark.slow
 def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, publish):
-    hub = {name: entry['hub'] for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
+    hub = {name: entry.hub for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
            if name in NAMES}
     known = {name: dict(hub=lines) for name, lines in hub.items()}
     known_less = dict(known, **{NAMES[0]: dict(hub=dict(hub[NAMES[0]], sha256='0' * 64)), NAMES[1]: {}})
