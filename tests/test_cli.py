@@ -214,7 +214,7 @@ def test_interrupt(monkeypatch, capsys):
     (['classify', 'IMAGE', '--model', 'test_t2t_vitt'], "Did you mean test_t2t_vit or test_t2t_vit.mnist?"),
     (['classify', 'IMAGE', '--model', 'T2T-ViT-14-384'], 'Did you mean t2t_vit_14_384 or '),
     (['classify', 'IMAGE', '--model', 'nothing_like_it'],
-     "the model 'nothing_like_it': `t2t-timm models` lists those with weights.\n"),
+     "There is no architecture 'nothing_like_it'; there are t2t_vit_7, t2t_vit_10, "),
     (['convert', 'IMAGE', '--model', 't2t_vit14', '--out', 'out'], 'Did you mean t2t_vit_14 or '),
     (['verify', 't2t_vit_14.in1'], 'Did you mean t2t_vit_14.in1k or '),
     (['publish', 't2t_vit_14.inlk', '--dry-run'], 'Did you mean t2t_vit_14.in1k or '),
