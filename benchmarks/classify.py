@@ -11,7 +11,6 @@ the same round), with imports and the model's creation in all of them.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -67,10 +66,7 @@ def main() -> None:
         options = ['--model', f'local-dir:{tmp}/model', '--workers', args.workers, '--batch-size', args.batch_size,
                    '--device', args.device]
         t2t = [sys.executable, '-m', 't2t_timm.cli', 'classify', str(photos), *options]
-        commands = {
-            'classify --csv': [*t2t, '--csv', '--out', 'ours.csv'],
-            'classify --csv, no workers': [*t2t, '--workers', '0', '--csv', '--out', 'alone.csv'],
-        }
+        commands = {'classify': [*t2t, '--csv', '--out', 'ours.csv']}
         if args.inference:
             commands['inference.py'] = [
                 sys.executable, os.path.abspath(args.inference), '--data-dir', str(photos), *options, '--topk', '5',
@@ -79,8 +75,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, command in commands.items():
                 times[name].append(measure(command, tmp))
+                print(name, *(f'{t:.1f} s' for t in times[name][-1]), file=sys.stderr)
         count = sum(1 for file in photos.rglob('*') if file.is_file())
-    print(f'{count} photos, {args.model}, batch {args.batch_size}, {args.workers} workers, {platform.processor()}, '
+    print(f'{count} photos, {args.model}, batch {args.batch_size}, {args.workers} workers, '
           f'torch {torch.__version__}, timm {timm.__version__}, {os.cpu_count()} cores, lowest of {args.rounds} rounds\n')
     print('| | wall (s) | photos / s | CPU (s) | wall of all rounds |\n| --- | --- | --- | --- | --- |')
     for name, rounds in times.items():
