@@ -63,6 +63,7 @@ def _walk(folder: str) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()
         for path in (os.path.join(root, file) for file in files):
             if os.path.isfile(path) or not os.path.exists(path):  # no socket, pipe or device
                 yield Path(path)
@@ -186,7 +187,10 @@ class ImageReader:
         config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *size)))
         self._mode = 'L' if model.in_chans == 1 else 'RGB'
         self._transform = create_transform(**config, is_training=False, use_prefetcher=True)  # without normalization
-        self._mean, self._std = (torch.tensor(config[k][:model.in_chans]).reshape(-1, 1, 1) for k in ('mean', 'std'))
+        mean, std = (torch.tensor(config[k]) for k in ('mean', 'std'))
+        if len(mean) != model.in_chans:  # of colours, for grey images: their average, as timm's loader has it
+            mean, std = mean.mean(), std.mean()
+        self._mean, self._std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
         self._height, self._width = (math.floor(s / config['crop_pct']) for s in size)
         self._keeps_ratio = config['crop_mode'] not in ('squash', 'border')  # and resizes the shorter side to these
 

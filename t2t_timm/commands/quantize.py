@@ -10,7 +10,7 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import find_images, image_reader, require_image
+from .images import find_images, image_reader
 
 _logger = logging.getLogger(__name__)
 
@@ -48,15 +48,6 @@ def calibration_files(folder: str | Path, warn: bool = False) -> list[str]:
     return files
 
 
-def _is_readable(file: str) -> bool:
-    try:
-        require_image(file)
-    except UserError as e:
-        _logger.warning(f'Left out: {e}')
-        return False
-    return True
-
-
 class Calibration:
     """Images of a folder, each read when it is needed, by the model's own preprocessing.
 
@@ -74,7 +65,7 @@ class Calibration:
         if model.num_classes < 1:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
         self._read = image_reader(model)
-        self.files = [file for file in calibration_files(folder, warn=True) if _is_readable(file)]
+        self.files = [file for file in calibration_files(folder, warn=True) if self._is_readable(file)]
         if not self.files:
             raise UserError(f'None of the images in {folder} can be read.')
 
@@ -88,6 +79,14 @@ class Calibration:
             return self._read(file)
         except ValueError as e:
             raise UserError(f'{file} cannot be read as an image: {e}') from e
+
+    def _is_readable(self, file: str) -> bool:
+        try:
+            self.read(file)
+        except UserError as e:
+            _logger.warning(f'Left out: {e}')
+            return False
+        return True
 
     def subset(self) -> list[str]:
         """Return up to SUBSET files, spread evenly over all."""
