@@ -139,7 +139,7 @@ def architecture_card(
             f'- **Trained on:** {_FILL_IN}: which images, how many of each class, and from where',
             f'- **Accuracy:** {_FILL_IN}: measured on which images',
             f'- **Use and limits:** {_FILL_IN}: what it is for, and what it is not for',
-            f'- **Licence:** {_FILL_IN}, and as `license:` above, such as `license: apache-2.0`',
+            f'- **Licence:** {_FILL_IN}, and in the lines above as `license`, such as apache-2.0',
         ]),
         '## Model Usage',
         _FOLDER_NAME,
