@@ -38,9 +38,9 @@ class UserError(RuntimeError):
 
 def file_reason(e: OSError) -> str:
     """Return which file an error of the system is about and why, and what to set if the home folder is read-only."""
-    text, cache = f'{e.filename}: {e.strerror}', Path('~/.cache').expanduser()
-    path = Path(os.fsdecode(e.filename))
-    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and (cache.is_relative_to(path) or path.is_relative_to(cache)):
+    text, path, cache = f'{e.filename}: {e.strerror}', Path(os.fsdecode(e.filename)), Path('~/.cache').expanduser()
+    of_cache = cache.is_relative_to(path) or path.is_relative_to(cache)
+    if of_cache and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         text += '; set TORCH_HOME and HF_HOME to folders for downloads that you may write to'
     return text
 

@@ -11,7 +11,8 @@ from typing import TextIO
 
 from .errors import UserError
 
-__all__ = ['check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file', 'sole_writer']
+__all__ = [
+    'check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file', 'sole_writer']
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
 _FULL = {getattr(errno, name, None) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO')}

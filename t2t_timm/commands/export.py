@@ -348,8 +348,8 @@ def _temporary_folder() -> Iterator[str]:
             if not full or getattr(e, 'filename', None):
                 raise
             raise UserError(
-                f'{gettempdir()} has no room left for the temporary files of AOTInductor: make room there, or name another '
-                'folder in TMPDIR.') from e
+                f'{gettempdir()} has no room left for the temporary files of AOTInductor: make room there, or name '
+                'another folder in TMPDIR.') from e
 
 
 def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:

@@ -246,8 +246,8 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
         drawn = [(f'step {i}, {m.shape[0]} x {m.shape[1]}', m, point) for point, m, kept in step if kept >= 0.5]
         if not drawn:
             _logger.info(
-                f'Step {i} is not drawn: its attention has little effect on this image, as less than half of it reaches '
-                'what the model computes next.')
+                f'Step {i} is not drawn: its attention has little effect on this image, as less than half of it '
+                'reaches what the model computes next.')
         steps += drawn
     sections = [('Attention of the class token, mean over the heads', blocks)]
     if steps:
