@@ -32,7 +32,8 @@ def make_photos(folder: Path) -> None:
     folder.mkdir()
     random = np.random.RandomState(0)
     for i in range(COUNT):
-        coarse = Image.fromarray(random.randint(0, 256, (6, 8, 3), dtype=np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
+        shapes = Image.fromarray(random.randint(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse = shapes.resize(SIZE, Image.Resampling.BICUBIC)
         grain = random.randint(-30, 31, (SIZE[1], SIZE[0], 1))
         pixels = (np.asarray(coarse).astype(int) + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f'{i:04d}.jpg', quality=85)
@@ -78,7 +79,7 @@ def main() -> None:
                 print(name, *(f'{t:.1f} s' for t in times[name][-1]), file=sys.stderr)
         count = sum(1 for file in photos.rglob('*') if file.is_file())
     print(f'{count} photos, {args.model}, batch {args.batch_size}, {args.workers} workers, '
-          f'torch {torch.__version__}, timm {timm.__version__}, {os.cpu_count()} cores, lowest of {args.rounds} rounds\n')
+          f'torch {torch.__version__}, timm {timm.__version__}, {os.cpu_count()} cores, {args.rounds} rounds\n')
     print('| | wall (s) | photos / s | CPU (s) | wall of all rounds |\n| --- | --- | --- | --- | --- |')
     for name, rounds in times.items():
         wall, cpu = min(rounds)

@@ -149,7 +149,7 @@ def _too_dark(largest: int) -> ValueError:
 
 def _check_colour_of_16_bits(image: Image.Image, source: Image.Image) -> None:
     """Refuse colours whose values do not fill 16 bits: Pillow reads the upper 8 alone."""
-    largest = max(high for _, high in image.convert('RGB').getextrema())
+    largest = int(np.asarray(image.convert('RGB')).max())
     if 0 < largest < 16:
         raise _too_dark(largest * 257)
     if (_tag(source, *_WHITE) or 65535.) < 65535.:

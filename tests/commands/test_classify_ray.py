@@ -46,7 +46,8 @@ def test_a_killed_actor_loses_no_image(tmp_path):
         env = dict(os.environ, RAY_TMPDIR=folder, HOME=folder, OMP_NUM_THREADS='1')
         with open(tmp_path / 'log', 'w') as log:
             process = subprocess.Popen(
-                [sys.executable, SCRIPT, 'out', 'digits', '--model', 'test_t2t_vit', '--batch-size', '16', '--topk', '10'],
+                [sys.executable, SCRIPT, 'out', 'digits', '--model', 'test_t2t_vit', '--batch-size', '16',
+                 '--topk', '10'],
                 cwd=tmp_path, env=env, stdout=log, stderr=log)
             process.folder = folder
             killed = kill_an_actor(process)

@@ -126,7 +126,7 @@ def test_a_tiff_may_say_which_value_is_white(tmp_path, values, tags):
 @pytest.mark.parametrize('values, tags, words', [
     (GREY.astype(np.int32), {}, '^its values are integers of 32 bits, .* which of them is white'),
     ((GREY / 255).astype(np.float32), {}, '^its values are floating-point numbers, .* which of them is white'),
-    (GREY * 16, {}, '^its largest value is 4,080 of 65,535, .* scale its values, or save it as a grey TIFF with the tag'),
+    (GREY * 16, {}, '^its largest value is 4,080 of 65,535, .* scale its values, or save it as a grey TIFF'),
     (GREY, {281: 0}, '^its tags say that 0 is black and 0 white$'),
     (np.full((2, 2), np.nan, np.float32), {341: 1.}, '^it has values that are not finite$'),
 ])
@@ -160,7 +160,7 @@ def test_colours_of_16_bits(tmp_path):
 @pytest.mark.parametrize('size', [(1, 60000), (60000, 1)])
 def test_a_thin_image_is_not_resized(tmp_path, model, size):
     Image.new('L', size).save(tmp_path / 'a.png')
-    with pytest.raises(ValueError, match=r'^it has [16]\S* x \S+ pixels .* over the limit of 178,956,970 in all: crop it$'):
+    with pytest.raises(ValueError, match=r'^it has [16]\S* x \S+ pixels .* limit of 178,956,970 in all: crop it$'):
         image_reader(model)(str(tmp_path / 'a.png'))
     assert read_image(str(tmp_path / 'a.png'), model).size == (56, 56)  # cropped first
     Image.new('L', (size[0] // 100 or 1, size[1] // 100 or 1)).save(tmp_path / 'a.png')
