@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +93,9 @@ def open_image(file: str) -> Image.Image:
     with _as_value_error(), Image.open(file) as source:
         colour_of_16_bits = any(';16' in str(tile[3]) for tile in source.tile) and not _is_deep(source)
         source.load()
+        with suppress(Exception):  # EXIF data that are damaged, in whatever way, do not damage the image
+            ImageOps.exif_transpose(source, in_place=True)
         image: Image.Image = source
-        try:
-            image = ImageOps.exif_transpose(source)
-        except Exception:  # EXIF data that are damaged, in whatever way, do not damage the image
-            pass
         if _is_deep(image):
             image = _to_8_bits(image, source)
         if colour_of_16_bits:
@@ -206,7 +204,7 @@ class ImageReader:
         image = open_image(file)
         with _as_value_error():
             self._check_size(image)
-            return self._transform(image.convert(self._mode))
+            return self._transform(image if image.mode == self._mode else image.convert(self._mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""
