@@ -119,7 +119,7 @@ def test_extract_into_an_empty_folder(tmp_path):
 
 def test_extract_refuses_what_is_there(tmp_path):
     (tmp_path / 'mine.txt').write_text('keep')
-    with pytest.raises(UserError, match='is not empty: name an empty or a new folder'):
+    with pytest.raises(UserError, match='exists and is not empty'):
         extract_heldout(tmp_path)
     with pytest.raises(UserError, match='is not a folder'):
         extract_heldout(tmp_path / 'mine.txt')

@@ -1,7 +1,6 @@
 """Conversion of a published checkpoint of any format into a directory that timm, Transformers and the Hub read."""
 import json
 import logging
-import os
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +12,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.utils.misc import natural_key
 
 from ..errors import UserError, require_timm
-from ..files import new_folder
+from ..files import check_new_folder, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
@@ -60,7 +59,7 @@ def convert(
     """
     file, out = Path(file), Path(out)
     name = known_name(model)
-    _check_out(out)
+    check_new_folder(out)
     if file.is_dir():
         raise UserError(f'{file} is a folder: name a checkpoint file.')
     if not file.is_file():
@@ -168,15 +167,6 @@ def _listed_names(labels: Path) -> list[str]:
     if not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
         raise UserError(f'{labels} should have one class name per line, each once, in printable characters.')
     return names
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f'{out} exists and is not empty: name a new folder, or empty it.')
-    if os.path.lexists(out) and not out.is_dir():
-        raise UserError(f'{out} exists and is not a folder: name a new one.')
-    if not out.absolute().parent.is_dir():
-        raise UserError(f'There is no folder {out.absolute().parent} to make {out.name} in.')
 
 
 def write_config_and_card(folder: Path, model: T2TViT, origin: str = '') -> None:
