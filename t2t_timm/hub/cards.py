@@ -107,8 +107,7 @@ def tag_card(name: str, origin: str = '') -> str:
         f"{_LIMITS[entry.dataset.rstrip('01')]} {_ANY_USE.format(num_classes=dataset['num_classes'])}",
         '## Model Usage',
         install_snippet('\nt2t-timm digits digits  # 1,000 digits to try it on' if image == DIGIT else ''),
-        classification_snippet(name, image, 'RGB', names),
-        scripts_line(name, entry),
+        classification_snippet(name, image, 'RGB', names) + scripts_line(name, entry),
         features_snippet(name, cost),
         transformers_snippet(_repo(name), image) if entry.url else '',  # others are never published
         '## Model Comparison',

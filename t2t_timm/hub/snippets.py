@@ -64,8 +64,6 @@ embedder = timm.create_model('{name}', pretrained=True, num_classes=0).eval()
 embedding = embedder(images)  # (1, {cost.num_features})
 tokens = embedder.forward_features(images)  # (1, {num_tokens}, {cost.num_features}), class token first
 ```
-
-`img_size=(H, W)` makes a model for another image size, `dynamic_img_size=True` one for any.
 '''
 
 
