@@ -205,7 +205,7 @@ def _write(kind: Format, source: Source, file: Path, format: str) -> None:
 
 def _images(model: T2TViT, fixed: bool) -> list[torch.Tensor]:
     # the first is the exporter's example: a batch of 1 would be taken for a constant
-    batches = [1, 1, 1] if fixed else [2, 1, 3]
+    batches = [1, 1] if fixed else [2, 1, 3]
     height, width = model.patch_embed.img_size
     shapes = [(b, height, width) for b in batches]
     if model.dynamic_img_size:

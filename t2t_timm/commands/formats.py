@@ -25,6 +25,7 @@ from timm.data import resolve_model_data_config
 from ..errors import UserError
 from ..models import T2TViT
 from .classify import class_names
+from .constants import fold_constants
 from .quantize import Calibration, quantize_onnx, quantize_openvino, quiet
 
 __all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Run', 'Source']
@@ -73,7 +74,9 @@ class Source:
 
     def _export(self, model: torch.nn.Module) -> torch.export.ExportedProgram:
         shapes = _dynamic_shapes(self.model) if len(self.example) > 1 else None
-        return torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
+        fold_constants(program)
+        return program
 
     def onnx_file(self, input_name: str = 'x', half: bool = False) -> Path:
         """Return an ONNX file, whose outputs are named logits; `half` is for one that computes in float16."""

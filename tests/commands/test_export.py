@@ -181,6 +181,49 @@ def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_once,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_float16(request, tmp_path, digits, format):
+    """Its weights are in float16, and the digits are classified as before."""
+    tool = request.getfixturevalue('onnxruntime' if format == 'onnx' else 'openvino')
+    model, (folder, _) = timm.create_model('test_t2t_vit', pretrained=True).eval(), digits
+    file = tmp_path / ('model.onnx' if format == 'onnx' else 'model.xml')
+    whole = export_model(model, file, format)
+    done = export_model(model, file, format, dtype='float16')
+    assert 1e-5 < done.max_diff < 2e-2 and done.size < 0.8 * whole.size
+    x = torch.cat([image_reader(model)(str(p)) for p in sorted(folder.iterdir())])
+    if format == 'onnx':
+        import onnx
+        assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in onnx.load(file).graph.initializer)
+        session = tool.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        logits, = session.run(['logits'], {'x': x.numpy()})
+    else:
+        logits = tool.compile_model(str(file), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})([x.numpy()])['logits']
+    with torch.no_grad():
+        expected = model(x)
+    assert logits.dtype == 'float32'
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=5e-2, rtol=0)
+    assert (torch.from_numpy(logits).argmax(1) == expected.argmax(1)).sum() >= 99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_executorch(tmp_path, token_type):
+    pytest.importorskip('executorch', reason='pip install t2t-timm[executorch]')
+    model, file = make_model(token_type=token_type), tmp_path / 'model.pte'
+    done = export_model(model, file, 'executorch')
+    assert done.max_diff < 1e-4 and done.size == os.path.getsize(file)
+    x = images(1, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(FORMATS['executorch'].run(file)(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_onnx_has_no_sizes_of_what_is_between(onnxruntime, export_once):
+    """tract refuses names of free sizes there if the batch is fixed."""
+    import onnx
+    assert not onnx.load(export_once('onnx', 'performer', False)[1].path).graph.value_info
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
 def test_openvino_reads_a_trace(openvino, token_type):
     model = make_model(token_type=token_type)

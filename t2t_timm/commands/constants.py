@@ -1,0 +1,53 @@
+"""What an exported program computes from its weights alone, computed once."""
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx.node import map_arg
+
+__all__ = ['fold_constants']
+
+WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def fold_constants(program: ExportedProgram) -> None:
+    """Compute in float64 what a program computes from its weights alone, and keep it as contiguous parameters.
+
+    Runtimes then find weights where layers expect them: ExecuTorch delegates no layer whose weight is computed.
+    """
+    graph, signature = program.graph, program.graph_signature
+    specs = dict(zip(graph.find_nodes(op='placeholder'), signature.input_specs, strict=True))
+    values = {}
+    for node in graph.nodes:
+        spec = specs.get(node)
+        if spec is not None and spec.kind in WEIGHTS:
+            values[node] = _wide((program.constants if spec.kind == InputKind.CONSTANT_TENSOR or
+                                  spec.persistent is False else program.state_dict)[spec.target])
+        elif node.op == 'call_function' and node.all_input_nodes and values.keys() >= {*node.all_input_nodes}:
+            args, kwargs = map_arg((node.args, node.kwargs), values.get)
+            # An assertion of the dtype of a weight has been met.
+            is_assertion = node.target is torch.ops.aten._assert_tensor_metadata.default
+            values[node] = None if is_assertion else node.target(*args, **kwargs)
+    first = next(iter(specs))
+    for node, value in values.items():
+        if node in specs or not isinstance(value, torch.Tensor) or values.keys() >= {*node.users}:
+            continue
+        name = f'folded_{node.name}'
+        with graph.inserting_before(first):
+            weight = graph.placeholder(name)
+        weight.meta = dict(node.meta)
+        node.replace_all_uses_with(weight)
+        program.state_dict[name] = torch.nn.Parameter(
+            value.to(node.meta['val'].dtype).clone(memory_format=torch.contiguous_format), requires_grad=False)
+        specs[weight] = InputSpec(InputKind.PARAMETER, TensorArgument(name=weight.name), name)
+    for node in reversed(values):
+        if not node.users:
+            graph.erase_node(node)
+            if node in specs:
+                program.state_dict.pop(specs.pop(node).target, None)
+    signature.input_specs[:] = [specs[node] for node in graph.find_nodes(op='placeholder')]
+    program.graph_module.recompile()
+    program.validate()
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().double() if x.is_floating_point() else x
