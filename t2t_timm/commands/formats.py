@@ -190,7 +190,8 @@ def _save(save: Callable[[io.BytesIO], Any], file: Path) -> None:
     """Write what torch saves; it ends the process if it finds the disk full."""
     buffer = io.BytesIO()
     save(buffer)
-    file.write_bytes(buffer.getbuffer())
+    # A view of the buffer that an error keeps alive crashes Python 3.12.1 (cpython issue 111049).
+    file.write_bytes(buffer.getvalue())
 
 
 def _write_export(source: Source, file: Path) -> None:

@@ -16,7 +16,7 @@ from ..files import check_new_folder, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
-from ..weights.manifest import known_name, load_manifest
+from ..weights.manifest import known_name, weight_entry
 from .build import build, check_fit, full_name, usual_cfg
 from .cards import architecture_card, tag_card
 
@@ -97,7 +97,7 @@ def _compare_with_manifest(file: Path, name: str) -> str:
         IntegrityError: It is another file.
     """
     try:
-        compared = check_file(file, load_manifest()['weights'][name], name)
+        compared = check_file(file, weight_entry(name).facts, name)
     except IntegrityError as e:
         raise IntegrityError(
             f'{e} It is not the published file: for weights of your own use --model {known_name(name).architecture}.'

@@ -2,7 +2,9 @@
 import errno
 import functools
 import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -281,6 +283,18 @@ def test_any_batch_and_size(export_once, format, token_type, dynamic):
         x = images(*shape)
         with torch.no_grad():
             torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_aoti_in_a_full_temporary_folder_is_one_sentence(tmp_path, monkeypatch):
+    compiler = pytest.importorskip('torch._inductor.cpp_builder', reason='install a newer torch')
+    monkeypatch.setattr(compiler, 'get_cpp_compiler', lambda: 'g++')
+
+    def compile(*args, **kwargs):  # as torch tells of it
+        raise RuntimeError(f'OSError: {OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))}')
+    monkeypatch.setattr('torch._inductor.aoti_compile_and_package', compile)
+    with pytest.raises(UserError, match=f'^{re.escape(tempfile.gettempdir())} has no room left for .* in TMPDIR.$'):
+        export_model(make_model(), tmp_path / 'a.pt2', 'aoti')
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
