@@ -11,9 +11,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from .quantize import Calibration, quantize_onnx, quantize_openvino, quiet
 __all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Run', 'Source']
 
 OPSET = 20
+ATTENTION_OPSET = 23  # which has attention as one operator
 DYNAMO_OPSET = 18  # below, onnx's converter fails (Pad), and torch's older exporter writes the graph
 MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would have to treat apart
 MAX_SIZE = 4096
@@ -67,14 +68,17 @@ class Source:
         self.model, self.example, self.folder, self.half = model, example, folder, half
         self.opset = opset or OPSET
 
-    @cached_property
-    def program(self) -> torch.export.ExportedProgram:
-        """The model as torch.export gives it."""
-        return self._export(self.model)
+    def program(self, written_out: bool = False, half: bool = False) -> torch.export.ExportedProgram:
+        """Return the model as torch.export gives it, its weights folded.
 
-    def _export(self, model: torch.nn.Module) -> torch.export.ExportedProgram:
+        Args:
+            written_out: With attention as products and a softmax, not as one operator.
+            half: Compute in float16.
+        """
+        model = _InFloat16(self.model) if half else self.model
         shapes = _dynamic_shapes(self.model) if len(self.example) > 1 else None
-        program = torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
+        with _attention_written_out(model) if written_out else nullcontext():
+            program = torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
         fold_constants(program)
         return program
 
@@ -85,7 +89,7 @@ class Source:
             if self.opset < DYNAMO_OPSET:
                 self._save_older_onnx(file)
             else:
-                self._save_onnx(self._export(_InFloat16(self.model)) if half else self.program, input_name, file)
+                self._save_onnx(self.program(self.opset < ATTENTION_OPSET, half), input_name, file)
         return file
 
     def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
@@ -115,6 +119,19 @@ class Source:
             torch.onnx.export(
                 self.model, (self.example,), str(file), dynamo=False, opset_version=self.opset, input_names=['x'],
                 output_names=['logits'], dynamic_axes=names)
+
+
+@contextmanager
+def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
+    """Have attention as products and a softmax: around one operator, exporters write shape arithmetic and masks."""
+    fused = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
+    try:
+        for module in fused:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def _dynamic_shapes(model: T2TViT) -> dict[str, Any]:
@@ -195,7 +212,7 @@ def _save(save: Callable[[io.BytesIO], Any], file: Path) -> None:
 
 
 def _write_export(source: Source, file: Path) -> None:
-    _save(partial(torch.export.save, source.program), file)
+    _save(partial(torch.export.save, source.program()), file)
 
 
 def _run_export(file: Path) -> Run:
@@ -225,7 +242,7 @@ def _write_aoti(source: Source, file: Path) -> None:
     except InvalidCxxCompiler as e:
         raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
     with _temporary_files(), TemporaryDirectory() as tmp:
-        shutil.copyfile(aoti_compile_and_package(source.program, package_path=f'{tmp}/model.pt2'), file)
+        shutil.copyfile(aoti_compile_and_package(source.program(), package_path=f'{tmp}/model.pt2'), file)
 
 
 def _run_aoti(file: Path) -> Run:
@@ -250,7 +267,8 @@ def _write_executorch(source: Source, file: Path) -> None:
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
-        program = to_edge_transform_and_lower(source.program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        program = to_edge_transform_and_lower(
+            source.program(written_out=True), partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(program.buffer)
 
 

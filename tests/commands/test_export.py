@@ -15,7 +15,7 @@ from PIL import Image
 from t2t_timm.cli import main
 from t2t_timm.commands import export, formats
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.formats import FORMATS, OPSET, Source
+from t2t_timm.commands.formats import FORMATS, OPSET
 from t2t_timm.commands.images import ImageReader, image_reader
 from t2t_timm.commands.quantize import SUBSET, Calibration, measure_agreement, quantize_onnx
 from t2t_timm.digits import extract_heldout
@@ -81,22 +81,13 @@ def export_or_skip(model, file, format):
 def export_once(tmp_path_factory):
     """A function that exports a model to a format once, and gives the model and what export_model says."""
     make = functools.cache(lambda token_type, dynamic: make_model(token_type=token_type, dynamic_img_size=dynamic))
-    program = functools.cache(lambda model, shape: Source(model, images(*shape), Path()).program)
 
     @functools.cache
     def export_once(format, token_type, dynamic):
         model, suffix = make(token_type, dynamic), FORMATS[format].suffixes[0]
-        file = tmp_path_factory.mktemp('export') / f'model{suffix}'
-        return model, export_or_skip(model, file, format)
+        return model, export_or_skip(model, tmp_path_factory.mktemp('export') / f'model{suffix}', format)
 
-    def with_program(source, program):
-        source.program = program
-        return source
-
-    with pytest.MonkeyPatch.context() as patch:  # all formats begin with the same program
-        patch.setattr(export, 'Source', lambda model, example, *rest: with_program(
-            Source(model, example, *rest), program(model, tuple(example.shape))))
-        yield export_once
+    return export_once
 
 
 @pytest.mark.slow
