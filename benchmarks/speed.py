@@ -3,8 +3,8 @@
     python benchmarks/speed.py [--pairs MODEL:REFERENCE ...] [--batch-size 16] [--amp] [--channels-last]
                                [--json FILE] [--png FILE]
 
-A model may carry +compile (torch.compile in one graph), +dynamic (the same for any batch) or +reparam
-(reparameterize_model; forward only), so that `t2t_vit_14+compile:t2t_vit_14` compares it with itself.
+A model may carry +compile (torch.compile in one graph) or +dynamic (the same for any batch), so that
+`t2t_vit_14+compile:t2t_vit_14` compares it with itself.
 
 The two models of a pair take turns, a step each a round; the table gives each one's median over the rounds, in
 milliseconds per image, and the median, lowest and highest of the rounds' ratios. Forward runs under inference_mode in
@@ -19,7 +19,6 @@ from typing import Callable, Dict, List
 import timm
 import torch
 from pairs import compare, make_step, seconds
-from timm.utils import reparameterize_model
 
 DEFAULT_PAIRS = [
     't2t_vit_14:deit_small_patch16_224',
@@ -33,8 +32,6 @@ def make_timer(args: argparse.Namespace, model_name: str, train: bool) -> Callab
     """Return a function that times one step of a model on a batch of its own, warmed up."""
     name, *modes = model_name.split('+')
     model = timm.create_model(name).train(train)
-    if 'reparam' in modes:
-        model = reparameterize_model(model)
     size = model.default_cfg['input_size'][-1]
     x = torch.randn(args.batch_size, 3, size, size)
     if args.channels_last:

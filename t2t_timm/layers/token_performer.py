@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from .. import ops
-from .soft_split import fold_modules, soft_split, soft_split_size, tokens_to_map
+from .soft_split import soft_split, soft_split_size, tokens_to_map
 
 __all__ = ['TokenPerformer', 'performer_attention']
 
@@ -78,14 +78,6 @@ class TokenPerformer(nn.Module):
         if not self.w.is_meta:
             w = nn.init.orthogonal_(torch.empty(self.w.shape, dtype=torch.float32, device='cpu'))
             self.w.copy_(w * math.sqrt(self.num_features))
-
-    def reparameterize(self) -> None:
-        """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
-
-        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks, a switch that is off).
-        """
-        if ops.can_fuse(self.w, self):
-            self.norm1, self.kqv = fold_modules(self.norm1, self.kqv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""

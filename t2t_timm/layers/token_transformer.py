@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp, use_fused_attn
 
 from .. import ops
-from .soft_split import fold_modules, soft_split, soft_split_size, tokens_to_map
+from .soft_split import soft_split, soft_split_size, tokens_to_map
 
 __all__ = ['TokenTransformer']
 
@@ -75,14 +75,6 @@ class TokenTransformer(nn.Module):
         self.attn = TokenAttention(patch_dim, dim, **dd)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5, **dd)
         self.mlp = Mlp(dim, dim, **dd)
-
-    def reparameterize(self) -> None:
-        """Fold the norm into the weights of the linear map, for inference; `timm.utils.reparameterize_model` calls it.
-
-        Leaves a layer as it is that `ops.can_fuse` refuses (adapters, quantizers, hooks, a switch that is off).
-        """
-        if ops.can_fuse(self.norm2.weight, self):
-            self.norm1, self.attn.qkv = fold_modules(self.norm1, self.attn.qkv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""

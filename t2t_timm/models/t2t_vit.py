@@ -182,18 +182,33 @@ class T2TViT(VisionTransformer):
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
         last, attn = blocks[-1], blocks[-1].attn
         B, N, _ = x.shape
-        # These are the steps of timm's attention, for one query.
-        qkv = attn.qkv(last.norm1(x)).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = attn.q_norm(q)[:, :, :1], attn.k_norm(k)
-        if attn.fused_attn:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.)
-        else:
-            y = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
-        y = attn.proj_drop(attn.proj(attn.norm(y.transpose(1, 2).flatten(2))))
+        y = last.norm1(x)
+        if _needs_no_keys(attn, y):
+            y = ops.class_token_attention(y, attn.qkv, attn.num_heads, attn.scale)
+        else:  # the steps of timm's attention, for one query
+            qkv = attn.qkv(y).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+            q, k = attn.q_norm(q)[:, :, :1], attn.k_norm(k)
+            if attn.fused_attn:
+                y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.)
+            else:
+                y = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
+            y = y.transpose(1, 2).flatten(2)
+        y = attn.proj_drop(attn.proj(attn.norm(y)))
         x = x[:, :1] + last.drop_path1(last.ls1(y))
         x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
         return self.norm(x)
+
+
+def _needs_no_keys(attn: Any, x: torch.Tensor) -> bool:
+    """Return whether the class token's attention may skip the linear map to keys and values, and gains by it."""
+    return (
+        not ops.is_launch_bound(x, 16 * x.shape[0] * x.shape[1])
+        and not (attn.attn_drop.training and attn.attn_drop.p > 0.)
+        and type(attn.q_norm) is type(attn.k_norm) is nn.Identity
+        and type(attn.qkv) is nn.Linear
+        and ops.can_fuse(x, attn, attn.qkv, attn.q_norm, attn.k_norm)
+    )
 
 
 # The class token's row skips these, or gives them one token where they expect all.

@@ -90,7 +90,8 @@ def params(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Any, A
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Return the sum of squares of x along an axis, which is kept, in float32 or wider."""
     if x.device.type == 'cpu' or torch.is_grad_enabled() and x.requires_grad:
-        return cast(x, wide_dtype(x)).square().sum(dim=dim, keepdim=True)
+        x = cast(x, wide_dtype(x))
+        return (x * x).sum(dim=dim, keepdim=True)
     # One pass: the square of a whole map is neither written nor read. A CPU has no fast norm over channels.
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide_dtype(x)).square_()
 

@@ -23,6 +23,8 @@ from .execution import autocast_off, cast, is_compiled, is_launch_bound, is_trac
 __all__ = ['performer_attention', 'performer_skip']
 
 SUM_TOKENS = 2 ** 10  # sums over more tokens are scaled down to as many, so that values of 60 stay in float16's range
+TRACED_SCALE = 2 ** 6  # the same for graphs of any size
+MAX_HALF_NORM = 2. ** 15 - 2. ** 5
 SINKS = 8  # columns for the sink: one, and seven of no share, since matrix products like multiples of 8
 
 
@@ -60,8 +62,10 @@ def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Li
 
     `drop` is the dropout rate: 0 unless in training.
     """
+    if is_traced():
+        return _traced_skip(kqv, w, eps, linear, drop)
     needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or linear.weight.requires_grad)
-    if is_traced() or not needs_grad and is_launch_bound(kqv, kqv.shape[0] * kqv.shape[1]):
+    if not needs_grad and is_launch_bound(kqv, kqv.shape[0] * kqv.shape[1]):
         weight, bias = params(linear, wide_dtype(kqv))
         y = cast(performer_attention(kqv, w, eps, weight) + bias, kqv.dtype)
         return kqv[..., 2 * w.shape[1]:] + (F.dropout(y, drop) if drop > 0. else y)
@@ -70,6 +74,28 @@ def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Li
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
     r, _, _, z = _shares(kqv, w, eps)
     return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
+
+
+def _traced_skip(kqv, w, eps, linear, drop):
+    """The same in operations that runtimes know, none in place; in float32 or wider, but safe where that is float16."""
+    dtype, wide = kqv.dtype, wide_dtype(kqv)
+    kqv, w, (weight, bias) = cast(kqv, wide), cast(w, wide), params(linear, wide)
+    m, dim = w.shape
+    k, q, v = (kqv[..., i * dim:(i + 1) * dim] for i in range(3))  # split() would fix the batch size
+    # Where these bounds act, shares are nothing: as a rule |w_i|^2 is m.
+    squares = (kqv * kqv)[..., :2 * dim].reshape(kqv.shape[0], kqv.shape[1], 2, dim)
+    half_k, half_q = (squares.sum(dim=-1, keepdim=True) * 0.5).clamp(max=MAX_HALF_NORM).unbind(2)
+    t = F.linear(k, w) - half_k
+    top = t.detach().amax(dim=1, keepdim=True) + math.log(TRACED_SCALE)
+    e = (t - top).exp()
+    total = e.sum(dim=1, keepdim=True)
+    z = F.linear(e.transpose(1, 2) @ v / total.transpose(1, 2), weight)
+    log_sum = top + total.log()
+    top = log_sum.amax(dim=-1, keepdim=True)
+    sink = half_q + ((math.log(eps * m) if eps > 0. else -math.inf) - top)
+    r = torch.cat([F.linear(q, w) + (log_sum - top), sink], dim=-1).softmax(dim=-1)
+    y = cast(r @ (F.pad(z, (0, 0, 0, 1)) + bias), dtype)  # the shares of a token sum to 1
+    return cast(v, dtype) + (F.dropout(y, drop) if drop > 0. else y)
 
 
 def _add_product(v, bias, r, s, drop):

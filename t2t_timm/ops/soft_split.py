@@ -86,30 +86,53 @@ def soft_split_norm_linear(
 
 @autocast_off
 def _norm_patches(x, dtype, norm, linear, split):
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # torch's older exporter cannot unfold views
-        kernel_size, stride, padding = split
-        u = F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
-        u = u - u[..., kernel_size // 2 * (kernel_size + 1)::kernel_size ** 2].mean(dim=-1, keepdim=True)
-    else:
-        u = _centred_patches(x, dtype, *split)
     wide = wide_dtype(x)
     weight, bias = _fold_affine(*params(norm, wide), *params(linear, wide))
+    if is_compiled():
+        u = _blocked_patches(x, *split)
+        weight = weight.unflatten(1, (-1, split[0], split[0])).permute(0, 2, 3, 1).flatten(1)
+    else:
+        u = _viewed_patches(x, dtype, *split)
     u = F.layer_norm(u, norm.normalized_shape, eps=norm.eps)
     return F.linear(cast(u, dtype), cast(weight, dtype), cast(bias, dtype))
 
 
-def _centred_patches(x, dtype, kernel_size, stride, padding):
+def _blocked_patches(x, kernel_size, stride, padding):
+    """Return u - r, (B, N, n), with the values of a patch in the order (row, column, channel), from whole blocks."""
+    B, C = x.shape[:2]
+    num_blocks = -(-kernel_size // stride)  # that a patch reads along an axis
+    # Written so that torch.export sees that blocks divide the padded map, of any size.
+    below, right = (
+        (size + 2 * padding - kernel_size + num_blocks * stride) // stride * stride - padding - size
+        for size in x.shape[2:])
+    x = F.pad(x, (padding, right, padding, below)).permute(0, 2, 3, 1)
+    # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
+    x = _join_blocks(x.reshape(B, x.shape[1], -1, stride * C), 2, kernel_size, stride)
+    x = x.reshape(B, -1, stride, x.shape[2], x.shape[3]).transpose(2, 3).flatten(3)
+    x = _join_blocks(x, 1, kernel_size, stride)
+    centre = kernel_size // 2 * (kernel_size + 1) * C
+    return (x - x[..., centre:centre + C].mean(dim=-1, keepdim=True)).flatten(1, 2)
+
+
+def _join_blocks(x: torch.Tensor, axis: int, kernel_size: int, stride: int) -> torch.Tensor:
+    """Return what each patch reads along an axis of blocks: those that begin at its own, the last one in part."""
+    starts = range(0, kernel_size, stride)
+    size, width = x.shape[axis] - len(starts) + 1, x.shape[-1] // stride
+    return torch.cat([
+        x.narrow(axis, i, size)[..., :min(stride, kernel_size - start) * width] for i, start in enumerate(starts)
+    ], dim=-1)
+
+
+def _viewed_patches(x, dtype, kernel_size, stride, padding):
+    """Return u - r, (B, N, n), with the values in the order (channel, row, column), written once where possible."""
     x = F.pad(x, (padding, padding, padding, padding))
     patches = x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
-    # Compilers write patches that are read twice, so the centres are read from the image, (B, H', W').
-    before, after = kernel_size // 2, -((kernel_size - 1) // 2) or None
-    centre = x[:, :, before:after, before:after].unfold(2, 1, stride).unfold(3, 1, stride)[..., 0, 0].mean(dim=1)
-    patches, centre = patches.permute(0, 2, 3, 1, 4, 5), centre[..., None]
-    if is_compiled() or torch.is_grad_enabled() and x.requires_grad:
-        return patches.flatten(3).flatten(1, 2) - centre.flatten(1, 2)
-    # Written once, in the order and the dtype in which it is read.
+    patches = patches.permute(0, 2, 3, 1, 4, 5)
+    centre = patches[..., kernel_size // 2, kernel_size // 2].mean(dim=-1)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return patches.flatten(3).flatten(1, 2) - centre.flatten(1)[..., None]
     u = patches.new_empty(patches.shape, dtype=dtype)
-    torch.sub(patches, centre[..., None, None], out=u)
+    torch.sub(patches, centre[..., None, None, None], out=u)
     return u.flatten(3).flatten(1, 2)
 
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import t2t_vit, tokens_to_token
-from timm.utils import reparameterize_model
 
 from t2t_timm import set_fused
 from t2t_timm.layers import tokens_grid_size
@@ -63,30 +62,6 @@ def test_gradients_of_every_parameter(token_type, fused):
     (model(x) * probe).sum().backward()
     for name, parameter in trained(model).items():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-9, atol=1e-12, msg=name)
-
-
-@pytest.mark.parametrize('token_type', TOKEN_TYPES)
-def test_reparameterized_model_gives_the_same_logits(token_type):
-    model = small_model(token_type, dtype=torch.float64).eval()
-    for parameter in trained(model).values():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    folded = reparameterize_model(model)
-    x = torch.randn(2, 3, 56, 56, dtype=torch.float64)
-    torch.testing.assert_close(folded(x), t2t_vit(state, x, 4)[1], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
-    assert not any(module.training for module in folded.modules())
-    assert not any(p.requires_grad for p in reparameterize_model(model.requires_grad_(False)).parameters())
-    if token_type != 'convolution':
-        assert 'patch_embed.attention1.norm1.weight' not in folded.state_dict()
-        step = folded.patch_embed.attention1
-        with torch.no_grad():
-            torch.testing.assert_close(torch.jit.script(folded)(x), folded(x), rtol=1e-9, atol=1e-9)
-            fast = step(x)
-            with set_fused(False):  # called as modules, they give the same
-                torch.testing.assert_close(step(x), fast, rtol=1e-9, atol=1e-9)
-        logits = folded.bfloat16()(x.bfloat16())
-        assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize('affine, bias', [(False, False), (False, True), (True, False)])
