@@ -10,16 +10,16 @@ import argparse
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable
 
 import timm
 import torch
 from int8 import onnx_session, openvino_session
 
-from t2t_timm.commands.export import export_model
-from t2t_timm.commands.quantize import Calibration
+from t2t_timm.commands.export import FORMATS, export_model
+from t2t_timm.commands.images import image_reader
 
 PAIRS = ('t2t_vit_14:deit_small_patch16_224', 't2t_vit_7:deit_tiny_patch16_224', 't2t_vit_t_14:deit_small_patch16_224')
 
@@ -33,7 +33,7 @@ def export_reference(model: torch.nn.Module, file: str) -> None:
     ).save(file, external_data=False)
 
 
-def quantize_reference(file: str, kind: str, calibration: Calibration) -> str:
+def quantize_reference(file: str, kind: str, images: list[torch.Tensor]) -> str:
     """Write the int8 of DeiT, by the calls that t2t-timm makes of its own models."""
     if kind == 'onnx':
         from onnxruntime.quantization import quantize_dynamic
@@ -44,19 +44,26 @@ def quantize_reference(file: str, kind: str, calibration: Calibration) -> str:
         return f'{file}.int8'
     import nncf
     import openvino
-    data = nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy())
+    data = nncf.Dataset([x.numpy() for x in images])
     openvino.save_model(nncf.quantize(openvino.convert_model(file), data), f'{file}.int8.xml')
     return f'{file}.int8.xml'
 
 
-def executorch_session(model: torch.nn.Module, program: torch.export.ExportedProgram) -> Callable:
-    """Return a function that runs a program, of one batch size, through XNNPACK."""
+def executorch_session(file: str) -> Callable:
+    """Return a function that runs a program of ExecuTorch."""
+    from executorch.runtime import Runtime
+    method = Runtime.get().load_program(file).load_method('forward')
+    return lambda x: method.execute([x])[0]
+
+
+def lower_reference(model: torch.nn.Module, file: str) -> None:
+    """Write a model for XNNPACK, for up to 8 images."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
-    buffer = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
-    method = Runtime.get().load_program(buffer).load_method('forward')
-    return lambda x: method.execute([x])[0]
+    x = torch.randn(2, *model.default_cfg['input_size'])
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', max=8)},))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    Path(file).write_bytes(lowered.to_executorch().buffer)
 
 
 def sessions(name: str, folder: str, calibration: str | None) -> dict[str, Callable]:
@@ -70,7 +77,8 @@ def sessions(name: str, folder: str, calibration: str | None) -> dict[str, Calla
         export_model(model, file)
     else:
         export_reference(model, file)
-    data = calibration and Calibration(calibration, model)
+    files = sorted(str(f) for f in Path(calibration).rglob('*') if f.is_file())[:300] if calibration else []
+    data = [image_reader(model)(f) for f in files]
     if importlib.util.find_spec('onnxruntime'):
         runs['onnxruntime float32'] = onnx_session(file, 1)
         if calibration:
@@ -89,6 +97,13 @@ def sessions(name: str, folder: str, calibration: str | None) -> dict[str, Calla
             else:
                 target = quantize_reference(file, 'openvino', data)
             runs['OpenVINO int8'] = openvino_session(target, 1)
+    if 'executorch' in FORMATS and importlib.util.find_spec('executorch'):
+        target = f'{file}.pte'
+        if ours:
+            export_model(model, target, 'executorch')
+        else:
+            lower_reference(model, target)
+        runs['ExecuTorch XNNPACK'] = executorch_session(target)
     return runs
 
 
