@@ -44,7 +44,7 @@ def quantize_reference(file: str, kind: str, calibration: Calibration) -> str:
         return f'{file}.int8'
     import nncf
     import openvino
-    data = nncf.Dataset(calibration.subset(), lambda name: calibration.read(name).numpy())
+    data = nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy())
     openvino.save_model(nncf.quantize(openvino.convert_model(file), data), f'{file}.int8.xml')
     return f'{file}.int8.xml'
 

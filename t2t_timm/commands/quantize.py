@@ -118,20 +118,42 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
     return Agreement(images, same, max_diff)
 
 
-def _performer_nodes(onnx_file: Path) -> list[str]:
-    """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
+class _Graph:
+    """What decides which nodes of an ONNX file stay in float32.
 
     Raises:
         UserError: The file does not say which module a node is of, as that of torch's exporter does.
     """
-    import onnx
-    modules = {
-        node.name: ' '.join(p.value for p in node.metadata_props) for node in onnx.load(onnx_file).graph.node}
-    if not any('patch_embed' in names for names in modules.values()):
-        raise UserError(
-            'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
-            'float32: export the model with a newer torch.')
-    return sorted(name for name, names in modules.items() if 'TokenPerformer' in names)
+
+    def __init__(self, onnx_file: Path) -> None:
+        import onnx
+        graph = onnx.load(onnx_file).graph
+        self.nodes = graph.node
+        self.shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        modules = {node.name: ' '.join(p.value for p in node.metadata_props) for node in graph.node}
+        if not any('patch_embed' in names for names in modules.values()):
+            raise UserError(
+                'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
+                'float32: export the model with a newer torch.')
+        self.performer = [node for node in graph.node if 'TokenPerformer' in modules[node.name]]
+
+    def _weight(self, node) -> tuple[int, ...]:
+        return next((self.shapes[name] for name in node.input if name in self.shapes), ())
+
+    def performers(self, but_kqv: bool = False) -> list[str]:
+        """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
+
+        `but_kqv` leaves out what makes keys, queries and values: a convolution, or the product with most outputs.
+        """
+        widest = max((self._weight(node)[-1:] for node in self.performer if node.op_type == 'MatMul'), default=())
+        return [
+            node.name for node in self.performer
+            if not but_kqv or node.op_type != 'Conv' and (node.op_type != 'MatMul' or self._weight(node)[-1:] != widest)
+        ]
+
+    def many_axes(self) -> list[str]:
+        """Return the names of products with weights of more than two axes, which onnxruntime has not in int8."""
+        return [node.name for node in self.nodes if node.op_type == 'MatMul' and len(self._weight(node)) > 2]
 
 
 @contextmanager
@@ -156,7 +178,7 @@ def quantize_onnx(onnx_file: Path, target: Path) -> None:
     """
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    kept = _performer_nodes(onnx_file)
+    graph = _Graph(onnx_file)
     prepared = target.with_name(f'{target.name}.prepared')
     with quiet():  # it advises quant_pre_process, which has just run
         quant_pre_process(onnx_file, prepared, skip_symbolic_shape=True)
@@ -164,24 +186,25 @@ def quantize_onnx(onnx_file: Path, target: Path) -> None:
             prepared,
             target,
             op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=kept,
+            nodes_to_exclude=graph.performers() + graph.many_axes(),
             per_channel=True,
         )
     prepared.unlink()
 
 
 def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
-    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for the Performers."""
+    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for sums and most of the Performers."""
     with quiet():
         import nncf
         logging.getLogger('nncf').setLevel(logging.ERROR)
-        nodes = set(_performer_nodes(onnx_file))
+        nodes = {*_Graph(onnx_file).performers(but_kqv=True)}
         names = [
             op.get_friendly_name() for op in ov_model.get_ordered_ops()
-            if op.get_friendly_name() in nodes and op.get_type_name() != 'Constant']
+            if op.get_friendly_name() in nodes and op.get_type_name() not in ('Constant', 'Add')]
         return nncf.quantize(
             ov_model,
             nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy()),
             subset_size=SUBSET,
-            ignored_scope=nncf.IgnoredScope(names=names),
+            # Sums stay in float32: the tokens, to which each block adds, lose most by int8.
+            ignored_scope=nncf.IgnoredScope(names=names, types=['Add'], validate=False),
         )
