@@ -1,4 +1,6 @@
 """What an exported program computes from its weights alone, computed once."""
+from typing import Any
+
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
@@ -16,7 +18,7 @@ def fold_constants(program: ExportedProgram) -> None:
     """
     graph, signature = program.graph, program.graph_signature
     specs = dict(zip(graph.find_nodes(op='placeholder'), signature.input_specs, strict=True))
-    values = {}
+    values: dict[torch.fx.Node, Any] = {}
     for node in graph.nodes:
         spec = specs.get(node)
         if spec is not None and spec.kind in WEIGHTS:

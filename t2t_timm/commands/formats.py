@@ -124,7 +124,7 @@ class Source:
 @contextmanager
 def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
     """Have attention as products and a softmax: around one operator, exporters write shape arithmetic and masks."""
-    fused = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
+    fused: list[Any] = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
     try:
         for module in fused:
             module.fused_attn = False
