@@ -61,7 +61,7 @@ def digits(model) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.cat([read(str(f)) for f in files]), torch.tensor([int(f.parent.name[0]) for f in files])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(name: str, args: argparse.Namespace, folder: str) -> None:
     """Print the rows of a model."""
     torch.manual_seed(0)

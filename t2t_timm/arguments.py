@@ -189,10 +189,16 @@ def _add_use(commands: _Commands) -> None:
         'Export a model; the file is kept only if its logits agree with the model.',
         't2t_vit_14 --out t2t.onnx', 'local-dir:converted --format openvino --dynamic --out t2t.xml')
     sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
-    sub.add_argument('--format', default='onnx', help='onnx (the default), openvino, export, aoti or torchscript')
-    sub.add_argument('--out', metavar='FILE', required=True, help='file to write; for openvino NAME.xml, with NAME.bin')
-    sub.add_argument('--opset', type=int, metavar='N', help='opset of an onnx file, 16 to 20 (the default)')
-    sub.add_argument('--quantize', metavar='int8', help='make an int8 model (onnx, openvino); needs --calibration')
+    sub.add_argument(
+        '--format', default='onnx',
+        help='onnx (the default), openvino, export, aoti, torchscript, executorch or transformers.js')
+    sub.add_argument(
+        '--out', metavar='FILE', required=True,
+        help='file to write; for openvino NAME.xml, with NAME.bin; for transformers.js a new folder')
+    sub.add_argument('--opset', type=int, metavar='N', help='opset of an onnx file, 16 to 24 (default: 20)')
+    sub.add_argument('--dtype', help='float16: a file that computes (onnx) or has its weights (openvino) in it')
+    sub.add_argument(
+        '--quantize', metavar='int8', help='make an int8 model (onnx, openvino, transformers.js); needs --calibration')
     sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
     _add_img_size(sub)
     sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
@@ -334,9 +340,9 @@ def _img_size(args: argparse.Namespace) -> dict:
 def _export(args: argparse.Namespace) -> None:
     from .commands.export import check_arguments, export_model
     from .commands.load import load_t2t_vit
-    check_arguments(args.out, args.format, args.quantize, args.calibration, args.opset, args.dynamic)
+    check_arguments(args.out, args.format, args.quantize, args.calibration, args.opset, args.dtype, args.dynamic)
     model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
-    print(export_model(model, args.out, args.format, args.quantize, args.calibration, args.opset))
+    print(export_model(model, args.out, args.format, args.quantize, args.calibration, args.opset, args.dtype))
 
 
 def _attention(args: argparse.Namespace) -> None:

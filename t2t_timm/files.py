@@ -12,8 +12,8 @@ from typing import TextIO
 from .errors import UserError
 
 __all__ = [
-    'check_parent', 'check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder', 'new_text_file',
-    'sole_writer',
+    'check_new_folder', 'check_parent', 'check_target', 'folder_beside', 'is_part', 'naming', 'new_file', 'new_folder',
+    'new_text_file', 'sole_writer',
 ]
 
 _PART = re.compile(r'\.[0-9a-f]{16}\.part.*')
@@ -33,6 +33,19 @@ def check_parent(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise UserError(f'There is no folder {path.absolute().parent} to make {path.name} in.')
+
+
+def check_new_folder(path: Path) -> None:
+    """Check, before long work begins, that `new_folder` can make a folder.
+
+    Raises:
+        UserError: There is no folder to make it in, or what is there already is no folder or not empty.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f'{path} exists and is not empty: name a new folder, or empty it.')
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f'{path} exists and is not a folder: name a new one.')
+    check_parent(path)
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:

@@ -16,6 +16,7 @@ import traceback
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +30,7 @@ from t2t_timm.weights.manifest import load_manifest
 
 # arguments that make any architecture with a release small
 SMALL = dict(embed_dim=64, depth=1, num_heads=4, mlp_ratio=2., img_size=32)
+UNKNOWN = dict(size=None, sha256=None, sha384=None, sha256_prefix=None, hub={})
 LOG = []  # messages, each beginning with the architecture.tag it is about
 HUB_LOG = []  # warnings of huggingface_hub
 
@@ -52,10 +54,8 @@ def digest(state_dict) -> str:
 
 
 def patch_manifest(name: str, known: dict) -> None:
-    entry = load_manifest()['weights'][name]
-    for key in ('size', 'sha256', 'sha384', 'sha256_prefix', 'hub'):
-        entry.pop(key, None)
-    entry.update(known)
+    weights = load_manifest()['weights']
+    weights[name] = replace(weights[name], **known)
 
 
 def make_small(architectures: set) -> None:
@@ -119,16 +119,16 @@ def carry_out(stage: dict, released: dict) -> dict:
     """Carry out a stage and return what came of its commands and cases."""
     os.environ.update(stage.get('env', {}))
     if 'release' in stage:
-        for entry in released.values():
-            entry['url'] = f'{stage["release"]}/{entry["file"]}'
+        for name in released:
+            patch_manifest(name, dict(url=f'{stage["release"]}/{load_manifest()["weights"][name].file}'))
     for name, known in stage.get('known', {}).items():
-        patch_manifest(name, known)
+        patch_manifest(name, dict(UNKNOWN, **known))
     if stage.get('small'):
         make_small({name.split('.')[0] for name in released})
     cases = stage.get('cases', [])
     for case in cases:
         if 'known' in case:
-            patch_manifest(case['model'], case['known'])
+            patch_manifest(case['model'], dict(UNKNOWN, **case['known']))
     if 'barrier' in stage:
         wait_for_the_other(stage['barrier'])
     if 'post' in stage:
@@ -150,8 +150,8 @@ def main(connection: Connection) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(ListHandler(LOG))
     logging.getLogger('huggingface_hub').addHandler(ListHandler(HUB_LOG))
-    released = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
-    for entry in released.values():
-        entry['url'] = 'http://127.0.0.1:9/'  # a case that names no release of its own finds none
+    released = {name: entry for name, entry in load_manifest()['weights'].items() if entry.url}
+    for name in released:  # a case that names no release of its own finds none
+        patch_manifest(name, dict(url='http://127.0.0.1:9/'))
     for stages in iter(connection.recv, None):
         connection.send([carry_out(stage, released) for stage in stages])

@@ -214,7 +214,7 @@ def test_interrupt(monkeypatch, capsys):
     (['classify', 'IMAGE', '--model', 'test_t2t_vitt'], "Did you mean test_t2t_vit or test_t2t_vit.mnist?"),
     (['classify', 'IMAGE', '--model', 'T2T-ViT-14-384'], 'Did you mean t2t_vit_14_384 or '),
     (['classify', 'IMAGE', '--model', 'nothing_like_it'],
-     "the model 'nothing_like_it': `t2t-timm models` lists those with weights.\n"),
+     "There is no architecture 'nothing_like_it'; there are t2t_vit_7, t2t_vit_10, "),
     (['convert', 'IMAGE', '--model', 't2t_vit14', '--out', 'out'], 'Did you mean t2t_vit_14 or '),
     (['verify', 't2t_vit_14.in1'], 'Did you mean t2t_vit_14.in1k or '),
     (['publish', 't2t_vit_14.inlk', '--dry-run'], 'Did you mean t2t_vit_14.in1k or '),
@@ -241,6 +241,11 @@ def test_misspelt_names_bring_the_nearest(tmp_path, capsys, argv, words):
     (['classify', 'image.png', '--json', '--out', 'a.csv'], 'a.csv ends in .csv, but the file is a .json.'),
     (['classify', 'image.png', '--batch-size', '0'], '--batch-size should be 1 or more, not 0.'),
     (['classify', 'image.png', '--device', 'toaster'], '--device toaster cannot be used: '),
+    (['classify', 'image.png', '--device', 'meta'], '--device meta cannot be used: '),
+    (['classify', 'image.png', '--workers', '-1'], '--workers should be 0 or more, not -1.'),
+    (['classify', 'image.png', '--resume'], '--resume needs --out FILE.'),
+    (['classify', 'image.png', '--parquet'], '--parquet needs --out FILE.'),
+    (['classify', 'image.png', '--csv', '--embeddings'], '--embeddings needs --json or --parquet'),
     (['classify', 'image.png', '--img-size', '2'], '--img-size takes a height and a width'),
 ])
 def test_arguments_are_checked_before_weights_are_fetched(tmp_path, monkeypatch, capsys, argv, words):
@@ -287,6 +292,22 @@ def test_an_error_of_the_system_names_what_the_user_named(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model('test_t2t_vit').state_dict(), 'a.pth')
     assert mistake(capsys, *argv).splitlines()[-1] == f't2t-timm {argv[0]}: out: Permission denied.'
+
+
+@pytest.mark.parametrize('argv, fetch', [
+    (['classify', 'a.png'], 'timm.create_model'), (['verify', 't2t_vit_14.in1k'], 't2t_timm.hub.verify.verify')])
+def test_a_read_only_home_says_what_to_set(tmp_path, monkeypatch, capsys, argv, fetch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(tmp_path / '.cache'))
+
+    for variable in ('HOME', 'USERPROFILE'):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(fetch, refuse)
+    monkeypatch.chdir(tmp_path)
+    Image.new('L', (28, 28)).save('a.png')
+    assert mistake(capsys, *argv).endswith(
+        f'{tmp_path / ".cache"}: Permission denied; set TORCH_HOME and HF_HOME to folders for downloads that you may '
+        'write to.\n')
 
 
 WRITING = {

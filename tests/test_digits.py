@@ -53,9 +53,9 @@ def model(no_network):
 
 
 def test_embedded_file(entry, model):
-    path = Path(entry['path'])
-    assert path.stat().st_size == entry['size'] <= 2_000_000
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry['sha256']
+    path = Path(entry.path)
+    assert path.stat().st_size == entry.size <= 2_000_000
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
     assert sum(p.numel() for p in model.parameters()) <= 500_000
     state_dict = load_file(path)
     expected = model.state_dict()
@@ -82,8 +82,8 @@ def test_heldout_accuracy(entry, model, heldout):
     output, labels = (torch.cat(values) for values in zip(*results, strict=True))
     assert len(labels) == 1000
     top1, top5 = (value.item() for value in accuracy(output, labels, topk=(1, 5)))
-    assert top1 == pytest.approx(entry['top1'], abs=1e-3) and top1 >= 97
-    assert top5 == pytest.approx(entry['top5'], abs=1e-3)
+    assert top1 == pytest.approx(entry.top1, abs=1e-3) and top1 >= 97
+    assert top5 == pytest.approx(entry.top5, abs=1e-3)
 
 
 def test_demo(entry, no_network, capsys):
@@ -95,7 +95,7 @@ def test_demo(entry, no_network, capsys):
     for *_, predictions in rows:
         shown = [float(p) for p in re.findall(r'(\d+\.\d) %', predictions)]
         assert shown == sorted(shown, reverse=True) and 30 < sum(shown) <= 100.1
-    assert f"{entry['top1']:.1f} % top-1 of 1000 images" in out
+    assert f"{entry.top1:.1f} % top-1 of 1000 images" in out
     assert "timm.create_model('t2t_vit_14', pretrained=True)" in out.splitlines()[-1]
 
 
@@ -119,7 +119,7 @@ def test_extract_into_an_empty_folder(tmp_path):
 
 def test_extract_refuses_what_is_there(tmp_path):
     (tmp_path / 'mine.txt').write_text('keep')
-    with pytest.raises(UserError, match='is not empty: name an empty or a new folder'):
+    with pytest.raises(UserError, match='exists and is not empty'):
         extract_heldout(tmp_path)
     with pytest.raises(UserError, match='is not a folder'):
         extract_heldout(tmp_path / 'mine.txt')
@@ -167,4 +167,4 @@ def test_validate_script(timm_scripts, entry, heldout, tmp_path):
         ],
         cwd=tmp_path, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r'"top1": ([\d.]+)', done.stdout).group(1) == f"{entry['top1']}"
+    assert re.search(r'"top1": ([\d.]+)', done.stdout).group(1) == f"{entry.top1}"

@@ -6,12 +6,14 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 
 from t2t_timm.cli import main
+from t2t_timm.commands.images import open_image
 from t2t_timm.digits import extract_heldout
 from t2t_timm.hub.complexity import count_complexity
 from t2t_timm.weights.manifest import load_manifest
@@ -55,6 +57,33 @@ def test_code_of_page(page, tmp_path, monkeypatch):
     assert compared
 
 
+def test_rewritten_photos_are_read_alike(tmp_path, monkeypatch, capsys):
+    """The script of transfer.md: what a plain reader sees in its copies is what classify sees in the photos."""
+    monkeypatch.chdir(tmp_path)
+    Path('photos', 'a').mkdir(parents=True)
+    grey, exif = np.arange(256, dtype=np.uint16).reshape(8, 32), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey.astype(np.uint8)).save('photos/a/plain.jpg')
+    Image.fromarray(grey.astype(np.uint8)).save('photos/a/turned.jpg', exif=exif)
+    Image.fromarray(np.stack([grey, grey[::-1]], axis=2).astype(np.uint8), 'LA').save('photos/transparent.png')
+    Image.fromarray(grey * 257).save('photos/sixteen.png')
+    Image.fromarray(grey.astype(np.uint8)).save('photos/other.tif')
+    Path('photos/text.png').write_text('text')
+    script, = (code for _, code, _ in BLOCK.findall((ROOT / 'docs' / 'transfer.md').read_text(encoding='utf-8'))
+               if 'open_image' in code)
+    exec(re.search(r"<<'END'\n(.*)^END$", script, re.MULTILINE | re.DOTALL)[1], {})
+    assert capsys.readouterr().out.startswith(f'{Path("photos/text.png")}: cannot identify image file')
+    copies = sorted(Path('upright').rglob('*.*'))
+    assert [str(path.relative_to('upright').as_posix()) for path in copies] == [
+        'a/plain.jpg', 'a/turned.jpg.png', 'other.tif.png', 'sixteen.png.png', 'transparent.png.png']
+    for copy in copies:
+        photo = Path('photos', copy.relative_to('upright'))
+        expected = open_image(str(photo if photo.exists() else photo.with_suffix('')))
+        with Image.open(copy) as image:
+            assert image.size == expected.size and image.convert('RGB').tobytes() == expected.tobytes()
+    assert Image.open('upright/a/turned.jpg.png').size == (8, 32)
+
+
 def test_messages_of_the_troubleshooting_page_are_real():
     sources = ''
     for folder in (ROOT / 't2t_timm', Path(timm.__file__).parent):
@@ -88,7 +117,7 @@ def test_choosing_has_every_model_with_the_figures_of_the_manifest():
         cost = count_complexity(name, cfg.num_classes, cfg.input_size)
         assert figures == [f'{count:.2f}' for count in (
             cost.params / 1e6, cost.macs / 1e9, cost.activations / 1e6)], name
-        known = next((entry['top1'] for tag, entry in weights.items() if tag.split('.')[0] == name), None)
+        known = next((entry.top1 for tag, entry in weights.items() if tag.split('.')[0] == name), None)
         assert top1 == ('' if known is None else f'{known:.1f}'), name
 
 

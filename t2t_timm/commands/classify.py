@@ -181,7 +181,7 @@ def _classify(
         values, indices = probabilities.topk(min(topk, len(labels)))
         read = (file for file, error in files if error is None)
         for file, row, classes, vector in zip(read, values.tolist(), indices.tolist(), vectors.numpy(), strict=True):
-            result = dict(image=file, classes=[
+            result: dict[str, Any] = dict(image=file, classes=[
                 dict(index=i, label=labels[i], probability=round(p, 6)) for p, i in zip(row, classes, strict=True)])
             if embeddings:
                 result['embedding'] = [float(str(v)) for v in vector]  # the fewest digits that tell float32 apart

@@ -1,47 +1,26 @@
-"""Export to ONNX, OpenVINO, torch.export, AOTInductor and TorchScript; the model is compared before a file is kept."""
-import errno
-import io
+"""Export of a model to a file of one of the formats, which is compared with the model before it is kept."""
 import logging
 import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..errors import UserError
-from ..files import check_target, folder_beside
+from ..errors import UserError, nearest
+from ..files import check_new_folder, check_target, folder_beside
 from ..models import T2TViT
-from .constants import fold_constants
-from .quantize import (
-    Agreement,
-    Calibration,
-    calibration_files,
-    measure_agreement,
-    quantize_onnx,
-    quantize_openvino,
-)
+from .formats import DYNAMO_OPSET, FORMATS, MIN_SIZE, Format, Run, Source
+from .quantize import Agreement, Calibration, calibration_files, measure_agreement
 
-__all__ = ['FORMATS', 'OPSET', 'Exported', 'check_arguments', 'export_model']
+__all__ = ['OPSETS', 'Exported', 'check_arguments', 'export_model']
 
-OPSET = 20
-OPSETS = range(16, OPSET + 1)
-DYNAMO_OPSET = 18  # below, onnx's converter fails (Pad), and torch's older exporter writes the graph
+OPSETS = range(16, 25)
 TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
 TOLERANCE = 1e-4  # largest difference of logits, relative where they are above 1
-MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would have to treat apart
-MAX_SIZE = 4096
-MAX_BATCH = 4096
+HALF_TOLERANCE = 2e-2  # of a file in float16, whose numbers have 11 bits
 
 _logger = logging.getLogger(__name__)
-
-Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Exported(NamedTuple):
@@ -67,59 +46,58 @@ def export_model(
         quantize: str | None = None,
         calibration: str | Path | None = None,
         opset: int | None = None,
+        dtype: str | None = None,
 ) -> Exported:
     """Export a model through the framework's own exporter, compare the result with the model, and write the file.
 
     The batch size stays free; so does the image size, from 32 pixels up, of a model made with dynamic_img_size=True
-    (TorchScript takes what the model takes).
+    (TorchScript takes what the model takes). ExecuTorch's file is for one image at a time.
 
     Args:
-        model: Model to export; it is exported in float32, for evaluation, on the CPU.
+        model: Model to export; it is exported for evaluation, on the CPU.
         path: File to write; it appears, or is replaced, only if the comparison succeeds. OpenVINO writes NAME.xml and
-            NAME.bin.
-        format: 'onnx', 'openvino', 'export' (torch.export), 'aoti' (an AOTInductor package for this kind of machine) or
-            'torchscript'.
-        quantize: 'int8' (ONNX and OpenVINO) or None. The float32 model is compared first.
+            NAME.bin, transformers.js a new folder.
+        format: 'onnx', 'openvino', 'export' (torch.export), 'aoti' (an AOTInductor package for this kind of machine),
+            'torchscript', 'executorch' (for XNNPACK) or 'transformers.js'.
+        quantize: 'int8' (ONNX, OpenVINO and transformers.js) or None. The float32 model is compared first.
         calibration: Folder with images for quantize, which the int8 model is compared on. OpenVINO's takes the ranges
             of its activations from them, ONNX's takes them when it runs.
-        opset: Opset of the format 'onnx', 16 to 20, by default 20. 16 and 17 are for one image size, without quantize.
+        opset: Opset of the format 'onnx', 16 to 24, by default 20. 16 and 17 are for one image size, without quantize.
+        dtype: 'float16' for an ONNX file that computes in float16, from float32 to float32, or an OpenVINO file with
+            weights in float16; None or 'float32' for float32.
 
     Returns:
-        The file, its size in bytes (with NAME.bin), the largest difference in a logit of the float32 model, the shapes
-        of the images compared, and the agreement of the int8 model.
+        The file, its size in bytes (with NAME.bin), the largest difference in a logit before int8, the shapes of the
+        images compared, and the agreement of the int8 model.
 
     Raises:
-        UserError: An unknown format, an opset that the rest does not go with, a missing package or compiler, an
-            exporter that is too old for this, no folder to write to, no images to calibrate with, or too large a
-            difference.
+        UserError: An unknown format, arguments that do not go together, a missing package or compiler, an exporter
+            that is too old for this, no folder to write to, no images to calibrate with, or too large a difference.
     """
     path = Path(path)
-    check_arguments(path, format, quantize, calibration, opset, model.dynamic_img_size)
-    write, suffix = FORMATS[format]
-    if opset is not None:
-        write = partial(write, opset=opset)
+    check_arguments(path, format, quantize, calibration, opset, dtype, model.dynamic_img_size)
+    kind, half = FORMATS[format], dtype == 'float16'
     model = model.float().eval()
-    images = _images(model)
+    images = _images(model, kind.is_fixed)
     data = None if calibration is None else Calibration(calibration, model)
     with (
         folder_beside(path) as tmp,
         torch.inference_mode(False),
         torch.no_grad(),
     ):
-        file = tmp / f'model{suffix}'
+        file = tmp / f'model{"".join(kind.suffixes[:1])}'
+        source = Source(model, images[0], tmp, opset, half)
         _logger.info(f'Exporting, format {format} ...')
-        run = _write(write, model, images[0], str(file), format)
+        _write(kind, source, file, format)
         _logger.info('Comparing it with the model ...')
-        max_diff = _compare(model, run, images, format)
+        max_diff = _compare(model, kind.run(file), images, format, HALF_TOLERANCE if half else TOLERANCE)
         agreement = None
-        if data is not None:
+        if data is not None and kind.quantize is not None:
             _logger.info('Quantizing it to int8 ...')
-            del run
-            run = QUANTIZERS[format](str(file), data)
+            kind.quantize(source, file, data)
             _logger.info('Comparing it with the model on the images ...')
-            agreement = measure_agreement(model, run, data)
-        del run  # Windows cannot rename open files, so close the session first.
-        size = _keep(file, path)
+            agreement = measure_agreement(model, (kind.run_int8 or kind.run)(file), data)
+        size = _keep(file, path)  # no session has it open any more, which Windows would not rename
     return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
 
 
@@ -129,6 +107,7 @@ def check_arguments(
         quantize: str | None = None,
         calibration: str | Path | None = None,
         opset: int | None = None,
+        dtype: str | None = None,
         dynamic: bool = False,
 ) -> None:
     """Check what can be checked of the arguments of `export_model` without a model.
@@ -138,80 +117,105 @@ def check_arguments(
     """
     path = Path(path)
     if format not in FORMATS:
-        raise UserError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
+        raise UserError(f'Unknown format {format!r}: use one of {", ".join(FORMATS)}.{nearest(format, FORMATS)}')
+    kind = FORMATS[format]
     if quantize not in (None, 'int8'):
         raise UserError(f'Unknown quantization {quantize!r}: use int8.')
+    if dtype not in (None, 'float32', 'float16'):
+        raise UserError(f'Unknown dtype {dtype!r}: use float32 or float16.')
     if opset is not None:
-        _check_opset(opset, format, quantize, dynamic)
-    if quantize and format not in QUANTIZERS:
-        raise UserError(f'--quantize int8 is for the formats {" and ".join(QUANTIZERS)}, not for {format}.')
+        _check_opset(opset, format, quantize, dtype, dynamic)
+    if quantize and not kind.quantize:
+        raise UserError(f'--quantize int8 is for the formats {_having("quantize")}, not for {format}.')
+    if dtype == 'float16' and not kind.has_float16:
+        raise UserError(f'--dtype float16 is for the formats {_having("has_float16")}, not for {format}.')
+    if dtype == 'float16' and quantize:
+        raise UserError('--quantize int8 and --dtype float16 make two different files: use one of them.')
+    if dynamic and kind.is_fixed:
+        raise UserError(f'A file of {format} is for one image size: leave out --dynamic.')
     if quantize and calibration is None:
         raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
     if calibration is not None and not quantize:
         raise UserError('--calibration is for --quantize int8.')
-    check_target(path, *SUFFIXES[format])
+    if kind.suffixes:
+        check_target(path, *kind.suffixes)
+    else:
+        check_new_folder(path)
     if calibration is not None:
         calibration_files(calibration)
     if format == 'openvino':
-        if path.suffix != '.xml':
-            raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
-        weights = path.with_suffix('.bin')
-        if weights.is_dir() or weights.exists() and not path.exists():
-            raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
-        if quantize:
-            _check_packages(('nncf',), 'int8 for OpenVINO')
+        _check_pair(path)
+    missing = [name for name in kind.packages + kind.quantize_packages * bool(quantize) if find_spec(name) is None]
+    if missing:
+        raise UserError(f'The format {format} needs more packages: pip install {" ".join(missing)}')
 
 
-def _check_opset(opset: int, format: str, quantize: str | None, dynamic: bool) -> None:
-    if format != 'onnx':
-        raise UserError(f'--opset is for the format onnx, not for {format}.')
+def _having(what: str) -> str:
+    *most, last = (name for name, kind in FORMATS.items() if getattr(kind, what))
+    return f'{", ".join(most)} and {last}' if most else last
+
+
+def _check_opset(opset: int, format: str, quantize: str | None, dtype: str | None, dynamic: bool) -> None:
+    if not FORMATS[format].has_opset:
+        raise UserError(f'--opset is for the format {_having("has_opset")}, not for {format}.')
     if opset not in OPSETS:
         raise UserError(f'--opset takes {OPSETS[0]} to {OPSETS[-1]}, not {opset}.')
-    if opset < DYNAMO_OPSET and (quantize or dynamic):
-        what = '--quantize int8' if quantize else 'A model for images of any size (--dynamic)'
-        raise UserError(f'{what} needs --opset {DYNAMO_OPSET} or more, not {opset}.')
+    if opset < DYNAMO_OPSET and (quantize or dynamic or dtype == 'float16'):
+        what = 'A model for images of any size (--dynamic)' if dynamic else '--dtype float16'
+        raise UserError(
+            f'{"--quantize int8" if quantize else what} needs --opset {DYNAMO_OPSET} or more, not {opset}.')
+
+
+def _check_pair(path: Path) -> None:
+    if path.suffix != '.xml':
+        raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
+    weights = path.with_suffix('.bin')
+    if weights.is_dir() or weights.exists() and not path.exists():
+        raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
 
 
 def _keep(file: Path, path: Path) -> int:
     """Move what was written to its place, the weights beside it first, and return its size in bytes."""
-    size = file.stat().st_size
     weights = file.with_suffix('.bin')
+    parts = [p for p in (file, weights, *file.rglob('*')) if p.is_file()]
+    size = sum(p.stat().st_size for p in parts)
     if weights.exists():
-        size += weights.stat().st_size
         os.replace(weights, path.with_suffix('.bin'))
+    if file.is_dir() and path.is_dir():
+        path.rmdir()  # it is empty
     os.replace(file, path)
     return size
 
 
-def _write(write: Callable[..., Run], model: T2TViT, x: torch.Tensor, file: str, format: str) -> Run:
+def _write(kind: Format, source: Source, file: Path, format: str) -> None:
     try:
-        return write(model, x, file)
+        kind.write(source, file)
     except UserError:
         raise
     except Exception as e:
         if torch.__version__ >= TESTED_TORCH:
             raise
         reason = str(e).strip().split('\n')[0] or type(e).__name__
-        sizes = ' for images of any size' if model.dynamic_img_size else ''
+        sizes = ' for images of any size' if source.model.dynamic_img_size else ''
         raise UserError(
             f'torch {torch.__version__} cannot export this model as {format}{sizes} ({reason}); '
             f'torch {TESTED_TORCH} can. Nothing was written.'
         ) from e
 
 
-def _images(model: T2TViT) -> list[torch.Tensor]:
+def _images(model: T2TViT, fixed: bool) -> list[torch.Tensor]:
     # the first is the exporter's example: a batch of 1 would be taken for a constant
-    sizes = [model.patch_embed.img_size] * 3
+    batches = [1, 1] if fixed else [2, 1, 3]
+    height, width = model.patch_embed.img_size
+    shapes = [(b, height, width) for b in batches]
     if model.dynamic_img_size:
-        height, width = (max(s, MIN_SIZE) for s in model.patch_embed.img_size)
-        sizes = [(height, width)] * 3 + [(height + 45, width), (height, width + 32)]
+        height, width = max(height, MIN_SIZE), max(width, MIN_SIZE)
+        shapes = [(b, height, width) for b in batches] + [(1, height + 45, width), (2, height, width + 32)]
     generator = torch.Generator().manual_seed(0)
-    batches = (2, 1, 3, 1, 2)
-    return [
-        torch.randn(b, model.in_chans, h, w, generator=generator) for b, (h, w) in zip(batches, sizes, strict=False)]
+    return [torch.randn(b, model.in_chans, h, w, generator=generator) for b, h, w in shapes]
 
 
-def _compare(model: T2TViT, run: Run, images: list[torch.Tensor], format: str) -> float:
+def _compare(model: T2TViT, run: Run, images: list[torch.Tensor], format: str, tolerance: float) -> float:
     max_diff = 0.
     for x in images:
         expected, got = model(x), run(x)
@@ -221,186 +225,10 @@ def _compare(model: T2TViT, run: Run, images: list[torch.Tensor], format: str) -
                 f'not {tuple(expected.shape)}; nothing was written.'
             )
         diff = (got - expected).abs().max().item()
-        if not diff <= TOLERANCE * max(1., expected.abs().max().item()):  # nan is not
+        if not diff <= tolerance * max(1., expected.abs().max().item()):  # nan is not
             raise UserError(
                 f'The {format} model differs from the model by {diff:.1e} in a logit for images {tuple(x.shape)}, '
-                f'over the {TOLERANCE:.0e} allowed; nothing was written.'
+                f'over the {tolerance:.0e} allowed; nothing was written.'
             )
         max_diff = max(max_diff, diff)
     return max_diff
-
-
-def _dynamic_shapes(model: T2TViT) -> dict[str, Any]:
-    shapes = {0: torch.export.Dim('batch', max=MAX_BATCH)}
-    if model.dynamic_img_size:
-        shapes[2] = torch.export.Dim('height', min=MIN_SIZE, max=MAX_SIZE)
-        shapes[3] = torch.export.Dim('width', min=MIN_SIZE, max=MAX_SIZE)
-    return {'x': shapes}
-
-
-@contextmanager
-def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
-    """Have attention as products and a softmax, not as one operator, around which exporters write shape arithmetic."""
-    fused: list[Any] = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
-    try:
-        for module in fused:
-            module.fused_attn = False
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
-
-
-def _exported_program(model: T2TViT, x: torch.Tensor) -> torch.export.ExportedProgram:
-    """Return the program of a model, its weights folded."""
-    program = torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(model), strict=False)
-    fold_constants(program)
-    return program
-
-
-def _save_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int = OPSET) -> None:
-    for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with _attention_written_out(model):
-        exported = _exported_program(model, x)
-    program = torch.onnx.export(
-        exported,
-        (x,),
-        dynamo=True,
-        dynamic_shapes=_dynamic_shapes(model),  # names the sizes
-        opset_version=opset,
-        input_names=['x'],
-        output_names=['logits'],
-        verbose=False,
-    )
-    assert program is not None  # dynamo=True gives one
-    program.save(file, external_data=False)
-
-
-def _save_older_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int) -> None:
-    names = {'x': {0: 'batch'}, 'logits': {0: 'batch'}}
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # it is deprecated, and tells of each size that it takes for a constant
-        torch.onnx.export(
-            model, (x,), file, dynamo=False, opset_version=opset, input_names=['x'], output_names=['logits'],
-            dynamic_axes=names)
-
-
-def _check_packages(names: tuple[str, ...], what: str) -> None:
-    missing = ' '.join(name for name in names if find_spec(name) is None)
-    if missing:
-        raise UserError(f'{what} needs more packages: pip install {missing}')
-
-
-def _run_onnx(file: str) -> Run:
-    import onnxruntime
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
-    return lambda x: torch.from_numpy(session.run(['logits'], {'x': x.numpy()})[0])
-
-
-def _write_onnx(model: T2TViT, x: torch.Tensor, file: str, opset: int = OPSET) -> Run:
-    _check_packages(('onnx', 'onnxscript', 'onnxruntime'), 'The ONNX export')
-    save = _save_onnx if opset >= DYNAMO_OPSET else _save_older_onnx
-    save(model, x, file, opset)
-    return _run_onnx(file)
-
-
-def _quantize_onnx(file: str, calibration: Calibration) -> Run:
-    target = f'{file}.int8'
-    quantize_onnx(file, target)
-    os.replace(target, file)
-    return _run_onnx(file)
-
-
-def _convert_to_openvino(onnx_file: str):
-    import openvino
-    from openvino import opset11
-    ov_model = openvino.convert_model(onnx_file)
-    for op in ov_model.get_ordered_ops():
-        # the position table, of images of any size: OpenVINO's 'cubic' ignores antialias, Pillow's is torch's
-        if op.get_type_name() == 'Interpolate' and op.get_attributes()['mode'] == 'cubic':
-            resized = opset11.interpolate(
-                op.input_value(0), op.input_value(1), 'bicubic_pillow', 'sizes', cube_coeff=-0.5)
-            op.output(0).replace(resized.output(0))
-    ov_model.validate_nodes_and_infer_types()
-    return ov_model
-
-
-def _run_openvino(ov_model, file: str) -> Run:
-    import openvino
-    openvino.save_model(ov_model, file, compress_to_fp16=False)
-    compiled = openvino.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
-    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
-
-
-def _write_openvino(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    _check_packages(('openvino', 'onnx', 'onnxscript'), 'The OpenVINO export')
-    _save_onnx(model, x, f'{file}.onnx')
-    return _run_openvino(_convert_to_openvino(f'{file}.onnx'), file)
-
-
-def _quantize_openvino(file: str, calibration: Calibration) -> Run:
-    onnx_file = f'{file}.onnx'
-    return _run_openvino(quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration), file)
-
-
-def _save(save: Callable[[io.BytesIO], Any], file: str) -> None:
-    """Write what torch saves; it ends the process if it finds the disk full."""
-    buffer = io.BytesIO()
-    save(buffer)
-    Path(file).write_bytes(buffer.getbuffer())
-
-
-def _write_export(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    _save(partial(torch.export.save, _exported_program(model, x)), file)
-    return torch.export.load(file).module()
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    """Give a folder with the system's temporary files, where the compiler's are too, and tell if they have no room."""
-    with TemporaryDirectory() as tmp:
-        try:
-            yield tmp
-        except Exception as e:
-            full = os.strerror(errno.ENOSPC) in str(e) or shutil.disk_usage(gettempdir()).free < 1 << 20
-            if not full or getattr(e, 'filename', None):
-                raise
-            raise UserError(
-                f'{gettempdir()} has no room left for the temporary files of AOTInductor: make room there, or name '
-                'another folder in TMPDIR.') from e
-
-
-def _write_aoti(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as e:
-        raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
-    with _temporary_folder() as tmp:
-        package = aoti_compile_and_package(_exported_program(model, x), package_path=f'{tmp}/model.pt2')
-        shutil.copyfile(package, file)
-        return aoti_load_package(file)
-
-
-def _write_torchscript(model: T2TViT, x: torch.Tensor, file: str) -> Run:
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)  # TorchScript is what was asked for
-        _save(partial(torch.jit.save, torch.jit.script(model)), file)
-        return torch.jit.load(file)
-
-
-FORMATS: dict[str, tuple[Callable[..., Run], str]] = {
-    'onnx': (_write_onnx, '.onnx'),
-    'openvino': (_write_openvino, '.xml'),
-    'export': (_write_export, '.pt2'),
-    'aoti': (_write_aoti, '.pt2'),
-    'torchscript': (_write_torchscript, '.pt'),
-}
-
-# A name with one of these ends does not contradict its format.
-SUFFIXES = dict({name: (suffix,) for name, (_, suffix) in FORMATS.items()}, torchscript=('.pt', '.pth', '.ts'))
-
-QUANTIZERS = {'onnx': _quantize_onnx, 'openvino': _quantize_openvino}

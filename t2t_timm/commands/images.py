@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ def _walk(folder: str) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()
         for path in (os.path.join(root, file) for file in files):
             if os.path.isfile(path) or not os.path.exists(path):  # no socket, pipe or device
                 yield Path(path)
@@ -92,11 +93,9 @@ def open_image(file: str) -> Image.Image:
     with _as_value_error(), Image.open(file) as source:
         colour_of_16_bits = any(';16' in str(tile[3]) for tile in source.tile) and not _is_deep(source)
         source.load()
+        with suppress(Exception):  # EXIF data that are damaged, in whatever way, do not damage the image
+            ImageOps.exif_transpose(source, in_place=True)
         image: Image.Image = source
-        try:
-            image = ImageOps.exif_transpose(source)
-        except Exception:  # EXIF data that are damaged, in whatever way, do not damage the image
-            pass
         if _is_deep(image):
             image = _to_8_bits(image, source)
         if colour_of_16_bits:
@@ -148,7 +147,7 @@ def _too_dark(largest: int) -> ValueError:
 
 def _check_colour_of_16_bits(image: Image.Image, source: Image.Image) -> None:
     """Refuse colours whose values do not fill 16 bits: Pillow reads the upper 8 alone."""
-    largest = max(high for _, high in image.convert('RGB').getextrema())
+    largest = int(np.asarray(image.convert('RGB')).max())
     if 0 < largest < 16:
         raise _too_dark(largest * 257)
     if (_tag(source, *_WHITE) or 65535.) < 65535.:
@@ -186,7 +185,10 @@ class ImageReader:
         config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *size)))
         self._mode = 'L' if model.in_chans == 1 else 'RGB'
         self._transform = create_transform(**config, is_training=False, use_prefetcher=True)  # without normalization
-        self._mean, self._std = (torch.tensor(config[k][:model.in_chans]).reshape(-1, 1, 1) for k in ('mean', 'std'))
+        mean, std = (torch.tensor(config[k]) for k in ('mean', 'std'))
+        if len(mean) != model.in_chans:  # of colours, for grey images: their average, as timm's loader has it
+            mean, std = mean.mean(), std.mean()
+        self._mean, self._std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
         self._height, self._width = (math.floor(s / config['crop_pct']) for s in size)
         self._keeps_ratio = config['crop_mode'] not in ('squash', 'border')  # and resizes the shorter side to these
 
@@ -202,7 +204,7 @@ class ImageReader:
         image = open_image(file)
         with _as_value_error():
             self._check_size(image)
-            return self._transform(image.convert(self._mode))
+            return self._transform(image if image.mode == self._mode else image.convert(self._mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""

@@ -33,8 +33,8 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
     except Exception as e:  # nearly anything, for a folder or repo whose files are damaged or do not belong together
         if ':' not in name and not isinstance(e, (RuntimeError, OSError, TypeError, ValueError)):
             raise
-        named = isinstance(e, OSError) and e.strerror and e.filename is not None
-        advice, reason = '', ' '.join((file_reason(e) if named else str(e)).split()) or type(e).__name__
+        text = file_reason(e) if isinstance(e, OSError) and e.strerror and e.filename is not None else str(e)
+        advice, reason = '', ' '.join(text.split()) or type(e).__name__
         if name.startswith('local-dir:'):
             advice, reason = f'; `t2t-timm verify {name[10:]}` says more', config_fault(name[10:]) or reason
         raise UserError(f'{name} cannot be loaded: {reason.rstrip(".")}{advice}.') from e

@@ -13,7 +13,7 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
-from .images import require_image
+from .images import image_reader, require_image
 
 __all__ = [
     'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
@@ -58,10 +58,8 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
 
 
 def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-    mean, std = (torch.tensor(model.pretrained_cfg[k][:model.in_chans]) for k in ('mean', 'std'))
-    x = ((pixels.reshape(*model.patch_embed.img_size, model.in_chans) - mean) / std).permute(2, 0, 1).unsqueeze(0)
-    return x.to(next(model.parameters()).device)
+    pixels = torch.from_numpy(np.array(image)).reshape(1, *model.patch_embed.img_size, model.in_chans)
+    return image_reader(model).normalize(pixels.permute(0, 3, 1, 2).to(next(model.parameters()).device))
 
 
 def step_attention(

@@ -1,7 +1,8 @@
 """int8 models from exported ones, and how well they agree with the model on images."""
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +11,13 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import find_images, image_reader, require_image
+from .images import find_images, image_reader
 
 _logger = logging.getLogger(__name__)
 
 __all__ = [
-    'Agreement', 'Calibration', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino']
+    'Agreement', 'Calibration', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino',
+    'quiet']
 
 SUBSET = 300  # images that ranges of activations are taken from, spread evenly over the folder; NNCF's default
 
@@ -48,18 +50,10 @@ def calibration_files(folder: str | Path, warn: bool = False) -> list[str]:
     return files
 
 
-def _is_readable(file: str) -> bool:
-    try:
-        require_image(file)
-    except UserError as e:
-        _logger.warning(f'Left out: {e}')
-        return False
-    return True
-
-
 class Calibration:
-    """Images of a folder, each read when it is needed, by the model's own preprocessing.
+    """Images of a folder, by the model's own preprocessing; each is decoded once.
 
+    Up to SUBSET, spread evenly over the folder, are read at once, and kept. The others are read when they are compared.
     Those that cannot be read are left out, with a warning.
 
     Args:
@@ -73,101 +67,144 @@ class Calibration:
     def __init__(self, folder: str | Path, model: T2TViT) -> None:
         if model.num_classes < 1:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
-        self._read = image_reader(model)
-        self.files = [file for file in calibration_files(folder, warn=True) if _is_readable(file)]
-        if not self.files:
+        self._reader = image_reader(model)
+        self._files = calibration_files(folder, warn=True)
+        count = min(len(self._files), SUBSET)
+        some = [self._files[i * len(self._files) // count] for i in range(count)]
+        self._kept = {file: self._pixels(file) for file in _progress(some, 'Reading')}
+        if not self.subset():
             raise UserError(f'None of the images in {folder} can be read.')
 
-    def read(self, file: str) -> torch.Tensor:
-        """Return an image, (1, C, H, W).
-
-        Raises:
-            UserError: The file cannot be read as an image.
-        """
+    def _pixels(self, file: str) -> torch.Tensor | None:
         try:
-            return self._read(file)
+            return self._reader.pixels(file)
         except ValueError as e:
-            raise UserError(f'{file} cannot be read as an image: {e}') from e
+            _logger.warning(f'Left out: {file} cannot be read as an image: {e}')
+            return None
 
-    def subset(self) -> list[str]:
-        """Return up to SUBSET files, spread evenly over all."""
-        count = min(len(self.files), SUBSET)
-        return [self.files[i * len(self.files) // count] for i in range(count)]
+    def subset(self) -> list[torch.Tensor]:
+        """Return the images that were read at once, (C, H, W) in uint8."""
+        return [pixels for pixels in self._kept.values() if pixels is not None]
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the model's input, (1, C, H, W), of an image."""
+        return self._reader.normalize(pixels[None])
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for file in _progress(self._files, 'Comparing'):
+            pixels = self._kept[file] if file in self._kept else self._pixels(file)
+            if pixels is not None:
+                yield file, self.normalize(pixels)
+
+
+def _progress(files: list[str], what: str) -> Iterable[str]:
+    return tqdm(files, desc=what, unit='image', delay=1, disable=None)
 
 
 def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agreement:
     """Compare the probabilities of an int8 model with those of the float model on all images.
 
     Raises:
-        UserError: An image cannot be read, or the int8 model gives a logit that is not finite.
+        UserError: The int8 model gives a logit that is not finite.
     """
-    same, max_diff = 0, 0.
-    for file in tqdm(calibration.files, unit='image', delay=1, disable=None):
-        x = calibration.read(file)
+    images, same, max_diff = 0, 0, 0.
+    for file, x in calibration:
         expected, got = model(x), run(x)
         if not got.isfinite().all():
             raise UserError(f'The int8 model gives logits that are not finite for {file}; nothing was written.')
+        images += 1
         same += int((got.argmax(dim=1) == expected.argmax(dim=1)).sum())
         max_diff = max(max_diff, (got.softmax(dim=1) - expected.softmax(dim=1)).abs().max().item())
-    return Agreement(len(calibration.files), same, max_diff)
+    return Agreement(images, same, max_diff)
 
 
-def _performer_nodes(onnx_file: str) -> list[str]:
-    """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
+class _Graph:
+    """What decides which nodes of an ONNX file stay in float32.
 
     Raises:
         UserError: The file does not say which module a node is of, as that of torch's exporter does.
     """
-    import onnx
-    modules = {
-        node.name: ' '.join(p.value for p in node.metadata_props) for node in onnx.load(onnx_file).graph.node}
-    if not any('patch_embed' in names for names in modules.values()):
-        raise UserError(
-            'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
-            'float32: export the model with a newer torch.')
-    return sorted(name for name, names in modules.items() if 'TokenPerformer' in names)
+
+    def __init__(self, onnx_file: Path) -> None:
+        import onnx
+        graph = onnx.load(onnx_file).graph
+        self.nodes = graph.node
+        self.shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        modules = {node.name: ' '.join(p.value for p in node.metadata_props) for node in graph.node}
+        if not any('patch_embed' in names for names in modules.values()):
+            raise UserError(
+                'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
+                'float32: export the model with a newer torch.')
+        self.performer = [node for node in graph.node if 'TokenPerformer' in modules[node.name]]
+
+    def _weight(self, node) -> tuple[int, ...]:
+        return next((self.shapes[name] for name in node.input if name in self.shapes), ())
+
+    def performers(self, but_kqv: bool = False) -> list[str]:
+        """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
+
+        `but_kqv` leaves out what makes keys, queries and values: a convolution, or the product with most outputs.
+        """
+        widest = max((self._weight(node)[-1:] for node in self.performer if node.op_type == 'MatMul'), default=())
+        return [
+            node.name for node in self.performer
+            if not but_kqv or node.op_type != 'Conv' and (node.op_type != 'MatMul' or self._weight(node)[-1:] != widest)
+        ]
+
+    def many_axes(self) -> list[str]:
+        """Return the names of products with weights of more than two axes, which onnxruntime has not in int8."""
+        return [node.name for node in self.nodes if node.op_type == 'MatMul' and len(self._weight(node)) > 2]
 
 
-def quantize_onnx(onnx_file: str, target: str) -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library from warning, and from leaving its handler with the root logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def quantize_onnx(onnx_file: Path, target: Path) -> None:
     """Write an ONNX file with int8 linear layers, the Performers' excepted.
 
     Ranges of activations are taken when the model runs: fixed ones, from images, kept less of the accuracy.
     """
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    kept = _performer_nodes(onnx_file)
-    prepared = f'{target}.prepared'
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    root.setLevel(logging.ERROR)  # it advises quant_pre_process, which has just run, and leaves a handler behind
-    try:
+    graph = _Graph(onnx_file)
+    prepared = target.with_name(f'{target.name}.prepared')
+    with quiet():  # it advises quant_pre_process, which has just run
         quant_pre_process(onnx_file, prepared, skip_symbolic_shape=True)
         quantize_dynamic(
             prepared,
             target,
             op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=kept,
+            nodes_to_exclude=graph.performers() + graph.many_axes(),
             per_channel=True,
         )
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
-        Path(prepared).unlink(missing_ok=True)
+    prepared.unlink()
 
 
-def quantize_openvino(ov_model, onnx_file: str, calibration: Calibration):
-    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for the Performers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
+    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for sums and most of the Performers."""
+    with quiet():
         import nncf
         logging.getLogger('nncf').setLevel(logging.ERROR)
-        nodes = set(_performer_nodes(onnx_file))
+        nodes = {*_Graph(onnx_file).performers(but_kqv=True)}
         names = [
             op.get_friendly_name() for op in ov_model.get_ordered_ops()
-            if op.get_friendly_name() in nodes and op.get_type_name() != 'Constant']
+            if op.get_friendly_name() in nodes and op.get_type_name() not in ('Constant', 'Add')]
         return nncf.quantize(
             ov_model,
-            nncf.Dataset(calibration.subset(), lambda file: calibration.read(file).numpy()),
+            nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy()),
             subset_size=SUBSET,
-            ignored_scope=nncf.IgnoredScope(names=names),
+            # Sums stay in float32: the tokens, to which each block adds, lose most by int8.
+            ignored_scope=nncf.IgnoredScope(names=names, types=['Add'], validate=False),
         )

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import check_parent, new_folder
+from ..files import check_new_folder, new_folder
 
 __all__ = ['extract_heldout', 'heldout_names']
 
@@ -29,11 +29,7 @@ def extract_heldout(out_dir: str | Path) -> Path:
         UserError: out_dir holds something already, is not a folder, or there is no folder to make it in.
     """
     out_dir = Path(out_dir)
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f'{out_dir} is not a folder: name an empty or a new one.')
-    if out_dir.is_dir() and any(out_dir.iterdir()):
-        raise UserError(f'{out_dir} is not empty: name an empty or a new folder.')
-    check_parent(out_dir)
+    check_new_folder(out_dir)
     with new_folder(out_dir) as root, tarfile.open(_ARCHIVE) as tar:
         for member in tar:
             if not member.isreg() or not _NAME.fullmatch(member.name):

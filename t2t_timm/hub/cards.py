@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg
 from ..errors import UserError
 from ..files import check_parent, new_text_file
 from ..weights.fit import FIRST_LAYERS
-from ..weights.manifest import hub_repo, load_manifest, pretrained_cfg, weight_entry
+from ..weights.manifest import Published, hub_repo, load_manifest, pretrained_cfg, weight_entry
 from .complexity import Complexity, count_complexity, known_complexity, tag_complexity
 from .snippets import (
     DIGIT,
@@ -59,8 +59,8 @@ def card_data(name: str) -> ModelCardData:
     """Return the Hub front matter of an architecture.tag; accuracies are in percent."""
     entry = weight_entry(name)
     datasets = load_manifest()['datasets']
-    dataset = datasets[entry['dataset']]
-    reporter = load_manifest()['reporters'][entry['reported_by']]
+    dataset = datasets[entry.dataset]
+    reporter = load_manifest()['reporters'][entry.reported_by]
     results = [
         EvalResult(
             task_type='image-classification',
@@ -70,11 +70,11 @@ def card_data(name: str) -> ModelCardData:
             dataset_split=dataset['split'],
             metric_type='accuracy',
             metric_name=label,
-            metric_value=entry[key],
+            metric_value=getattr(entry, key),
             source_name=reporter['name'] if 'url' in reporter else None,
             source_url=reporter.get('url'),
         )
-        for key, label in (('top1', 'top-1 accuracy'), ('top5', 'top-5 accuracy')) if key in entry
+        for key, label in (('top1', 'top-1 accuracy'), ('top5', 'top-5 accuracy')) if getattr(entry, key) is not None
     ]
     fine_tuned = 'in1k_ft' in name
     pretraining = [datasets['imagenet-1k']['hub']] if fine_tuned else []
@@ -82,7 +82,7 @@ def card_data(name: str) -> ModelCardData:
         base_model=_repo(name.split('.')[0] + '.in1k') if fine_tuned else None,
         library_name='timm',
         pipeline_tag='image-classification',
-        license=entry['license'],
+        license=entry.license,
         tags=_TAGS,
         datasets=[dataset['hub']] + pretraining,
         metrics=['accuracy'] if results else None,
@@ -94,8 +94,8 @@ def card_data(name: str) -> ModelCardData:
 def tag_card(name: str, origin: str = '') -> str:
     """Return the model card of an architecture.tag; `origin` says what is known of the file that was converted."""
     entry, cfg, cost = weight_entry(name), pretrained_cfg(name), tag_complexity(name)
-    dataset, source = load_manifest()['datasets'][entry['dataset']], load_manifest()['sources'][entry['source']]
-    image = DIGIT if entry['dataset'] == 'mnist' else PHOTO
+    dataset, source = load_manifest()['datasets'][entry.dataset], load_manifest()['sources'][entry.source]
+    image = DIGIT if entry.dataset == 'mnist' else PHOTO
     names = "model.pretrained_cfg['label_names'][i]" if 'label_names' in dataset else (
         'timm.data.ImageNetInfo().index_to_description(i)')
     return _card(card_data(name), [
@@ -104,13 +104,12 @@ def tag_card(name: str, origin: str = '') -> str:
         '## Model Details',
         '\n'.join([*_figures(cost), *_details(name, entry, cfg, dataset, source)] + [f'- {origin}'] * bool(origin)),
         '## Intended Use and Limits',
-        f"{_LIMITS[entry['dataset'].rstrip('01')]} {_ANY_USE.format(num_classes=dataset['num_classes'])}",
+        f"{_LIMITS[entry.dataset.rstrip('01')]} {_ANY_USE.format(num_classes=dataset['num_classes'])}",
         '## Model Usage',
         install_snippet('\nt2t-timm digits digits  # 1,000 digits to try it on' if image == DIGIT else ''),
-        classification_snippet(name, image, 'RGB', names),
-        scripts_line(name, entry),
+        classification_snippet(name, image, 'RGB', names) + scripts_line(name, entry),
         features_snippet(name, cost),
-        transformers_snippet(_repo(name), image) if 'url' in entry else '',  # others are never published
+        transformers_snippet(_repo(name), image) if entry.url else '',  # others are never published
         '## Model Comparison',
         _family(name),
         '## Citation',
@@ -139,7 +138,7 @@ def architecture_card(
             f'- **Trained on:** {_FILL_IN}: which images, how many of each class, and from where',
             f'- **Accuracy:** {_FILL_IN}: measured on which images',
             f'- **Use and limits:** {_FILL_IN}: what it is for, and what it is not for',
-            f'- **Licence:** {_FILL_IN}, and as `license:` above, such as `license: apache-2.0`',
+            f'- **Licence:** {_FILL_IN}, and in the lines above as `license`, such as apache-2.0',
         ]),
         '## Model Usage',
         _FOLDER_NAME,
@@ -197,7 +196,7 @@ def _figures(cost: Complexity) -> list[str]:
 
 def _details(
         name: str,
-        entry: dict[str, Any],
+        entry: Published,
         cfg: dict[str, Any],
         dataset: dict[str, Any],
         source: dict[str, Any],
@@ -212,18 +211,18 @@ def _details(
         f'- **Preprocessing:** {resize}, {cfg["interpolation"]}; mean {mean}; standard deviation {std}',
         _accuracy(entry, dataset),
         f'- **Original:** {source["name"]}, ' + (
-            f'{source["code"]}, [{entry["file"]}]({entry["url"]})' if 'url' in entry else 'inside the package'),
-        *([f'- **Notes:** {entry["notes"]}'] if 'notes' in entry else []),
+            f'{source["code"]}, [{entry.file}]({entry.url})' if entry.url else 'inside the package'),
+        *([f'- **Notes:** {entry.notes}'] if entry.notes else []),
         f'- **Paper:** [{paper["title"]}](https://arxiv.org/abs/{paper["arxiv"]}), {paper["venue"]}',
-        f'- **Licence:** `{entry["license"]}`. {source["notice"]} The code of t2t-timm: Apache License 2.0.',
+        f'- **Licence:** `{entry.license}`. {source["notice"]} The code of t2t-timm: Apache License 2.0.',
     ]
 
 
-def _accuracy(entry: dict[str, Any], dataset: dict[str, Any]) -> str:
-    values = [f'{entry[k]} % {label}' for k, label in (('top1', 'top-1'), ('top5', 'top-5')) if k in entry]
+def _accuracy(entry: Published, dataset: dict[str, Any]) -> str:
+    values = [f'{v} % {label}' for v, label in ((entry.top1, 'top-1'), (entry.top5, 'top-5')) if v is not None]
     if not values:
         return '- **Accuracy:** not known'
-    reporter = load_manifest()['reporters'][entry['reported_by']]
+    reporter = load_manifest()['reporters'][entry.reported_by]
     line = f'- **Accuracy on {dataset["name"]} ({dataset["split"]}):** {", ".join(values)}, '
     if 'url' not in reporter:
         return line + 'measured by this project'
@@ -239,15 +238,15 @@ def _family(current: str) -> str:
         '| --- | ---: | ---: | ---: | ---: |',
     ]
     for name, entry in load_manifest()['weights'].items():
-        if name != current and (entry['source'] != 'yitu' or entry['dataset'] != 'imagenet-1k'):
+        if name != current and (entry.source != 'yitu' or entry.dataset != 'imagenet-1k'):
             continue
-        cost, dataset = known_complexity()[name], load_manifest()['datasets'][entry['dataset']]['name']
+        cost, dataset = known_complexity()[name], load_manifest()['datasets'][entry.dataset]['name']
         lines.append('| ' + ' | '.join([
             f'**{name}**' if name == current else f'[{name}]({_HUB}/{_repo(name)})',
             str(pretrained_cfg(name)['input_size'][-1]),
             f'{cost["params"] / 1e6:.2f}',
             _giga(cost['macs']),
-            f'{entry["top1"]}' + (f' ({dataset})' if entry['dataset'] != 'imagenet-1k' else ''),
+            f'{entry.top1}' + (f' ({dataset})' if entry.dataset != 'imagenet-1k' else ''),
         ]) + ' |')
     return '\n'.join(lines)
 

@@ -54,10 +54,10 @@ def check_hub() -> Verdict:
     Raises:
         UserError: The Hub cannot be reached, or no Hub user or organization can have the name of the namespace.
     """
-    tags = {name: entry for name, entry in load_manifest()['weights'].items() if 'url' in entry}
+    tags = {name: entry for name, entry in load_manifest()['weights'].items() if entry.url}
     check_repo(hub_repo(next(iter(tags))))
     _logger.info(f'Asking {constants.ENDPOINT} for {len(tags)} repos.')
-    found = {name: _compare(hub_repo(name), entry.get('hub') or {}) for name, entry in tags.items()}
+    found = {name: _compare(hub_repo(name), entry.hub) for name, entry in tags.items()}
     width = max(map(len, tags))
     lines = [f'{name:{width}}  {state:7}  {words}' for name, (state, words) in found.items()]
     counts = Counter(state for state, _ in found.values())

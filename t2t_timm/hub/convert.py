@@ -1,7 +1,6 @@
 """Conversion of a published checkpoint of any format into a directory that timm, Transformers and the Hub read."""
 import json
 import logging
-import os
 from pathlib import Path
 
 import safetensors.torch
@@ -13,11 +12,11 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.utils.misc import natural_key
 
 from ..errors import UserError, require_timm
-from ..files import new_folder
+from ..files import check_new_folder, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
-from ..weights.manifest import known_name, load_manifest
+from ..weights.manifest import known_name, weight_entry
 from .build import build, check_fit, full_name, usual_cfg
 from .cards import architecture_card, tag_card
 
@@ -60,7 +59,7 @@ def convert(
     """
     file, out = Path(file), Path(out)
     name = known_name(model)
-    _check_out(out)
+    check_new_folder(out)
     if file.is_dir():
         raise UserError(f'{file} is a folder: name a checkpoint file.')
     if not file.is_file():
@@ -98,7 +97,7 @@ def _compare_with_manifest(file: Path, name: str) -> str:
         IntegrityError: It is another file.
     """
     try:
-        compared = check_file(file, load_manifest()['weights'][name], name)
+        compared = check_file(file, weight_entry(name).facts, name)
     except IntegrityError as e:
         raise IntegrityError(
             f'{e} It is not the published file: for weights of your own use --model {known_name(name).architecture}.'
@@ -168,15 +167,6 @@ def _listed_names(labels: Path) -> list[str]:
     if not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
         raise UserError(f'{labels} should have one class name per line, each once, in printable characters.')
     return names
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f'{out} exists and is not empty: name a new folder, or empty it.')
-    if os.path.lexists(out) and not out.is_dir():
-        raise UserError(f'{out} exists and is not a folder: name a new one.')
-    if not out.absolute().parent.is_dir():
-        raise UserError(f'There is no folder {out.absolute().parent} to make {out.name} in.')
 
 
 def write_config_and_card(folder: Path, model: T2TViT, origin: str = '') -> None:

@@ -115,7 +115,7 @@ def _publish_each(known: dict[str, dict[str, Any]], file: Path, write: bool, opt
 
 
 def _names(tags: Sequence[str]) -> list[str]:
-    released = [name for name, entry in load_manifest()['weights'].items() if 'url' in entry]
+    released = [name for name, entry in load_manifest()['weights'].items() if entry.url]
     wrong = [tag for tag in tags if tag not in released]
     if wrong:
         raise UserError(
@@ -191,9 +191,9 @@ def _publish_tag(
 
 
 def _given_file(name: str, source: Path) -> Path:
-    file = Path(source) / weight_entry(name)['file']
+    file = Path(source) / weight_entry(name).file
     if not file.is_file():
-        raise UserError(f'{source} does not hold {file.name}, which is at {weight_entry(name)["url"]}.')
+        raise UserError(f'{source} does not hold {file.name}, which is at {weight_entry(name).url}.')
     return file
 
 

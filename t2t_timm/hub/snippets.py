@@ -1,9 +1,9 @@
 """The snippets of the model cards: each runs as it is pasted."""
-from typing import Any
 
 from ..layers import SOFT_SPLITS, soft_split_size
 from ..recipes import recipe_names
 from ..version import REPOSITORY
+from ..weights.manifest import Published
 from .complexity import Complexity
 
 __all__ = [
@@ -64,8 +64,6 @@ embedder = timm.create_model('{name}', pretrained=True, num_classes=0).eval()
 embedding = embedder(images)  # (1, {cost.num_features})
 tokens = embedder.forward_features(images)  # (1, {num_tokens}, {cost.num_features}), class token first
 ```
-
-`img_size=(H, W)` makes a model for another image size, `dynamic_img_size=True` one for any.
 '''
 
 
@@ -83,14 +81,14 @@ print(classify('{image}'))
 '''
 
 
-def scripts_line(name: str, entry: dict[str, Any]) -> str:
+def scripts_line(name: str, entry: Published) -> str:
     """Return how to evaluate and train an architecture.tag with timm's scripts, in a line."""
     architecture = name.split('.')[0]
-    recipe = next(r for r in (f'{architecture}_{entry["dataset"]}', architecture) if r in recipe_names())
+    recipe = next(r for r in (f'{architecture}_{entry.dataset}', architecture) if r in recipe_names())
     data, more = 'DATA', ''
     if '.tl_' in name:
         more = ' The recipe trains without token labeling, which train.py does not know.'
-    elif entry['dataset'] == 'mnist':
+    elif entry.dataset == 'mnist':
         data = 'DIGITS'
         more = (
             ' `t2t-timm digits` writes the 1,000 held-out digits, which are not for training; `python '

@@ -21,8 +21,8 @@ _HEADER = (
 def weights_origin(name: str) -> str:
     """Say where the weights of an architecture.tag would come from now, in words and without asking the network."""
     entry, repo = weight_entry(name), weights_repo(name)
-    if 'path' in entry:
-        return 'the package' if os.path.isfile(entry['path']) else 'nowhere: missing from the package'
+    if entry.path:
+        return 'the package' if os.path.isfile(entry.path) else 'nowhere: missing from the package'
     if repo is not None and isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
         return f'the Hub cache ({repo})'
     release = not is_set('T2T_TIMM_HUB_ONLY')
@@ -42,18 +42,18 @@ def _models() -> list[dict[str, Any]]:
     manifest, models = load_manifest(), []
     for name, entry in manifest['weights'].items():
         cost = known_complexity()[name]
-        size = entry.get('hub', {}).get('size') or entry.get('size')
-        if size is None and os.path.isfile(entry.get('path', '')):
-            size = os.path.getsize(entry['path'])
+        size = entry.hub.get('size') or entry.size
+        if size is None and entry.path:
+            size = os.path.getsize(entry.path)
         models.append(dict(
             name=name,
             params=cost['params'],
             macs=cost['macs'],
             size=size,
-            top1=entry.get('top1'),
+            top1=entry.top1,
             # A reporter's name may go on, after a comma, with what they did.
-            reported_by=manifest['reporters'][entry['reported_by']]['name'].split(',')[0] if 'top1' in entry else None,
-            source=manifest['sources'][entry['source']]['name'],
+            reported_by=manifest['reporters'][entry.reported_by]['name'].split(',')[0] if entry.top1 else None,
+            source=manifest['sources'][entry.source]['name'],
             weights_from=weights_origin(name),
         ))
     return models
@@ -74,11 +74,11 @@ def models_csv() -> str:
     table = csv.writer(out, lineterminator='\n')
     table.writerow(names)
     weights = load_manifest()['weights']
-    of_imagenet = [name for name in weights if weights[name]['dataset'] == 'imagenet-1k']
-    for name in sorted(of_imagenet, key=lambda name: -weights[name]['top1']):
+    of_imagenet = [name for name in weights if weights[name].dataset == 'imagenet-1k']
+    for name in sorted(of_imagenet, key=lambda name: -weights[name].top1):
         entry, cfg = weights[name], pretrained_cfg(name)
         accuracy = [
-            f'{value:.3f}' for k in ('top1', 'top5') if k in entry for value in (entry[k], 100 - entry[k])]
+            f'{value:.3f}' for top in (entry.top1, entry.top5) if top is not None for value in (top, 100 - top)]
         table.writerow([
             name, *accuracy, *[''] * (4 - len(accuracy)), f'{known_complexity()[name]["params"] / 1e6:.2f}',
             cfg['input_size'][-1], cfg['crop_pct'], cfg['interpolation']])

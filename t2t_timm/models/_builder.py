@@ -6,7 +6,7 @@ from timm.models import build_model_with_cfg, get_pretrained_cfg, resolve_pretra
 
 from ..weights.download import pretrained_file
 from ..weights.fit import checkpoint_filter_fn
-from ..weights.manifest import load_manifest, pretrained_cfg
+from ..weights.manifest import ModelName, load_manifest, pretrained_cfg, tagged
 from ._features import T2TFeaturePyramid
 
 _SOURCE_KEYS = ('source', 'state_dict', 'file', 'url', 'hf_hub_id', 'hf_hub_filename')  # entries of a pretrained cfg
@@ -21,7 +21,7 @@ def pretrained_cfgs(*architectures: str, **kwargs: Any) -> dict[str, Any]:
     """
     cfgs = {}
     for architecture in architectures:
-        names = [name for name in load_manifest()['weights'] if name.split('.')[0] == architecture] or [architecture]
+        names = tagged(architecture) or [architecture]
         cfgs.update({name: pretrained_cfg(name, **kwargs) for name in names})
     return cfgs
 
@@ -29,7 +29,7 @@ def pretrained_cfgs(*architectures: str, **kwargs: Any) -> dict[str, Any]:
 def _manifest_name(variant: str, cfg: Any, overlay: dict[str, Any]) -> str | None:
     """Return the architecture.tag whose weights timm would load, or None if the user has named another source."""
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay)
-    name = f'{cfg.architecture}.{cfg.tag}'
+    name = str(ModelName(cfg.architecture, cfg.tag or ''))
     if name not in load_manifest()['weights']:
         return None
     registered = get_pretrained_cfg(name)

@@ -143,7 +143,8 @@ class T2TViT(VisionTransformer):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that should have no weight decay."""
-        return super().no_weight_decay() - self._buffers.keys()
+        # A scripted model calls this too, and is no T2TViT: it has no super().
+        return VisionTransformer.no_weight_decay(self) - {name for name, _ in self.named_buffers(recurse=False)}
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         fit_state_dict(state_dict, self, prefix)

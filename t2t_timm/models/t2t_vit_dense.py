@@ -69,7 +69,8 @@ class FinalNorm(LayerNorm):
         if x.shape[-1] != self.normalized_shape[0]:
             return x
         if self._fast_norm:
-            return fast_layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+            # timm passes its own tuple too.
+            return fast_layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 

@@ -7,7 +7,7 @@ __all__ = ['class_token_attention']
 
 
 def class_token_attention(x: torch.Tensor, qkv: nn.Linear, num_heads: int, scale: float) -> torch.Tensor:
-    """Return the heads of the first token's attention to all tokens x, (B, N, C), (B, 1, C), without keys and values.
+    """Return the heads of the first token's attention to tokens x, (B, N, C), as (B, 1, C), without keys and values.
 
     With y_n the tokens and K, V a head's maps to keys and values, q (K y_n + b) is (q K) y_n + a constant, which the
     softmax over n does not see, and the sum of shares times V y_n + c is V (sum of shares times y_n) + c.

@@ -23,7 +23,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 from ..errors import UserError
 from ..version import __version__
 from .checkpoint import load_file
-from .manifest import hub_repo, weight_entry, weights_repo
+from .manifest import Published, hub_repo, weight_entry, weights_repo
 
 _logger = logging.getLogger(__name__)
 
@@ -78,15 +78,15 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
 
 def _find_file(name: str, cache_dir: PathLike | None) -> Path:
     entry = weight_entry(name)
-    if 'path' in entry:
-        _logger.info(f'{name}: in the package, {entry["file"]}.')
-        check_file(entry['path'], entry, name)
-        return Path(entry['path'])
+    if entry.path:
+        _logger.info(f'{name}: in the package, {entry.file}.')
+        check_file(entry.path, entry.facts, name)
+        return Path(entry.path)
     repo = weights_repo(name)
     if repo is not None:
         _logger.info(f'{name}: asking the Hub for {repo}.')
         try:
-            return _hub_file(name, repo, entry.get('hub', {}), cache_dir)
+            return _hub_file(name, repo, entry.hub, cache_dir)
         except RepositoryNotFoundError as e:
             if isinstance(e, GatedRepoError):
                 raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
@@ -94,7 +94,7 @@ def _find_file(name: str, cache_dir: PathLike | None) -> Path:
                 raise DownloadError(
                     f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
             _logger.warning(
-                f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry["url"]}.')
+                f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry.url}.')
         except LocalEntryNotFoundError as e:
             release = not is_set('T2T_TIMM_HUB_ONLY') and release_path(entry, cache_dir).is_file()
             if constants.HF_HUB_OFFLINE:
@@ -205,39 +205,39 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
                 if not file.is_file():  # Another process may have been here first.
                     part = file.with_name(file.name + PART)
                     retrying(partial(_download_release, entry, part), name)
-                    if not any(key.startswith('sha') for key in entry):
+                    if not any(key.startswith('sha') for key in entry.facts):
                         _check_is_whole(part, name)
-                    _check_download(part, entry, name)
+                    _check_download(part, entry.facts, name)
                     os.replace(part, file)
                     return file
         except IntegrityError:
             raise
         except FAILURES as e:
-            raise DownloadError(f'Downloading {entry["url"]} failed. {reason(e)}') from e
+            raise DownloadError(f'Downloading {entry.url} failed. {reason(e)}') from e
     _logger.info(f'{name}: downloaded before, {file}.')
-    _check_download(file, entry, name)
+    _check_download(file, entry.facts, name)
     return file
 
 
-def _download_release(entry: dict[str, Any], part: Path) -> None:
-    error = _connection_error(entry['url'])
+def _download_release(entry: Published, part: Path) -> None:
+    error = _connection_error(entry.url)
     if error is not None:
         raise error
     # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
-    resume = any(key.startswith('sha') for key in entry)
+    resume = any(key.startswith('sha') for key in entry.facts)
     with open(part, 'ab' if resume else 'wb') as f:
         try:
             http_get(
-                entry['url'], f,
-                resume_size=f.tell(), expected_size=entry.get('size'), displayed_filename=entry['file'])
+                entry.url, f,
+                resume_size=f.tell(), expected_size=entry.size, displayed_filename=entry.file)
         except HfHubHTTPError as e:
             if e.response.status_code == 416:  # the beginning is longer than the file
                 f.truncate(0)
             raise
 
 
-def release_path(entry: dict[str, Any], cache_dir: PathLike | None) -> Path:
-    return Path(cache_dir or get_cache_dir()).expanduser() / entry['file']
+def release_path(entry: Published, cache_dir: PathLike | None) -> Path:
+    return Path(cache_dir or get_cache_dir()).expanduser() / entry.file
 
 
 def _check_download(file: PathLike, known: dict[str, Any], name: str) -> None:
@@ -301,7 +301,7 @@ def reason(e: BaseException) -> str:
 def _advice(name: str, what: str, cache_dir: PathLike | None) -> str:
     entry = weight_entry(name)
     return (
-        f'{name} could not be downloaded. What you can do: (1) download {entry["url"]} where you have access and copy '
+        f'{name} could not be downloaded. What you can do: (1) download {entry.url} where you have access and copy '
         f'it to {release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under '
         'HF_HOME); '
         f'(2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and load '

@@ -1,5 +1,6 @@
 """The weights manifest: what is known of every published file, read from manifest.yaml."""
 import os
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from timm.models import list_models
 from ..errors import UserError, nearest
 
 __all__ = [
-    'MANIFEST', 'ModelName', 'YamlLoader', 'hub_repo', 'known_name', 'load_manifest', 'pretrained_cfg',
+    'MANIFEST', 'ModelName', 'Published', 'YamlLoader', 'hub_repo', 'known_name', 'load_manifest', 'pretrained_cfg',
     'published_sizes', 'tagged', 'weight_entry', 'weights_repo',
 ]
 
@@ -32,6 +33,35 @@ class ModelName(NamedTuple):
 
     def __str__(self) -> str:
         return '.'.join(filter(None, self))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What manifest.yaml knows of a published file, whose head explains the fields; None is not known."""
+    name: ModelName
+    file: str
+    source: str
+    license: str
+    reported_by: str
+    dataset: str = 'imagenet-1k'
+    url: str | None = None  # of the publisher's release
+    path: str | None = None  # inside the package
+    size: int | None = None
+    sha256: str | None = None
+    sha384: str | None = None
+    sha256_prefix: str | None = None
+    hub: dict[str, Any] = field(default_factory=dict)
+    top1: float | None = None
+    top5: float | None = None
+    notes: str | None = None
+    input_size: tuple[int, int, int] | None = None
+    crop_pct: float | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Size and hashes, those that are known."""
+        known = {k: getattr(self, k) for k in ('size', 'sha256', 'sha384', 'sha256_prefix')}
+        return {k: v for k, v in known.items() if v is not None}
 
 
 def known_name(name: str) -> ModelName:
@@ -60,22 +90,19 @@ def tagged(architecture: str) -> list[str]:
 
 @lru_cache(maxsize=None)
 def load_manifest() -> dict[str, Any]:
-    """Return the whole manifest, each weight completed with its name, the fields of its dataset, and its url."""
+    """Return the whole manifest, each file in `weights` as a Published."""
     with open(MANIFEST, encoding='utf-8') as f:
         manifest = yaml.load(f, YamlLoader)
     for name, entry in manifest['weights'].items():
-        entry['name'] = name
-        entry.setdefault('dataset', 'imagenet-1k')
         source = manifest['sources'][entry['source']]
-        entry['license'] = source['license']
-        if 'base_url' in source:
-            entry['url'] = source['base_url'] + entry['file']
-        else:
-            entry['path'] = str(DATA_DIR / entry['file'])
+        where = {'url': source['base_url'] + entry['file']} if 'base_url' in source else {
+            'path': str(DATA_DIR / entry['file'])}
+        manifest['weights'][name] = Published(
+            ModelName.parse(name), license=source['license'], **where, **{k: _frozen(v) for k, v in entry.items()})
     return manifest
 
 
-def weight_entry(name: str) -> dict[str, Any]:
+def weight_entry(name: str) -> Published:
     """Return the manifest's entry of an architecture.tag.
 
     Raises:
@@ -95,7 +122,7 @@ def weights_repo(name: str) -> str | None:
     A namespace that the user names is the user's. In the project's own, only files whose hash the manifest knows are
     asked for: until somebody owns that name, anybody could serve weights under it.
     """
-    known = os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 'sha256' in weight_entry(name).get('hub', {})
+    known = os.environ.get('T2T_TIMM_HUB_NAMESPACE') or 'sha256' in weight_entry(name).hub
     return hub_repo(name) if known else None
 
 
@@ -123,13 +150,14 @@ def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     entry = load_manifest()['weights'].get(name)
     if entry is None:
         return cfg
-    for facts in (load_manifest()['datasets'][entry['dataset']], entry):
-        cfg.update({k: _frozen(v) for k, v in facts.items() if k in _CFG_KEYS})
-    cfg.update(license=entry['license'], origin_url=load_manifest()['sources'][entry['source']].get('code'))
-    if 'path' in entry:
-        cfg.update(file=entry['path'])
+    dataset = load_manifest()['datasets'][entry.dataset]
+    cfg.update({k: _frozen(v) for k, v in dataset.items() if k in _CFG_KEYS})
+    cfg.update({k: getattr(entry, k) for k in ('input_size', 'crop_pct') if getattr(entry, k) is not None})
+    cfg.update(license=entry.license, origin_url=load_manifest()['sources'][entry.source].get('code'))
+    if entry.path is not None:
+        cfg.update(file=entry.path)
     else:
-        cfg.update(hf_hub_id=weights_repo(name), url=entry['url'])
+        cfg.update(hf_hub_id=weights_repo(name), url=entry.url)
     return cfg
 
 
@@ -139,9 +167,7 @@ def published_sizes() -> set[tuple[int, int]]:
     return {pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights']}
 
 
-_CFG_KEYS = (
-    'num_classes', 'input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'label_names',
-)
+_CFG_KEYS = ('num_classes', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'label_names')
 
 
 def _frozen(value: Any) -> Any:

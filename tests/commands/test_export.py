@@ -1,7 +1,10 @@
 """Exported models run outside of the module that made them, and a file appears only if it agrees with the model."""
+import errno
 import functools
 import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,11 @@ import torch
 from PIL import Image
 
 from t2t_timm.cli import main
-from t2t_timm.commands import export
-from t2t_timm.commands.export import FORMATS, OPSET, export_model
-from t2t_timm.commands.images import image_reader
-from t2t_timm.commands.quantize import Calibration, quantize_onnx
+from t2t_timm.commands import export, formats
+from t2t_timm.commands.export import export_model
+from t2t_timm.commands.formats import FORMATS, OPSET
+from t2t_timm.commands.images import ImageReader, image_reader
+from t2t_timm.commands.quantize import SUBSET, Calibration, measure_agreement, quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
@@ -77,20 +81,13 @@ def export_or_skip(model, file, format):
 def export_once(tmp_path_factory):
     """A function that exports a model to a format once, and gives the model and what export_model says."""
     make = functools.cache(lambda token_type, dynamic: make_model(token_type=token_type, dynamic_img_size=dynamic))
-    exported_program = export._exported_program
-
-    @functools.cache
-    def program(model, shape):
-        return exported_program(model, images(*shape))
 
     @functools.cache
     def export_once(format, token_type, dynamic):
-        model, file = make(token_type, dynamic), tmp_path_factory.mktemp('export') / f'model{FORMATS[format][1]}'
-        return model, export_or_skip(model, file, format)
+        model, suffix = make(token_type, dynamic), FORMATS[format].suffixes[0]
+        return model, export_or_skip(model, tmp_path_factory.mktemp('export') / f'model{suffix}', format)
 
-    with pytest.MonkeyPatch.context() as patch:  # all formats begin with the same program
-        patch.setattr(export, '_exported_program', lambda model, x: program(model, tuple(x.shape)))
-        yield export_once
+    return export_once
 
 
 @pytest.mark.slow
@@ -149,9 +146,9 @@ def test_older_exporter_of_torch(onnxruntime, tmp_path, token_type, opset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('opset', [16, 17, 18, 19])
+@pytest.mark.parametrize('opset', [16, 17, 18, 19, 23, 24])
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
-def test_older_opsets(onnxruntime, tmp_path, token_type, opset):
+def test_other_opsets(onnxruntime, tmp_path, token_type, opset):
     import onnx
     model, file = make_model(token_type=token_type), tmp_path / 'model.onnx'
     assert export_model(model, file, opset=opset).max_diff < 1e-4
@@ -170,8 +167,51 @@ def test_int8_of_a_file_that_does_not_name_its_modules(onnxruntime, export_once,
         del node.metadata_props[:]
     onnx.save(model, tmp_path / 'model.onnx')
     with pytest.raises(UserError, match='does not say which module its nodes are of'):
-        quantize_onnx(str(tmp_path / 'model.onnx'), str(tmp_path / 'int8.onnx'))
+        quantize_onnx(tmp_path / 'model.onnx', tmp_path / 'int8.onnx')
     assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_float16(request, tmp_path, digits, format):
+    """Its weights are in float16, and the digits are classified as before."""
+    tool = request.getfixturevalue('onnxruntime' if format == 'onnx' else 'openvino')
+    model, (folder, _) = timm.create_model('test_t2t_vit', pretrained=True).eval(), digits
+    file = tmp_path / ('model.onnx' if format == 'onnx' else 'model.xml')
+    whole = export_model(model, file, format)
+    done = export_model(model, file, format, dtype='float16')
+    assert 1e-5 < done.max_diff < 2e-2 and done.size < 0.8 * whole.size
+    x = torch.cat([image_reader(model)(str(p)) for p in sorted(folder.iterdir())])
+    if format == 'onnx':
+        import onnx
+        assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in onnx.load(file).graph.initializer)
+        session = tool.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        logits, = session.run(['logits'], {'x': x.numpy()})
+    else:
+        logits = tool.compile_model(str(file), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})([x.numpy()])['logits']
+    with torch.no_grad():
+        expected = model(x)
+    assert logits.dtype == 'float32'
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=5e-2, rtol=0)
+    assert (torch.from_numpy(logits).argmax(1) == expected.argmax(1)).sum() >= 99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('token_type', TOKEN_TYPES)
+def test_executorch(tmp_path, token_type):
+    pytest.importorskip('executorch', reason='pip install t2t-timm[executorch]')
+    model, file = make_model(token_type=token_type), tmp_path / 'model.pte'
+    done = export_model(model, file, 'executorch')
+    assert done.max_diff < 1e-4 and done.size == os.path.getsize(file)
+    x = images(1, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(FORMATS['executorch'].run(file)(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_onnx_has_no_sizes_of_what_is_between(onnxruntime, export_once):
+    """tract refuses names of free sizes there if the batch is fixed."""
+    import onnx
+    assert not onnx.load(export_once('onnx', 'performer', False)[1].path).graph.value_info
 
 
 @pytest.mark.slow
@@ -236,6 +276,18 @@ def test_any_batch_and_size(export_once, format, token_type, dynamic):
             torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=0)
 
 
+def test_aoti_in_a_full_temporary_folder_is_one_sentence(tmp_path, monkeypatch):
+    compiler = pytest.importorskip('torch._inductor.cpp_builder', reason='install a newer torch')
+    monkeypatch.setattr(compiler, 'get_cpp_compiler', lambda: 'g++')
+
+    def compile(*args, **kwargs):  # as torch tells of it
+        raise RuntimeError(f'OSError: {OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))}')
+    monkeypatch.setattr('torch._inductor.aoti_compile_and_package', compile)
+    with pytest.raises(UserError, match=f'^{re.escape(tempfile.gettempdir())} has no room left for .* in TMPDIR.$'):
+        export_model(make_model(), tmp_path / 'a.pt2', 'aoti')
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_aoti(tmp_path):
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -260,12 +312,14 @@ def test_other_sizes_from_the_command_line(tmp_path, capsys):
     assert torch.jit.load(file)(images(3, 3, 40, 72)).shape == (3, 10)
 
 
+def replace(monkeypatch, format, **what):
+    monkeypatch.setitem(FORMATS, format, FORMATS[format]._replace(**what))
+
+
 class TestNothingIsWritten:
     def test_of_a_model_that_differs(self, tmp_path, monkeypatch):
-        def write(model, x, file):
-            run = export._write_torchscript(model, x, file)
-            return lambda x: run(x) + 2e-3
-        monkeypatch.setitem(export.FORMATS, 'torchscript', (write, '.pt'))
+        run = FORMATS['torchscript'].run
+        replace(monkeypatch, 'torchscript', run=lambda file: lambda x: run(file)(x) + 2e-3)
         (tmp_path / 'model.pt').write_text('before')
         with pytest.raises(UserError, match='differs from the model by 2.0e-03'):
             export_model(make_model(), tmp_path / 'model.pt', 'torchscript')
@@ -273,15 +327,15 @@ class TestNothingIsWritten:
         assert (tmp_path / 'model.pt').read_text() == 'before'
 
     def test_of_a_model_that_gives_nan(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(export.FORMATS, 'torchscript', (lambda model, x, file: lambda x: model(x) * torch.nan, ''))
+        replace(monkeypatch, 'torchscript', run=lambda file: lambda x: torch.full((len(x), 10), torch.nan))
         with pytest.raises(UserError, match='differs from the model by nan'):
             export_model(make_model(), tmp_path / 'model.pt', 'torchscript')
         assert not list(tmp_path.iterdir())
 
     def test_by_an_exporter_that_is_too_old(self, tmp_path, capsys, monkeypatch):
-        def write(model, x, file):
+        def write(source, file):
             raise TypeError('what it says\nand much more')
-        monkeypatch.setitem(export.FORMATS, 'torchscript', (write, '.pt'))
+        replace(monkeypatch, 'torchscript', write=write)
         command = ['export', 'test_t2t_vit', '--untrained', '--format', 'torchscript', '--out', str(tmp_path / 'm.pt')]
         monkeypatch.setattr(export, 'TESTED_TORCH', '999')
         assert main(command + ['--dynamic']) == 1
@@ -300,15 +354,20 @@ class TestNothingIsWritten:
         (['--quantize', 'int8', '--calibration', 'EMPTY'], 'There are no images in '),
         (['--quantize', 'int8', '--calibration', 'nowhere'], 'There is no folder nowhere with images'),
         (['--quantize', 'int8', '--calibration', 'EMPTY', '--format', 'torchscript'],
-         '--quantize int8 is for the formats onnx and openvino, not for torchscript.'),
+         '--quantize int8 is for the formats onnx, openvino and transformers.js, not for torchscript.'),
+        (['--dtype', 'bfloat16'], "Unknown dtype 'bfloat16': use float32 or float16."),
+        (['--dtype', 'float16', '--format', 'aoti'], '--dtype float16 is for the formats onnx and openvino, not for'),
+        (['--dtype', 'float16', '--quantize', 'int8', '--calibration', 'EMPTY'], 'make two different files'),
+        (['--dtype', 'float16', '--opset', '17'], '--dtype float16 needs --opset 18 or more, not 17.'),
+        (['--format', 'executorch', '--dynamic'], 'A file of executorch is for one image size: leave out --dynamic.'),
         (['--format', 'openvino'], 'model.onnx ends in .onnx, but the file is a .xml.'),
-        (['--opset', '15'], '--opset takes 16 to 20, not 15.'),
+        (['--opset', '15'], '--opset takes 16 to 24, not 15.'),
         (['--opset', '17', '--format', 'torchscript'], '--opset is for the format onnx, not for torchscript.'),
         (['--opset', '17', '--dynamic'], 'A model for images of any size (--dynamic) needs --opset 18 or more, not 17'),
         (['--opset', '17', '--quantize', 'int8', '--calibration', 'EMPTY'],
          '--quantize int8 needs --opset 18 or more, not 17.'),
     ])
-    def test_of_a_mistake_in_quantization_or_opset(self, tmp_path, capsys, arguments, message):
+    def test_of_arguments_that_do_not_go_together(self, tmp_path, capsys, arguments, message):
         empty, out = tmp_path / 'empty', tmp_path / 'out'
         empty.mkdir()
         out.mkdir()
@@ -319,8 +378,6 @@ class TestNothingIsWritten:
         assert not list(out.iterdir())
 
     def test_with_no_image_that_can_be_read(self, onnxruntime, tmp_path, monkeypatch):
-        monkeypatch.setitem(export.FORMATS, 'onnx', (lambda model, x, file: Path(file).touch() or model, '.onnx'))
-        monkeypatch.setitem(export.QUANTIZERS, 'onnx', lambda file, data: lambda x: x)
         out = tmp_path / 'out'
         out.mkdir()
         (tmp_path / 'broken.png').write_text('no image')
@@ -335,11 +392,10 @@ class TestNothingIsWritten:
         assert [p.read_text() for p in tmp_path.iterdir()] == ['before']
 
     def test_of_a_pair_that_differs(self, tmp_path, monkeypatch):
-        def write(model, x, file):
-            for name in (file, Path(file).with_suffix('.bin')):
-                Path(name).write_text('new')
-            return lambda x: model(x) + 1
-        monkeypatch.setitem(export.FORMATS, 'openvino', (write, '.xml'))
+        def write(source, file):
+            for name in (file, file.with_suffix('.bin')):
+                name.write_text('new')
+        replace(monkeypatch, 'openvino', write=write, run=lambda file: lambda x: torch.ones(len(x), 10), packages=())
         for name in ('model.xml', 'model.bin'):
             (tmp_path / name).write_text('before')
         with pytest.raises(UserError, match='differs from the model'):
@@ -365,13 +421,49 @@ class TestNothingIsWritten:
         assert main(['export', 'test_t2t_vit', '--untrained', '--out', str(out)]) == 1
         assert 'There is no folder' in capsys.readouterr().err
 
-    @pytest.mark.parametrize('format, suffix', [('onnx', '.onnx'), ('openvino', '.xml')])
-    def test_without_the_extra(self, tmp_path, capsys, monkeypatch, format, suffix):
+    @pytest.mark.parametrize('arguments, suffix, packages', [
+        (['onnx'], '.onnx', 'onnx onnxscript onnxruntime'),
+        (['openvino'], '.xml', 'openvino onnx onnxscript'),
+        (['openvino', '--quantize', 'int8', '--calibration', 'IMAGES'], '.xml', 'openvino onnx onnxscript nncf'),
+        (['executorch'], '.pte', 'executorch'),
+        (['transformers.js'], '', 'onnx onnxscript onnxruntime'),
+    ])
+    def test_without_the_extra(self, tmp_path, capsys, monkeypatch, arguments, suffix, packages):
+        """Said before weights are loaded: there is no such model."""
         monkeypatch.setattr(export, 'find_spec', lambda name: None)
-        out = tmp_path / f'model{suffix}'
-        assert main(['export', 'test_t2t_vit', '--untrained', '--format', format, '--out', str(out)]) == 1
-        packages = 'onnx onnxscript onnxruntime' if format == 'onnx' else 'openvino onnx onnxscript'
-        assert f'export needs more packages: pip install {packages}\n' in capsys.readouterr().err
+        (tmp_path / 'images').mkdir()
+        Image.new('L', (8, 8)).save(tmp_path / 'images' / 'a.png')
+        arguments = [str(tmp_path / 'images') if a == 'IMAGES' else a for a in arguments]
+        out = str(tmp_path / f'model{suffix}')
+        assert main(['export', 'no_model', '--out', out, '--format', *arguments]) == 1
+        assert capsys.readouterr().err == (
+            f't2t-timm export: The format {arguments[0]} needs more packages: pip install {packages}\n')
+        assert [p.name for p in tmp_path.iterdir()] == ['images']
+
+    def test_over_a_folder_that_is_not_empty(self, tmp_path):
+        (tmp_path / 'model').touch()
+        with pytest.raises(UserError, match='exists and is not empty'):
+            export_model(make_model(), tmp_path, 'transformers.js')
+        assert [p.name for p in tmp_path.iterdir()] == ['model']
+
+    def test_with_a_full_temporary_folder(self, tmp_path, monkeypatch):
+        from torch._inductor import cpp_builder
+
+        def compile(*args, **kwargs):
+            raise RuntimeError(f'g++ says: {os.strerror(errno.ENOSPC)}')
+        monkeypatch.setattr(cpp_builder, 'get_cpp_compiler', lambda: 'g++')
+        monkeypatch.setattr(torch._inductor, 'aoti_compile_and_package', compile)
+        with pytest.raises(UserError, match='has no room left for the temporary files of AOTInductor'):
+            export_model(make_model(depth=1), tmp_path / 'model.pt2', 'aoti')
+        assert not list(tmp_path.iterdir())
+
+    def test_of_a_file_that_ends_its_runtime(self, tmp_path, monkeypatch):
+        def write(source, file):
+            file.touch()
+        monkeypatch.setattr(formats, '_RUN_PTE', 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
+        replace(monkeypatch, 'executorch', write=write, packages=())
+        with pytest.raises(UserError, match='The runtime of ExecuTorch cannot run the file, it ended by SIGKILL'):
+            export_model(make_model(), tmp_path / 'model.pte', 'executorch')
         assert not list(tmp_path.iterdir())
 
 
@@ -381,7 +473,7 @@ def test_images_that_cannot_be_read_are_left_out_before_the_export(tmp_path, cap
         Image.new('L', (28, 28)).save(tmp_path / name)
     (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:40])
     (tmp_path / 'notes.txt').touch()
-    assert Calibration(tmp_path, model).files == [str(tmp_path / 'a.png'), str(tmp_path / 'c.png')]
+    assert [file for file, _ in Calibration(tmp_path, model)] == [str(tmp_path / 'a.png'), str(tmp_path / 'c.png')]
     skipped, left_out = caplog.messages
     assert skipped == f'Skipped 1 that has no extension of an image: {tmp_path / "notes.txt"}.'
     assert left_out.startswith(f'Left out: {tmp_path / "b.png"} cannot be read as an image: ')
@@ -389,3 +481,21 @@ def test_images_that_cannot_be_read_are_left_out_before_the_export(tmp_path, cap
         (tmp_path / name).write_text('text')
     with pytest.raises(UserError, match='None of the images in .* can be read'):
         Calibration(tmp_path, model)
+
+
+def test_each_image_is_decoded_once(tmp_path, monkeypatch):
+    """Beyond the ones that are kept, too; and the agreement counts those that could be read."""
+    decoded = []
+    pixels = ImageReader.pixels
+    monkeypatch.setattr(ImageReader, 'pixels', lambda self, file: decoded.append(file) or pixels(self, file))
+    for i in range(SUBSET + 5):
+        Image.new('L', (28, 28), i % 256).save(tmp_path / f'{i:03}.png')
+    (tmp_path / '100.png').write_text('text')
+    (tmp_path / '101.png').write_text('text')
+    model = make_model(depth=1)
+    calibration = Calibration(tmp_path, model)
+    assert len(calibration.subset()) < SUBSET
+    with torch.no_grad():
+        agreement = measure_agreement(model, model, calibration)
+    assert agreement == (SUBSET + 3, SUBSET + 3, 0)
+    assert sorted(decoded) == [str(tmp_path / f'{i:03}.png') for i in range(SUBSET + 5)]

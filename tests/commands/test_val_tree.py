@@ -22,6 +22,7 @@ from timm.utils.misc import natural_key
 from t2t_timm.cli import main
 from t2t_timm.commands.val_tree import val_tree
 from t2t_timm.digits import extract_heldout
+from t2t_timm.files import sole_writer
 
 SYNSETS = ImageNetInfo('imagenet-1k').label_names()
 LABELS = {
@@ -217,6 +218,19 @@ def test_lost_and_cut_images_are_put_back():
     assert '12 images in 10 of 1,000 classes, 2 extracted' in val_tree('ILSVRC2012_img_val.tar', 'val.txt', 'val')
     assert files('val') == expected()
     assert Path('val', SYNSETS[65], NAMES[0]).stat().st_mtime_ns == kept
+
+
+def test_two_at_once(capsys):
+    part = Path('val.incomplete', f'.{"0" * 16}.part')
+    part.parent.mkdir()
+    part.touch()
+    with sole_writer(Path('val')):
+        assert main(['val-tree', 'flat', 'val.txt', 'val']) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f't2t-timm val-tree: Another command is writing to {Path("val").resolve()}: wait until it has ended.')
+    assert part.exists()  # what the other one is writing
+    assert main(['val-tree', 'flat', 'val.txt', 'val']) == 0
+    assert files('val') == expected() and not list(Path().glob('.val*'))
 
 
 @pytest.mark.parametrize('existing', ['folder', 'link'])

@@ -19,8 +19,8 @@ from t2t_timm.cli import main
 from t2t_timm.hub.push import FILES
 from t2t_timm.weights.manifest import MANIFEST, load_manifest, pretrained_cfg
 
-NAMES = [name for name, entry in load_manifest()['weights'].items() if 'url' in entry]
-FILE = {name: load_manifest()['weights'][name]['file'] for name in NAMES}
+NAMES = [name for name, entry in load_manifest()['weights'].items() if entry.url]
+FILE = {name: load_manifest()['weights'][name].file for name in NAMES}
 TOKEN = 'hf_loopback_secret'
 
 

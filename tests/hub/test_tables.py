@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import huggingface_hub.constants
 import pytest
@@ -11,6 +12,11 @@ from t2t_timm.hub.tables import models_csv, models_json, models_table, weights_o
 from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
+
+
+def know_hub(monkeypatch):
+    known = replace(weight_entry(NAME), hub=dict(sha256='0' * 64, size=9))
+    monkeypatch.setitem(load_manifest()['weights'], NAME, known)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +38,7 @@ def cache_on_hub(root, repo):
 
 
 def cache_release(root):
-    file = root / 'torch' / 'hub' / 'checkpoints' / weight_entry(NAME)['file']
+    file = root / 'torch' / 'hub' / 'checkpoints' / weight_entry(NAME).file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b'')
 
@@ -43,7 +49,7 @@ def test_origin_without_caches(monkeypatch):
     monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
     assert weights_origin(NAME) == 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
     monkeypatch.delenv('T2T_TIMM_HUB_ONLY')
-    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
+    know_hub(monkeypatch)
     assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release'
     monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
     assert weights_origin(NAME) == f'the Hub (someone/{NAME}), then the release'
@@ -56,7 +62,7 @@ def test_origin_without_caches(monkeypatch):
 def test_origin_with_the_release_downloaded(tmp_path, monkeypatch):
     cache_release(tmp_path)
     assert weights_origin(NAME) == 'the release downloaded before'
-    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
+    know_hub(monkeypatch)
     assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release downloaded before'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     assert weights_origin(NAME) == 'the release downloaded before'
@@ -67,7 +73,7 @@ def test_origin_with_the_release_downloaded(tmp_path, monkeypatch):
 def test_origin_in_the_hub_cache(tmp_path, monkeypatch):
     cache_on_hub(tmp_path, f't2t-timm/{NAME}')
     assert weights_origin(NAME) == 'the release'  # whoever put it there
-    monkeypatch.setitem(weight_entry(NAME), 'hub', dict(sha256='0' * 64, size=9))
+    know_hub(monkeypatch)
     assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'

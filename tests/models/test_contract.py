@@ -203,7 +203,8 @@ def test_layer_decay_groups(model):
     assert {'cls_token'} == {n for n in groups[0] if 'patch_embed' not in n}
     assert not [n for i, g in groups.items() if i for n in g if 'patch_embed' in n]
     assert len(groups) == len(model.blocks) + 2  # the stem and the norm with the head
-    assert model.no_weight_decay() >= {'cls_token', 'reg_token'} and 'pos_embed' not in model.no_weight_decay()
+    assert model.no_weight_decay() == {'cls_token', 'reg_token', 'dist_token'}
+    assert torch.jit.script(model).no_weight_decay() == model.no_weight_decay()  # train.py --torchscript asks it
 
 
 def test_nobody_trains_the_position_table(model, images):

@@ -30,7 +30,7 @@ def transferred(open_page, hub, tmp_path_factory):
 
 
 def test_the_figures_are_those_of_the_page(transferred):
-    page, (_, _, _, trained, converted, _, loaded) = transferred
+    page, (_, _, _, _, trained, converted, _, loaded) = transferred
     held_out = len(list((page.folder / 'data' / 'validation').rglob('*.jpg')))
     assert held_out == 39 and len(list((page.folder / 'data' / 'train').rglob('*.jpg'))) == 153
     assert top1(trained) == pytest.approx(top1(page.text), abs=11)

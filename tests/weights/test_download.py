@@ -16,7 +16,7 @@ from loopback import BIG, TINY, Weights, finish
 
 from t2t_timm.weights import download
 from t2t_timm.weights.download import DownloadError, pretrained_file
-from t2t_timm.weights.manifest import pretrained_cfg, weight_entry
+from t2t_timm.weights.manifest import load_manifest, pretrained_cfg, weight_entry
 
 ALWAYS = 1000  # times that a fault happens
 DROP = 12 << 20  # the client writes in pieces of 10 MB: a drop there leaves one piece to go on from
@@ -297,7 +297,7 @@ def asked(monkeypatch):
     ('t2t-timm', {}, [f't2t-timm/{NAME}', 'release']),  # who names it trusts it
 ])
 def test_our_own_namespace_is_asked_only_for_what_the_manifest_knows(asked, monkeypatch, namespace, known, expected):
-    monkeypatch.setitem(weight_entry(NAME), 'hub', known)
+    monkeypatch.setitem(load_manifest()['weights'], NAME, replace(weight_entry(NAME), hub=known))
     if namespace:
         monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', namespace)
     pretrained_file(NAME)

@@ -1,4 +1,6 @@
 """A file is compared with what the manifest knows of it."""
+from dataclasses import replace
+
 import pytest
 import timm
 
@@ -35,9 +37,8 @@ def test_a_file_that_differs_is_refused_with_both_values(small_file, known):
 
 
 def test_the_file_inside_the_package_is_checked_too(monkeypatch, small_file):
-    entry = load_manifest()['weights']['test_t2t_vit.mnist']
-    for key, value in dict(path=str(small_file), size=3, sha256='0' * 64).items():
-        monkeypatch.setitem(entry, key, value)
+    weights, name = load_manifest()['weights'], 'test_t2t_vit.mnist'
+    monkeypatch.setitem(weights, name, replace(weights[name], path=str(small_file), size=3, sha256='0' * 64))
     with pytest.raises(IntegrityError, match='should be 0{64} but is ba7816bf'):
         timm.create_model('test_t2t_vit', pretrained=True)
     assert small_file.exists()
