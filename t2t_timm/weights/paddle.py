@@ -16,7 +16,7 @@ import torch
 from ..errors import UserError
 from .pickles import GuardedUnpickler
 
-__all__ = ['from_paddle', 'is_transposed', 'load_paddle']
+__all__ = ['as_tensor', 'is_transposed', 'load_paddle']
 
 PARAMETER_NAMES = 'StructuredToParameterName@@'  # paddle.save adds the parameters' other names under this key
 
@@ -167,22 +167,10 @@ def is_transposed(state_dict: dict[str, Any]) -> bool:
     return False
 
 
-def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return Paddle's parameters, arrays or tensors, as torch has them.
-
-    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. It writes bfloat16 as
-    unsigned integers.
-
-    Args:
-        params: Names to numpy arrays or tensors; other values are left out.
-    """
-    state_dict = {}
-    for name, value in params.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
-        if not isinstance(value, torch.Tensor):
-            continue
-        # The Performer's random features are the only matrix that is not the weight of a layer.
-        value = value.t().contiguous() if name.endswith('.weight') and value.ndim == 2 else value
-        state_dict[name] = value.view(torch.bfloat16) if value.dtype == torch.uint16 else value
-    return state_dict
+def as_tensor(value: Any) -> torch.Tensor | None:
+    """Return a tensor or array as a tensor, None for all else; Paddle writes bfloat16 as unsigned integers."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
+    if not isinstance(value, torch.Tensor):
+        return None
+    return value.view(torch.bfloat16) if value.dtype == torch.uint16 else value
