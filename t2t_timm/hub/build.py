@@ -128,7 +128,7 @@ def _data_cfg(
         raise UserError(
             f'{file} has {cfg["num_classes"]} classes, and the {checkpoint.record.sources["num_classes"]} beside it '
             f'says {shown(data["num_classes"])}: if it is of another file, convert a copy in a folder of its own.')
-    given = {k: data.get(k, cfg.get(k)) for k in PREPROCESSING}
+    given: dict[str, Any] = {k: data.get(k, cfg.get(k)) for k in PREPROCESSING}
     try:
         given['input_size'] = (channels, *(img_size or given['input_size'][1:]))
         for key in ('mean', 'std'):  # timm's loader did the same in training

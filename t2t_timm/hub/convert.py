@@ -12,7 +12,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.utils.misc import natural_key
 
-from ..errors import UserError, require_timm
+from ..errors import UserError, printable, require_timm
 from ..files import check_parent, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
@@ -77,9 +77,9 @@ def convert(
         state_dict = check_fit(checkpoint, net, file)
         origin = _compare_with_manifest(file, model) if name.tag and not checked else ''
         if not name.tag:
-            net.pretrained_cfg['label_names'] = _label_names(labels and Path(labels), checkpoint, file, net)
+            net.pretrained_cfg['label_names'] = _label_names(Path(labels) if labels else None, checkpoint, file, net)
         bar.update(size)
-        _logger.info('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes]))
+        _logger.info(printable('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes])))
         with new_folder(out) as folder:
             tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
             # save_file() would make a file that nobody else may read, and raises errors of its own for a full disk.

@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, printable
 from ..models import T2TViT
 from ..weights.checkpoint import read_checkpoint
 from ..weights.download import file_hash, pretrained_file
@@ -96,7 +96,7 @@ def _inspect(
         net = built.eval()
     except UserError as e:
         loads = f'no. {e}'
-    return [*lines, *(f'  note: {note}' for note in notes), f'  loads strictly: {loads}'], net, record
+    return [*lines, *(f'  note: {printable(note)}' for note in notes), f'  loads strictly: {loads}'], net, record
 
 
 def _file_of(what: str) -> Path:

@@ -129,12 +129,14 @@ def load_file(path: Path) -> tuple[Any, str]:
     )
 
 
-def _checked_tensors(weights: dict[Any, Any], path: Path) -> dict[str, torch.Tensor]:
+def _checked_tensors(weights: dict[Any, Any], fmt: str, path: Path) -> dict[str, torch.Tensor]:
     state_dict, size, said = {}, path.stat().st_size, 0
     for name, value in weights.items():
         tensor = as_tensor(value)
         if tensor is None or not isinstance(name, str):
             continue
+        if tensor.dtype == torch.uint16 and not fmt.startswith('PyTorch'):
+            tensor = tensor.view(torch.bfloat16)  # Paddle writes it so
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.dtype not in _DTYPES:
             raise UserError(f'{path} holds {name!r}, which is not a plain tensor of floating-point numbers.')
         said += tensor.numel() * tensor.element_size()
@@ -172,7 +174,7 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         raise UserError(f'{path}: {e}') from e
     if first_layer(weights) is None:
         raise UserError(f'{path} holds no T2T-ViT: its names begin with {first_names(loaded)}.')
-    state_dict = _checked_tensors(weights, path)
+    state_dict = _checked_tensors(weights, fmt, path)
     if fmt.startswith('Paddle') or is_transposed(state_dict):
         # The Performer's random features are the only matrix that is not the weight of a layer.
         state_dict = {k: v.t() if v.ndim == 2 and k.endswith('.weight') else v for k, v in state_dict.items()}

@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
-from ..errors import require_timm
+from ..errors import printable, require_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
 from .names import find_weights, first_names, rename
@@ -48,7 +48,7 @@ def input_channels(state_dict: dict[str, Any]) -> int:
 def _renamed(checkpoint: dict[str, Any]) -> dict[str, Any]:
     weights, notes = find_weights(checkpoint)
     if notes:
-        _logger.info(f'Loading {"; ".join(notes)}.')
+        _logger.info(printable(f'Loading {"; ".join(notes)}.'))
     return weights
 
 

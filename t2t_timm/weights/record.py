@@ -3,6 +3,7 @@ import argparse
 import ast
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg, is_model
 
 from ..errors import UserError
-from .manifest import ModelName
+from .manifest import ModelName, tagged
 
 __all__ = ['PREPROCESSING', 'Record', 'record_of', 'shown']
 
@@ -63,8 +64,9 @@ class Record:
         """
         self.model = self.model or model
         if label_names is not None and self.label_names is None:
-            if not isinstance(label_names, (list, tuple)) or not all(isinstance(n, str) for n in label_names):
-                raise UserError(f'{source} should name the classes in a list of texts, not {shown(label_names)}.')
+            if not isinstance(label_names, (list, tuple)) or not all(_text(n) and n.isprintable() for n in label_names):
+                raise UserError(
+                    f'{source} should name the classes in a list of texts, not {shown(label_names)}, each printable.')
             self.label_names = list(label_names)
             self.sources['label_names'] = source
         for kind, values in entries.items():
@@ -131,7 +133,7 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
     With is_start it is of the model that a run started from, whose classes were others.
     """
     path = folder / 'config.json'
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file(), False for what cannot be looked into
         return False
     try:
         with open(path, encoding='utf-8-sig') as f:
@@ -156,14 +158,10 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
 
 
 def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
-    """Return the record of what a checkpoint file held.
+    """Return the record of what a checkpoint file in a folder held.
 
     The first source that says something is believed: the config.json beside the file, the run's own arguments (timm's,
     Lightning's, mmengine's), the pretrained cfg of what the run started from. Nothing is asked of a network.
-
-    Args:
-        loaded: What the file held.
-        folder: Folder of the file.
 
     Raises:
         UserError: An entry cannot be kept.
@@ -186,19 +184,17 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
         elif not _read_config(Path(start.removeprefix('local-dir:')), record, source, is_start=True):
             record.notes.append(f'{source}, which is no longer there: its preprocessing is not known')
     if is_model(record.model):
-        try:
-            name, cfg = record.model, get_pretrained_cfg(record.model)
-        except RuntimeError:  # a tag of somebody's own
-            name = ModelName.parse(record.model).architecture
-            cfg = get_pretrained_cfg(name)
-        if cfg is not None:
+        name = ModelName.parse(record.model)
+        if str(name) not in tagged(name.architecture):
+            name = ModelName(name.architecture)  # a tag of somebody's own
+        if cfg := get_pretrained_cfg(str(name)):
             record.add(f"{name}'s pretrained cfg", data=_given(cfg.to_dict(), PREPROCESSING[1:]))
     return record
 
 
 def _add_arguments(record: Record, args: dict[Any, Any], source: str) -> None:
     data = _given(args, PREPROCESSING)
-    kwargs = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
+    kwargs: Any = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
     if not isinstance(kwargs, dict):
         raise UserError(f'{source} should have model_kwargs as names with values, not {shown(kwargs)}.')
     channels = args.get('in_chans') or kwargs.get('in_chans') or 3
@@ -257,14 +253,14 @@ def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
         raise UserError(
             f'{source} says to_rgb=False: the model reads blue, green, red. Models here read red, green, blue; reverse '
             'the channels of the first layer before you convert it.')
-    data = {k: [round(v / 255, 6) for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
-    resize, crop = (next((steps[k] for k in kinds if k in steps), {}) for kinds in (
-        ('ResizeEdge', 'Resize'), ('CenterCrop',)))
-    scale, size = (_pair(step.get('scale', step.get('size', step.get('crop_size')))) for step in (resize, crop))
+    data: dict[str, Any] = {k: [round(v / 255, 6) for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
+    resize = steps.get('ResizeEdge') or steps.get('Resize') or {}
+    scale, size = (
+        _pair(s.get('scale', s.get('size', s.get('crop_size')))) for s in (resize, steps.get('CenterCrop', {})))
     if scale:
-        data.update(interpolation=resize.get('interpolation', 'bilinear'))
-        data.update(crop_pct=size[0] / scale[0]) if size else data.update(crop_pct=1., crop_mode='squash')
-        data.update(input_size=(backbone.get('in_channels', 3), *(size or scale)))
+        crop = dict(crop_pct=size[0] / scale[0]) if size else dict(crop_pct=1., crop_mode='squash')
+        input_size = (backbone.get('in_channels', 3), *(size or scale))
+        data.update(crop, interpolation=resize.get('interpolation', 'bilinear'), input_size=input_size)
     record.add(source, model_args=_given(_dict(backbone.get('layer_cfgs')), ('num_heads',)), data=data)
 
 

@@ -97,6 +97,13 @@ def test_a_run_that_reads_other_sizes(own, converted):
     assert_same(model, expected, (96, 96))
 
 
+@pytest.mark.parametrize('start', ['x' * 5000, 'x\x1b[31m', 'x\0'], ids=['long', 'control characters', 'null'])
+def test_a_start_that_no_folder_can_have(own, converted, caplog, start):
+    caplog.set_level(logging.INFO)
+    assert_same(converted(run(own(), model=f'local-dir:{start}'))[1], own())
+    assert 'which is no longer there' in caplog.text and '\x1b' not in caplog.text and '\0' not in caplog.text
+
+
 @pytest.mark.parametrize('folder', ['timm', 'transformers'])
 def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
     expected = own(global_pool='avg', img_size=64, num_heads=8)
@@ -292,6 +299,15 @@ def test_mmpretrains_scale(tmp_path):
     assert model.pretrained_cfg['label_names'][999] == 'c999'
 
 
+def test_mmpretrains_scale_of_what_is_no_matrix(tmp_path):
+    mmpretrain(tmp_path / 'a.pth', 'mmpretrain')
+    checkpoint = torch.load(tmp_path / 'a.pth')
+    checkpoint['state_dict']['backbone.encoder.0.attn.qkv.weight'] = torch.zeros(1).expand(2**18, 2**18)
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='blocks.0.attn.qkv.weight is not a plain matrix'):
+        convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
+
+
 def test_mmclss_scale_is_the_usual_one(tmp_path):
     mmpretrain(tmp_path / 'a.pth', 'mmcls')
     out = convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
@@ -342,12 +358,13 @@ def test_a_record_that_cannot_be_kept(own, tmp_path, args, words):
     assert not verdict.good and re.search(words, verdict.lines[-1])
 
 
-@pytest.mark.parametrize('key', ['mean', 'model_kwargs', 'CLASSES'])
+@pytest.mark.parametrize('key', ['mean', 'model_kwargs', 'CLASSES', 'dataset_meta'])
 def test_what_would_be_endless_when_written_out(own, tmp_path, key):
     value = ['x']
     for _ in range(60):
         value = [value, value]
-    checkpoint = dict(run(own()), meta={key: value}) if key == 'CLASSES' else run(own(), **{key: value})
+    metas = dict(CLASSES={'CLASSES': value}, dataset_meta={'dataset_meta': {'classes': value}, 'cfg': value})
+    checkpoint = dict(run(own()), meta=metas[key]) if key in metas else run(own(), **{key: value})
     torch.save(checkpoint, tmp_path / 'run.pth.tar')
     with pytest.raises(UserError, match=r'\[\[<list>, <list>\]'):
         convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
@@ -383,6 +400,7 @@ def test_a_run_with_options_of_its_own_is_no_published_file(own, tmp_path):
 @pytest.mark.parametrize('config, words', [
     ('{"label_names": 5}', 'name the classes in a list of texts, not 5'),
     ('{"label_names": [1, 2]}', 'name the classes in a list of texts'),
+    ('{"label_names": ["a\\n# b"]}', 'name the classes in a list of texts'),
     ('{"pretrained_cfg": 3}', 'pretrained_cfg as names with values, not 3'),
     ('{"pretrained_cfg": {"mean": "abc"}}', "mean='abc'"),
     ('{"pretrained_cfg": {"interpolation": "foo"}}', "interpolation='foo'"),
