@@ -114,10 +114,7 @@ def _check_sizes(size: Iterable[Any], crop_pct: float = 1.) -> None:
 
 
 def _data_cfg(
-        checkpoint: Checkpoint,
-        file: str | Path,
-        usual: dict[str, Any],
-        img_size: tuple[int, int] | None,
+        checkpoint: Checkpoint, file: str | Path, usual: dict[str, Any], img_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Return the pretrained cfg with the record's preprocessing, which has been tried on an image."""
     head, data = checkpoint.state_dict.get('head.weight'), checkpoint.record.data

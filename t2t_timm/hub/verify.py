@@ -67,10 +67,7 @@ def verify(
 
 
 def _inspect(
-        what: str,
-        model: str | None,
-        img_size: tuple[int, int] | None,
-        key: str | None,
+        what: str, model: str | None, img_size: tuple[int, int] | None, key: str | None,
 ) -> tuple[list[str], T2TViT | None, Record]:
     file, is_folder = _file_of(what), Path(what).is_dir()
     if not Path(what).is_file():

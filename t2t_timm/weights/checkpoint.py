@@ -100,11 +100,7 @@ def _load_torch(file: BinaryIO) -> Any:
 
 
 def load_file(path: Path) -> tuple[Any, str]:
-    """Return what a checkpoint file of a known format holds, and the format in words.
-
-    Raises:
-        UserError: It is of no known format, damaged, cut short, or asks for more than weights.
-    """
+    """Return what a checkpoint file holds, and its format in words; a UserError says why it cannot be read safely."""
     with open(path, 'rb') as f:
         start = f.read(32)
         f.seek(0)

@@ -87,34 +87,32 @@ def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:
         _logger.info(f'{name}: in the package, {entry.file}.')
         check_file(entry.path, entry.facts, name)
         return Path(entry.path)
-    repo = weights_repo(name)
-    if repo is not None:
-        _logger.info(f'{name}: asking the Hub for {repo}.')
-        try:
-            return _hub_file(name, repo, entry.hub, cache_dir)
-        except RepositoryNotFoundError as e:
-            if isinstance(e, GatedRepoError):
-                raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
-            if is_set('T2T_TIMM_HUB_ONLY'):
-                raise DownloadError(
-                    f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
-            _logger.warning(
-                f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry.url}.')
-        except LocalEntryNotFoundError as e:
-            release = not is_set('T2T_TIMM_HUB_ONLY') and release_path(entry, cache_dir).is_file()
-            if constants.HF_HUB_OFFLINE:
-                why, more = OFFLINE, ''
-            else:
-                why, more = f'The Hub could not be reached for {repo}', f' {reason(e.__cause__ or e)}'
-            if not release:
-                raise DownloadError(f'{why}, and the file is not in the cache.{more}') from e
-            _logger.warning(f'{name}: {why}; using the release downloaded before.')
-    elif is_set('T2T_TIMM_HUB_ONLY'):
+    repo, hub_only = weights_repo(name), is_set('T2T_TIMM_HUB_ONLY')
+    downloaded = not hub_only and release_path(entry, cache_dir).is_file()
+    if repo is None and hub_only:
         raise DownloadError(
             f"T2T_TIMM_HUB_ONLY forbids the publisher's release, and {hub_repo(name)} is not asked, as the manifest "
             'knows no hash of its weights.')
-    elif constants.HF_HUB_OFFLINE and not release_path(entry, cache_dir).is_file():
+    if repo is None and constants.HF_HUB_OFFLINE and not downloaded:
         raise DownloadError(f'{OFFLINE}, and the file is not in the cache.')
+    if repo is None:
+        return release_file(name, cache_dir)
+    _logger.info(f'{name}: asking the Hub for {repo}.')
+    try:
+        return _hub_file(name, repo, entry.hub, cache_dir)
+    except GatedRepoError as e:
+        raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
+    except RepositoryNotFoundError as e:
+        if hub_only:
+            raise DownloadError(
+                f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
+        _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry.url}.')
+    except LocalEntryNotFoundError as e:
+        why = OFFLINE if constants.HF_HUB_OFFLINE else f'The Hub could not be reached for {repo}'
+        if not downloaded:
+            more = '' if constants.HF_HUB_OFFLINE else f' {reason(e.__cause__ or e)}'
+            raise DownloadError(f'{why}, and the file is not in the cache.{more}') from e
+        _logger.warning(f'{name}: {why}; using the release downloaded before.')
     return release_file(name, cache_dir)
 
 

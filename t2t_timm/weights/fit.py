@@ -77,24 +77,20 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     weight = state_dict[f'{key}.weight']
     shape, dtype, device = weight.shape, weight.dtype, weight.device
     weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
-    norm = 'patch_embed.attention1.norm1.'
-    if in_chans == 1:
-        if norm + 'weight' in state_dict:
-            gain, bias = (
-                state_dict[norm + k].cpu().double().reshape(base_chans, PATCH_SIZE) for k in ('weight', 'bias'))
-            shift = (weight * bias).sum(dim=(1, 2))
-            weight = (weight * gain).sum(dim=1)
-            weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
-            for k in ('weight', 'bias'):
-                state_dict[norm + k] = state_dict[norm + k].new_ones(PATCH_SIZE)
-        else:
-            weight = weight.sum(dim=1)
-    else:
+    norms = [k for k in ('patch_embed.attention1.norm1.weight', 'patch_embed.attention1.norm1.bias') if k in state_dict]
+    if in_chans > 1:
         index = torch.arange(in_chans) % base_chans
         weight = weight[:, index] * (base_chans / in_chans)
-        for k in ('weight', 'bias'):
-            if norm + k in state_dict:
-                state_dict[norm + k] = state_dict[norm + k].reshape(base_chans, PATCH_SIZE)[index].flatten()
+        for k in norms:
+            state_dict[k] = state_dict[k].reshape(base_chans, PATCH_SIZE)[index].flatten()
+    elif norms:
+        gain, bias = (state_dict[k].cpu().double().reshape(base_chans, PATCH_SIZE) for k in norms)
+        shift = (weight * bias).sum(dim=(1, 2))
+        weight = (weight * gain).sum(dim=1)
+        weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
+        state_dict.update({k: state_dict[k].new_ones(PATCH_SIZE) for k in norms})
+    else:
+        weight = weight.sum(dim=1)
     weight = weight.reshape(shape[0], -1)
     if key == FIRST_LAYERS['transformer']:
         weight[:shape[0] // 3] *= math.sqrt(in_chans / base_chans)

@@ -112,16 +112,15 @@ def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
 def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[dict[Any, Any], list[str]]:
     """Return the weights of the T2T-ViT in a checkpoint under the names of the models, and notes of what was taken.
 
-    They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names.
-    Token labeling's auxiliary head is left out. A checkpoint without such a module is returned as it is.
+    They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names,
+    without token labeling's auxiliary head. A checkpoint without such a module is returned as it is.
 
     Args:
         checkpoint: A state dict, or a checkpoint that holds one or more.
         key: Model to take of several, as 'teacher' or 'state_dict.backbone'; by default the averaged one.
 
     Raises:
-        ValueError: There are several models and nothing says which to take, or there is none under the key, or the
-            names of the tokens-to-token module are of two kinds.
+        ValueError: Nothing says which of several models to take, there is none under the key, or names of two kinds.
     """
     models = _models(checkpoint)
     if not models:

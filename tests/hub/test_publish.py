@@ -266,7 +266,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
 
 @pytest.mark.slow
 def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, publish):
-    hub = {name: entry.hub for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
+    hub = {name: entry['hub'] for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
            if name in NAMES}
     known = {name: dict(hub=lines) for name, lines in hub.items()}
     known_less = dict(known, **{NAMES[0]: dict(hub=dict(hub[NAMES[0]], sha256='0' * 64)), NAMES[1]: {}})
