@@ -1,5 +1,6 @@
 """The model that a checkpoint's record describes, and whether the weights fit it."""
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,22 +9,25 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.layers import to_2tuple
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ..errors import UserError
-from ..layers import sinusoidal_pos_embed, tokens_grid_size
+from ..layers import join_positions, sinusoidal_pos_embed, tokens_grid_size
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint
 from ..weights.fit import input_channels, looks_like
 from ..weights.manifest import ModelName, known_name
 from ..weights.names import some
-from ..weights.record import PREPROCESSING
+from ..weights.record import PREPROCESSING, shown
 
 __all__ = ['build', 'check_fit', 'full_name', 'usual_cfg']
 
 _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
 _SCALES = (0.1, 4.)  # range of crop_pct: an image is resized to the model's size divided by it
+_SIDES = (8, 4096)  # pixels of a side of the image, and of one that is resized before it is cropped:
+_LARGEST = 8192
 
 
 def usual_cfg(architecture: str) -> PretrainedCfg:
@@ -58,82 +62,96 @@ def build(
     Raises:
         UserError: The record contradicts itself, the model asked for, or what a model of this package can be.
     """
-    record = checkpoint.record
-    said, found = ModelName.parse(record.model).architecture, looks_like(checkpoint.state_dict)
-    model = model or said or found
-    if model is None:
+    record, said = checkpoint.record, ModelName.parse(checkpoint.record.model).architecture
+    found = looks_like(checkpoint.state_dict, said)
+    asked = model or (said if is_model(said) else found or said)
+    if not asked:
         raise UserError(f'{file} has shapes that fit no architecture: name the expected one with --model.')
-    name = known_name(model)
-    if said and said != name.architecture:
-        what = f'{file} says that it is {said}' if said == found or found is None else (
-            f'{file} looks like {found} and says that it is {said}')
-        raise UserError(f'{what}, not {name.architecture}: use --model {found or said}.')
+    name = known_name(asked)
+    if said and said != name.architecture and not is_model(said):
+        checkpoint.notes.append(f'it says that it is {said}, which is no architecture here')
+    elif said and said != name.architecture:
+        what = f'looks like {found} and ' if found not in (None, said) else ''
+        better = found or said
+        alone = f', with a file of the state dict alone, if {said} is wrong' if better == name.architecture else ''
+        raise UserError(f'{file} {what}says that it is {said}, not {name.architecture}: use --model {better}{alone}.')
     if name.tag:
-        if img_size:
-            raise UserError(
-                f'--img-size is for weights of your own, which have no tag: use --model {name.architecture}.')
-        net = cast(T2TViT, timm.create_model(str(name), device='meta'))
         own = {k: v for k, v in record.model_args.items() if k != 'img_size'}
-        if own:
-            raise UserError(
-                f'{file} was trained with {_shown(own)}, so it is not the published {name}: use --model '
-                f'{name.architecture}.')
-        return net
+        if img_size or own:
+            what = '--img-size is for weights of your own, which have no tag' if img_size else (
+                f'{file} was trained with {_listed(own)}, so it is not the published {name}')
+            raise UserError(f'{what}: use --model {name.architecture}.')
+        return cast(T2TViT, timm.create_model(str(name), device='meta'))
     usual = usual_cfg(name.architecture)
     cfg = _data_cfg(checkpoint, file, usual.to_dict(), img_size)
-    args = dict(record.model_args, img_size=img_size or _model_size(checkpoint, cfg, usual.input_size[1:]))
+    args = dict(record.model_args)
     try:
-        return cast(T2TViT, timm.create_model(name.architecture, pretrained_cfg=cfg, device='meta', **args))
+        args['img_size'] = img_size or _model_size(checkpoint, cfg, usual.input_size[1:])
+        _check_sizes(args['img_size'])
+        depth = args.get('depth', args.get('block_config', 0))
+        if (sum(depth) if isinstance(depth, (list, tuple)) else depth) > len(checkpoint.state_dict):
+            raise ValueError(f'the file has {len(checkpoint.state_dict)} tensors, fewer than such a model has blocks')
+        net = timm.create_model(name.architecture, pretrained_cfg=cfg, device='meta', **args)
     except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
-        raise UserError(f'{file} says that it is {name} with {_shown(args)}, which cannot be built: {e}') from e
+        raise UserError(
+            f'{file} says that it is {name} with {_listed(args)}, which cannot be built: {str(e).rstrip(".")}.') from e
+    if not isinstance(net, T2TViT):
+        raise UserError(f'{file} says that it is {name} with {_listed(args)}, which makes a {type(net).__name__}.')
+    return net
 
 
-def _shown(args: dict[str, Any]) -> str:
-    return ', '.join(f'{k}={v!r}' for k, v in args.items())
+def _listed(args: dict[str, Any]) -> str:
+    return ', '.join(f'{k}={shown(v)}' for k, v in args.items())
+
+
+def _check_sizes(size: Iterable[Any], crop_pct: float = 1.) -> None:
+    (low, high), (smallest, largest) = _SCALES, _SIDES
+    if not low <= crop_pct <= high or not all(
+            type(s) is int and smallest <= s <= largest and s / crop_pct <= _LARGEST for s in size):
+        raise ValueError(
+            f'crop_pct should lie between {low} and {high}, and a side between {smallest} and {largest} pixels, at '
+            f'most {_LARGEST} when divided by crop_pct')
 
 
 def _data_cfg(
-        checkpoint: Checkpoint,
-        file: str | Path,
-        usual: dict[str, Any],
-        img_size: tuple[int, int] | None,
+        checkpoint: Checkpoint, file: str | Path, usual: dict[str, Any], img_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Return the pretrained cfg with the record's preprocessing, which has been tried on an image."""
-    head = checkpoint.state_dict.get('head.weight')
+    head, data = checkpoint.state_dict.get('head.weight'), checkpoint.record.data
     channels = input_channels(checkpoint.state_dict) or usual['input_size'][0]
     cfg = {k: v for k, v in usual.items() if k not in _OF_ONE_TAG}
     cfg['num_classes'] = 0 if head is None or head.ndim != 2 else head.shape[0]
-    data = checkpoint.record.data
-    given = {k: data.get(k, cfg.get(k)) for k in PREPROCESSING}
-    if img_size:
-        given['input_size'] = (channels, *img_size)
+    if data.get('num_classes', cfg['num_classes']) != cfg['num_classes']:
+        raise UserError(
+            f'{file} has {cfg["num_classes"]} classes, and the {checkpoint.record.sources["num_classes"]} beside it '
+            f'says {shown(data["num_classes"])}: if it is of another file, convert a copy in a folder of its own.')
+    given: dict[str, Any] = {k: data.get(k, cfg.get(k)) for k in PREPROCESSING}
     try:
-        given['input_size'] = (channels, *given['input_size'][1:])
+        given['input_size'] = (channels, *(img_size or given['input_size'][1:]))
         for key in ('mean', 'std'):  # timm's loader did the same in training
             given[key] = adapt_to_chs(given[key], channels) if key not in data or len(data[key]) == 3 else given[key]
         config = resolve_data_config(dict(given, in_chans=channels))
-        low, high = _SCALES
-        if not low <= config['crop_pct'] <= high or not all(8 <= s <= 4096 for s in config['input_size'][1:]):
-            raise ValueError(f'crop_pct should lie between {low} and {high}, and a side between 8 and 4096 pixels')
+        _check_sizes(config['input_size'][1:], config['crop_pct'])
+        if config['crop_mode'] not in ('center', 'squash', 'border'):  # timm takes others for center
+            raise ValueError('crop_mode should be center, squash or border')
         mode = {1: 'L', 3: 'RGB', 4: 'RGBA'}.get(channels)
-        pixels = create_transform(**config)(Image.new(mode, (64, 48))) if mode else torch.zeros(config['input_size'])
+        pixels = create_transform(**config)(Image.new(mode, (48, 48))) if mode else torch.zeros(config['input_size'])
         if pixels.shape != config['input_size'] or not pixels.isfinite().all():
             raise ValueError('it makes no image of finite numbers of that size')
     except Exception as e:  # timm and torchvision raise nearly anything
         raise UserError(
-            f'{file} says that its images were preprocessed with {_shown(data)}, which cannot be done: '
-            f'{str(e) or type(e).__name__}.') from e
+            f'{file} says that its images were preprocessed with {_listed(data)}, which cannot be done: '
+            f'{str(e).rstrip(".") or type(e).__name__}.') from e
     return cfg | config
 
 
 def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, int]) -> tuple[int, int]:
-    """Return the image size (H, W) behind a position table: what is said of it, or else a square."""
+    """Return the image size (H, W) behind a position table: the first that is said and fits, or else a square."""
     record, table = checkpoint.record, checkpoint.state_dict.get('pos_embed')
-    if 'img_size' in record.model_args:
-        return record.model_args['img_size']
-    sizes = [cfg['input_size'][1:]]
-    if record.model_args.get('dynamic_img_size'):  # then images may have another size than the table is for
-        sizes.insert(0, usual)
+    given = {'img_size': record.model_args.get('img_size'), 'input_size': cfg['input_size'][1:]}
+    sizes = [to_2tuple(given[key]) for key in record.sources if given.get(key)] or [given['input_size']]
+    if record.model_args.get('dynamic_img_size') and not given['img_size']:
+        sizes.insert(0, usual)  # images may have another size than the table is for
     if table is None or table.ndim != 3:
         return sizes[0]
     num_tokens = table.shape[1] - int('cls_token' in checkpoint.state_dict)
@@ -141,14 +159,13 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
         if math.prod(tokens_grid_size(size)) == num_tokens:
             return size
     side = 16 * math.isqrt(max(num_tokens, 0))
-    if 'input_size' not in record.data and math.prod(tokens_grid_size((side, side))) == num_tokens > 0:
-        checkpoint.notes.append(
-            f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels: give --img-size H W '
-            'if it was another'
-        )
-        cfg['input_size'] = (cfg['input_size'][0], side, side)
-        return side, side
-    return sizes[0]
+    if given.keys() & record.sources.keys() or not math.prod(tokens_grid_size((side, side))) == num_tokens > 0:
+        return sizes[0]
+    checkpoint.notes.append(
+        f'nothing says the image size, {num_tokens} tokens taken for {side} x {side} pixels: give --img-size H W if it '
+        'was another')
+    cfg['input_size'] = (cfg['input_size'][0], side, side)
+    return side, side
 
 
 def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
@@ -159,18 +176,23 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
     """
     state_dict, name = dict(checkpoint.state_dict), full_name(model)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    if 'pos_embed' not in state_dict:
-        state_dict['pos_embed'] = sinusoidal_pos_embed(*expected['pos_embed'][1:])
-        checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
     actual = {k: tuple(v.shape) for k, v in state_dict.items()}
+    has_no_table = model.has_sinusoidal_pos_embed and 'pos_embed' not in actual
+    if has_no_table:
+        actual['pos_embed'] = expected['pos_embed']
     if actual == expected:
+        if has_no_table:
+            full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, expected['pos_embed'][2])
+            state_dict['pos_embed'] = join_positions(
+                full, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
+            checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
         return state_dict
     architecture, tag = ModelName.parse(name)
-    found = looks_like(checkpoint.state_dict)
-    if found is not None and found != architecture:
+    found = looks_like(checkpoint.state_dict, architecture)
+    if found not in (None, architecture):
         raise UserError(f'{file} looks like {found}, not like {architecture}: use --model {found}.')
-    differing = {k for k in {**actual, **expected} if actual.get(k) != expected.get(k)}
-    if tag and differing <= {'head.weight', 'head.bias'}:
+    wrong = {k for k in {**actual, **expected} if actual.get(k) != expected.get(k)}
+    if tag and wrong <= {'head.weight', 'head.bias'}:
         classes, usual = ((shapes.get('head.bias') or ('no',))[0] for shapes in (actual, expected))
         raise UserError(
             f'{file} has {classes} classes, {name} has {usual}: if it is not that tag, use --model {architecture}.')
@@ -178,8 +200,8 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
         raise UserError(
             f'{file} has no class token (cls_token), and nothing in it says how the model pools its tokens: models '
             'without one need a config.json or training arguments that name class_token and global_pool.')
-    table, own = actual['pos_embed'], expected.get('pos_embed', ())
-    if not tag and differing == {'pos_embed'} and table[::2] == own[::2]:
+    table, own = (shapes.get('pos_embed', ()) for shapes in (actual, expected))
+    if not tag and wrong == {'pos_embed'} and table[::2] == own[::2]:
         height, width = model.patch_embed.img_size
         source = checkpoint.record.sources.get('img_size') or checkpoint.record.sources.get('input_size')
         said = f' as {source} have it' if source else ''
@@ -188,13 +210,11 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
             f'need {own[1]}. Give the size of the images that it was trained with, as --img-size H W.'
         )
     args = checkpoint.record.model_args
-    with_args = f' with {_shown(args)}' if args and not tag else ''
-    raise UserError(f'{file} does not fit {name}{with_args}: {"; ".join(_differences(actual, expected))}.')
-
-
-def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    missing = [k for k in expected if k not in actual]
-    unexpected = [k for k in actual if k not in expected]
-    wrong = [f'{k} {actual[k]} instead of {expected[k]}' for k in expected if actual.get(k, expected[k]) != expected[k]]
-    return [f'{what} {some(names)}' for what, names in (
-        ('missing', missing), ('unexpected', unexpected), ('of another shape', wrong)) if names]
+    with_args = f' with {_listed(args)}' if args and not tag else ''
+    differences = '; '.join(f'{what} {some(names)}' for what, names in (
+        ('missing', [k for k in expected if k not in actual]),
+        ('unexpected', [k for k in actual if k not in expected]),
+        ('of another shape', [
+            f'{k} {actual[k]} instead of {expected[k]}' for k in expected if k in wrong and k in actual]),
+    ) if names)
+    raise UserError(f'{file} does not fit {name}{with_args}: {differences}.')

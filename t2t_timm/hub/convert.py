@@ -11,7 +11,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.utils.misc import natural_key
 
-from ..errors import UserError, require_timm
+from ..errors import UserError, printable, require_timm
 from ..files import check_new_folder, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
@@ -57,13 +57,13 @@ def convert(
         UserError: The file is not a readable checkpoint of that architecture, the names are not as many as its classes,
             or the directory is taken.
     """
+    require_timm('1.0.31', 'Writing a config.json')
     file, out = Path(file), Path(out)
     name = known_name(model)
     check_new_folder(out)
-    if file.is_dir():
-        raise UserError(f'{file} is a folder: name a checkpoint file.')
     if not file.is_file():
-        raise UserError(f'There is no file {file}.')
+        raise UserError(
+            f'{file} is a folder: name a checkpoint file.' if file.is_dir() else f'There is no file {file}.')
     if labels is not None and name.tag:
         raise UserError(
             f'--labels names the classes of weights of your own, which have no tag: use --model {name.architecture}.')
@@ -76,9 +76,9 @@ def convert(
         state_dict = check_fit(checkpoint, net, file)
         origin = _compare_with_manifest(file, model) if name.tag and not checked else ''
         if not name.tag:
-            net.pretrained_cfg['label_names'] = _label_names(labels and Path(labels), checkpoint, file, net)
+            net.pretrained_cfg['label_names'] = _label_names(Path(labels) if labels else None, checkpoint, file, net)
         bar.update(size)
-        _logger.info('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes]))
+        _logger.info(printable('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes])))
         with new_folder(out) as folder:
             tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
             # save_file() would make a file that nobody else may read, and raises errors of its own for a full disk.
@@ -91,41 +91,33 @@ def convert(
 
 
 def _compare_with_manifest(file: Path, name: str) -> str:
-    """Check that a file is the published one, as far as the manifest knows it; return what the card has to say of it.
-
-    Raises:
-        IntegrityError: It is another file.
-    """
+    # What the card has to say of a file that could not be compared with the published one.
     try:
         compared = check_file(file, weight_entry(name).facts, name)
     except IntegrityError as e:
         raise IntegrityError(
             f'{e} It is not the published file: for weights of your own use --model {known_name(name).architecture}.'
         ) from e
-    if any(key.startswith('sha') for key in compared):
-        return ''
-    return (
+    return '' if any(key.startswith('sha') for key in compared) else (
         f'Converted from a file {file.name} of {file.stat().st_size} bytes, SHA-256 {file_hash(file)}. No hash of the '
         'published file is known, so it could not be compared.')
 
 
 def _label_names(labels: Path | None, checkpoint: Checkpoint, file: Path, model: T2TViT) -> list[str] | None:
     """Return the names of the classes: those given, or those of the record if they are as many as the classes."""
-    record, count = checkpoint.record, model.num_classes
+    names, count = checkpoint.record.label_names, model.num_classes
     if labels is not None:
         names = _folder_names(labels, checkpoint) if labels.is_dir() else _listed_names(labels)
         if len(names) != count:
             raise UserError(f'{labels} should name the {count} classes of {file}, but it names {len(names)}.')
-        return names
-    if record.label_names and len(record.label_names) == count:
-        return record.label_names
-    if record.label_names:
+    elif names and len(names) != count:
         checkpoint.notes.append(
-            f'{record.sources["label_names"]} names {len(record.label_names)} classes, the weights have {count}: names '
+            f'{checkpoint.record.sources["label_names"]} names {len(names)} classes, the weights have {count}: names '
             'left out')
-    if count and infer_imagenet_subset(model) is None:
+        names = None
+    if count and not names and infer_imagenet_subset(model) is None:
         _logger.info('The classes have no names: --labels FOLDER|FILE gives them.')
-    return None
+    return names
 
 
 def _folder_names(labels: Path, checkpoint: Checkpoint) -> list[str]:
@@ -177,24 +169,19 @@ def write_config_and_card(folder: Path, model: T2TViT, origin: str = '') -> None
         model: Model, which may be on the meta device; its pretrained cfg has the preprocessing.
         origin: Sentences for a tag's card on the file that was converted.
     """
-    cfg = model.pretrained_cfg
-    _write_config(folder / 'config.json', model)
-    card = tag_card(full_name(model), origin) if cfg.get('tag') else architecture_card(
-        cfg['architecture'], model.num_classes, cfg['input_size'], cfg.get('label_names') or ())
-    (folder / 'README.md').write_text(card, encoding='utf-8', newline='\n')
-
-
-def _write_config(path: Path, model: T2TViT) -> None:
+    require_timm('1.0.31', 'Writing a config.json')
+    cfg, path = model.pretrained_cfg, folder / 'config.json'
+    label_names = cfg.get('label_names')
+    save_config_for_hf(model, str(path), model_config={'label_names': list(label_names)} if label_names else None)
     # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
     # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
-    require_timm('1.0.31', 'Writing a config.json')
-    label_names = model.pretrained_cfg.get('label_names')
-    save_config_for_hf(
-        model, str(path), model_config={'label_names': list(label_names)} if label_names else None)
     config = json.loads(path.read_text(encoding='utf-8'))
-    size = usual_cfg(model.pretrained_cfg['architecture']).input_size
+    size = usual_cfg(cfg['architecture']).input_size
     usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
     # An empty entry is written too: Transformers saves null for what is missing, which timm cannot read.
     config['model_args'] = {
         k: v for k, v in config['model_args'].items() if k != 'num_classes' and usual.get(k) != v}
     path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8', newline='\n')
+    card = tag_card(full_name(model), origin) if cfg.get('tag') else architecture_card(
+        cfg['architecture'], model.num_classes, cfg['input_size'], cfg.get('label_names') or ())
+    (folder / 'README.md').write_text(card, encoding='utf-8', newline='\n')

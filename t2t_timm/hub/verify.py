@@ -1,18 +1,18 @@
 """What a directory, checkpoint file or tag holds, whether it loads, and how far its logits are from another's."""
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import timm
 import torch
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, printable
 from ..models import T2TViT
 from ..weights.checkpoint import read_checkpoint
 from ..weights.download import file_hash, pretrained_file
-from ..weights.manifest import load_manifest
-from ..weights.record import Record
+from ..weights.manifest import ModelName, load_manifest
+from ..weights.record import Record, shown
 from .build import build, check_fit
 
 __all__ = ['TOLERANCE', 'Verdict', 'config_fault', 'verify']
@@ -60,45 +60,40 @@ def verify(
         lines.append(
             f'largest difference of the logits: {difference:.3g} ({"no more" if good else "more"} than {TOLERANCE:g})')
         said, other = (record.data for _, _, record in verdicts)
-        differing = [k for k in said if k in other and _flat(said[k]) != _flat(other[k])]
-        lines += [f'preprocessing differs: {k} {said[k]} and {other[k]}' for k in differing]
+        differing = [k for k in said if k in other and shown(said[k]) != shown(other[k])]
+        lines += [f'preprocessing differs: {k} {shown(said[k])} and {shown(other[k])}' for k in differing]
         good = good and not differing
     return Verdict(lines, good)
 
 
 def _inspect(
-        what: str,
-        model: str | None,
-        img_size: tuple[int, int] | None,
-        key: str | None,
+        what: str, model: str | None, img_size: tuple[int, int] | None, key: str | None,
 ) -> tuple[list[str], T2TViT | None, Record]:
-    file = _file_of(what)
+    file, is_folder = _file_of(what), Path(what).is_dir()
+    if not Path(what).is_file():
+        model, img_size, key = None if is_folder else what, None, None
     lines = [what, f'  file: {file}', f'  size: {file.stat().st_size} bytes', f'  sha256: {file_hash(file)}']
-    is_file = Path(what).is_file()
     notes: list[str] = []
-    record = Record()
+    record, net, loads = Record(), None, 'yes'
     try:
-        checkpoint = read_checkpoint(file, key if is_file else None)
+        checkpoint = read_checkpoint(file, key)
         lines.append(f'  format: {checkpoint.format}')
         notes, record = checkpoint.notes, checkpoint.record
-        own = model if is_file else None if Path(what).is_dir() else what
-        net = build(checkpoint, what, own, img_size if is_file else None)
-        if Path(what).is_dir():
-            net = _configured(what)  # what timm makes of the folder is what its users get
-        height, width = net.patch_embed.img_size
+        if is_folder:
+            model = ModelName.parse(record.model).architecture or None
+        built = build(checkpoint, what, model, img_size)
+        if is_folder:
+            built = _configured(what)  # what timm makes of the folder is what its users get
+        height, width = built.patch_embed.img_size
         lines.append(
-            f'  architecture: {net.pretrained_cfg["architecture"]}; {net.num_classes} classes, images of '
-            f'{net.in_chans} x {height} x {width}')
-        state_dict = check_fit(checkpoint, net, what)
-        net.load_state_dict({k: v.float() for k, v in state_dict.items()}, strict=True, assign=True)
-        loads = 'yes'
+            f'  architecture: {built.pretrained_cfg["architecture"]}; {built.num_classes} classes, images of '
+            f'{built.in_chans} x {height} x {width}')
+        state_dict = check_fit(checkpoint, built, what)
+        built.load_state_dict({k: v.float() for k, v in state_dict.items()}, strict=True, assign=True)
+        net = built.eval()
     except UserError as e:
-        net, loads = None, f'no. {e}'
-    return [*lines, *(f'  note: {note}' for note in notes), f'  loads strictly: {loads}'], net and net.eval(), record
-
-
-def _flat(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+        loads = f'no. {e}'
+    return [*lines, *(f'  note: {printable(note)}' for note in notes), f'  loads strictly: {loads}'], net, record
 
 
 def _file_of(what: str) -> Path:
@@ -107,14 +102,13 @@ def _file_of(what: str) -> Path:
         path = path / HF_SAFE_WEIGHTS_NAME
         if not path.is_file():
             raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it was not written by `t2t-timm convert`.')
-        return path
-    if path.is_file():
-        return path
-    if what in load_manifest()['weights']:
+    elif not path.is_file() and what in load_manifest()['weights']:
         return pretrained_file(what)
-    raise UserError(
-        f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
-        f'{nearest(what, load_manifest()["weights"])}')
+    elif not path.is_file():
+        raise UserError(
+            f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
+            f'{nearest(what, load_manifest()["weights"])}')
+    return path
 
 
 def _configured(folder: str) -> T2TViT:
@@ -129,12 +123,11 @@ def _configured(folder: str) -> T2TViT:
 def config_fault(folder: str) -> str | None:
     """Return what is wrong with a folder's config.json in words, if it is what timm has no words for."""
     try:
-        config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        args = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8')).get('model_args', {})
+    except (OSError, ValueError, AttributeError):
         return None
-    if not isinstance(config, dict) or config.get('model_args', {}) is not None:
-        return None
-    return 'its config.json has "model_args": null, as Transformers saves it, which timm cannot read: put {} for null'
+    return None if args is not None else (
+        'its config.json has "model_args": null, as Transformers saves it, which timm cannot read: put {} for null')
 
 
 def _compare(first: T2TViT, second: T2TViT) -> float:

@@ -7,7 +7,6 @@ import argparse
 import io
 import os
 import re
-import struct
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from ..errors import UserError
 from .fit import first_layer
 from .names import find_weights, first_names, some
-from .paddle import from_paddle, is_transposed, load_paddle
+from .paddle import as_tensor, is_transposed, load_paddle
 from .pickles import dry_run
 from .record import Record, record_of
 
@@ -44,9 +43,6 @@ class Checkpoint(NamedTuple):
 class _Inert:
     """Stands for an object that is not needed: neither its class nor its content is used."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
-        return super().__new__(cls)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
@@ -56,16 +52,12 @@ class _Inert:
 
 # Checkpoints hold these beside tensors: numpy's numbers, the statistics of mmengine's runner, and fastai's lists. torch
 # finds them by their names.
-_READ_PAST = [
-    type(name, (_Inert,), {'__module__': module, '__qualname__': name}) for module, name in (
-        ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
-        ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
-        ('numpy', 'ndarray'), ('numpy', 'dtype'),
-        ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'),
-        ('fastcore.foundation', 'L'),
-        ('_codecs', 'encode'),  # older protocols pickle numpy's numbers so
-    )
-]
+_READ_PAST = [type(name, (_Inert,), {'__module__': module}) for module, name in (
+    ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
+    ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
+    ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),  # the last in older protocols
+    ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('builtins', 'getattr'), ('fastcore.foundation', 'L'),
+)]
 
 
 def _check_torch(file: BinaryIO) -> None:
@@ -99,36 +91,25 @@ def _load_torch(file: BinaryIO) -> Any:
                 'so nothing was loaded. If you trust the file, load it where it was made and save only its '
                 'state_dict.'
             ) from e
-        reason = str(e).strip().split('\n')[0] or type(e).__name__
         if 'Unsupported operand' in str(e):
             raise UserError(
                 f"{file.name} was saved with a pickle_protocol above 3, which torch's safe loader cannot read: save it "
                 'again where it was made, with torch.save(state_dict, FILE), without that argument.') from e
+        reason = str(e).strip().split('\n')[0] or type(e).__name__
         raise UserError(f'{file.name} is not a readable PyTorch checkpoint, or it is cut short: {reason}') from e
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as e:
-        raise UserError(f'{path} is not a readable safetensors file, or it is cut short: {e}') from e
-
-
-def _is_safetensors(start: bytes, size: int) -> bool:
-    return len(start) > 9 and struct.unpack('<Q', start[:8])[0] < size and start[8:9] == b'{'
-
-
 def load_file(path: Path) -> tuple[Any, str]:
-    """Return what a checkpoint file of a known format holds, and the format in words.
-
-    Raises:
-        UserError: It is of no known format, damaged, cut short, or asks for more than weights.
-    """
+    """Return what a checkpoint file holds, and its format in words; a UserError says why it cannot be read safely."""
     with open(path, 'rb') as f:
         start = f.read(32)
         f.seek(0)
-        if _is_safetensors(start, path.stat().st_size):  # before pickles: its length may look like one
-            return _load_safetensors(path), 'safetensors'
+        # It goes before pickles, as the length that it begins with may look like one.
+        if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size:
+            try:
+                return safetensors.torch.load_file(path), 'safetensors'
+            except SafetensorError as e:
+                raise UserError(f'{path} is not a readable safetensors file, or it is cut short: {e}') from e
         if start.startswith(b'PK\x03\x04'):
             return _load_torch(f), 'PyTorch checkpoint'
         if start.startswith(_TORCH_LEGACY):
@@ -144,24 +125,30 @@ def load_file(path: Path) -> tuple[Any, str]:
     )
 
 
-def _check_tensors(state_dict: dict[str, torch.Tensor], path: Path) -> None:
-    for name, value in state_dict.items():
-        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
+def _checked_tensors(weights: dict[Any, Any], fmt: str, path: Path) -> dict[str, torch.Tensor]:
+    state_dict, size, said = {}, path.stat().st_size, 0
+    for name, value in weights.items():
+        tensor = as_tensor(value)
+        if tensor is None or not isinstance(name, str):
+            continue
+        if tensor.dtype == torch.uint16 and not fmt.startswith('PyTorch'):
+            tensor = tensor.view(torch.bfloat16)  # Paddle writes it so
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.dtype not in _DTYPES:
             raise UserError(f'{path} holds {name!r}, which is not a plain tensor of floating-point numbers.')
-    said = sum(v.numel() * v.element_size() for v in state_dict.values())
-    if said > path.stat().st_size:  # a tensor can be one number, repeated by its strides
-        raise UserError(f'{path} is damaged: its tensors should have {said} bytes, more than the file.')
+        said += tensor.numel() * tensor.element_size()
+        if said > size:  # a tensor can be one number, repeated by its strides, and an array can have many names
+            raise UserError(f'{path} is damaged: its tensors should have {said} bytes or more, the file has {size}.')
+        state_dict[name] = tensor
     damaged = [k for k, v in state_dict.items() if not v.float().isfinite().all()]
     if damaged:
         raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {some(damaged)}.')
+    return state_dict
 
 
 def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
-    """Read a checkpoint of any published format, whatever its name.
+    """Read a checkpoint of any published format: PyTorch's, Paddle's or safetensors, whatever its name.
 
-    It knows PyTorch files (the authors', OpenMMLab's, token labeling's, timm's train.py's), Paddle files (the Paddle
-    article's, PaddleViT's) and safetensors. Pickles are read with weights_only=True or, Paddle's, by an unpickler that
-    admits numpy arrays only.
+    Pickles are read with weights_only=True or, Paddle's, by an unpickler that admits numpy arrays only.
 
     Args:
         path: File to read.
@@ -183,17 +170,17 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         raise UserError(f'{path}: {e}') from e
     if first_layer(weights) is None:
         raise UserError(f'{path} holds no T2T-ViT: its names begin with {first_names(loaded)}.')
-    if fmt.startswith('Paddle') or is_transposed(weights):
-        weights = from_paddle(weights)
-        notes.append("linear weights transposed, as Paddle keeps them")
+    state_dict = _checked_tensors(weights, fmt, path)
+    if fmt.startswith('Paddle') or is_transposed(state_dict):
+        # The Performer's random features are the only matrix that is not the weight of a layer.
+        state_dict = {k: v.t() if v.ndim == 2 and k.endswith('.weight') else v for k, v in state_dict.items()}
+        notes.append('linear weights transposed, as Paddle keeps them')
     elif 'arch' in loaded and 'epoch' in loaded:
         fmt += ' of a timm training run'
-    state_dict = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    _check_tensors(state_dict, path)
     try:
-        record, more = record_of(loaded, path.parent)
+        record = record_of(loaded, path.parent)
     except UserError as e:
         raise UserError(f'{path}: {e}') from e
     except Exception as e:  # a file's own words may be of any kind
         raise UserError(f'{path} says what it is in a way that cannot be read: {type(e).__name__}: {e}') from e
-    return Checkpoint(state_dict, fmt, notes + record.told() + more, record)
+    return Checkpoint(state_dict, fmt, notes + record.told(), record)

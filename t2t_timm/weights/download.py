@@ -70,46 +70,49 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
         DownloadError: They could not be fetched.
         IntegrityError: They are not what the manifest describes; they have been deleted.
     """
-    try:
-        return _find_file(name, cache_dir)
-    except DownloadError as e:
-        raise DownloadError(_advice(name, str(e), cache_dir)) from None  # else Python shows each library's own error
-
-
-def _find_file(name: str, cache_dir: PathLike | None) -> Path:
     entry = weight_entry(name)
+    try:
+        return _find_file(name, entry, cache_dir)
+    except DownloadError as e:
+        raise DownloadError(  # alone, else Python shows each library's own error
+            f'{name} could not be downloaded. What you can do: (1) download {entry.url} where you have access and copy '
+            f'it to {release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under '
+            f'HF_HOME); (2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and '
+            'load local-dir:DIR; (3) name another Hub user or organization that has the repo with '
+            f'T2T_TIMM_HUB_NAMESPACE. What happened: {e}') from None
+
+
+def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:
     if entry.path:
         _logger.info(f'{name}: in the package, {entry.file}.')
         check_file(entry.path, entry.facts, name)
         return Path(entry.path)
-    repo = weights_repo(name)
-    if repo is not None:
-        _logger.info(f'{name}: asking the Hub for {repo}.')
-        try:
-            return _hub_file(name, repo, entry.hub, cache_dir)
-        except RepositoryNotFoundError as e:
-            if isinstance(e, GatedRepoError):
-                raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
-            if is_set('T2T_TIMM_HUB_ONLY'):
-                raise DownloadError(
-                    f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
-            _logger.warning(
-                f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry.url}.')
-        except LocalEntryNotFoundError as e:
-            release = not is_set('T2T_TIMM_HUB_ONLY') and release_path(entry, cache_dir).is_file()
-            if constants.HF_HUB_OFFLINE:
-                why, more = OFFLINE, ''
-            else:
-                why, more = f'The Hub could not be reached for {repo}', f' {reason(e.__cause__ or e)}'
-            if not release:
-                raise DownloadError(f'{why}, and the file is not in the cache.{more}') from e
-            _logger.warning(f'{name}: {why}; using the release downloaded before.')
-    elif is_set('T2T_TIMM_HUB_ONLY'):
+    repo, hub_only = weights_repo(name), is_set('T2T_TIMM_HUB_ONLY')
+    downloaded = not hub_only and release_path(entry, cache_dir).is_file()
+    if repo is None and hub_only:
         raise DownloadError(
             f"T2T_TIMM_HUB_ONLY forbids the publisher's release, and {hub_repo(name)} is not asked, as the manifest "
             'knows no hash of its weights.')
-    elif constants.HF_HUB_OFFLINE and not release_path(entry, cache_dir).is_file():
+    if repo is None and constants.HF_HUB_OFFLINE and not downloaded:
         raise DownloadError(f'{OFFLINE}, and the file is not in the cache.')
+    if repo is None:
+        return release_file(name, cache_dir)
+    _logger.info(f'{name}: asking the Hub for {repo}.')
+    try:
+        return _hub_file(name, repo, entry.hub, cache_dir)
+    except GatedRepoError as e:
+        raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
+    except RepositoryNotFoundError as e:
+        if hub_only:
+            raise DownloadError(
+                f"There is no Hub repo {repo}, and T2T_TIMM_HUB_ONLY forbids the publisher's release.") from e
+        _logger.warning(f'{name}: there is no Hub repo {repo}; taking the release of its publisher, {entry.url}.')
+    except LocalEntryNotFoundError as e:
+        why = OFFLINE if constants.HF_HUB_OFFLINE else f'The Hub could not be reached for {repo}'
+        if not downloaded:
+            more = '' if constants.HF_HUB_OFFLINE else f' {reason(e.__cause__ or e)}'
+            raise DownloadError(f'{why}, and the file is not in the cache.{more}') from e
+        _logger.warning(f'{name}: {why}; using the release downloaded before.')
     return release_file(name, cache_dir)
 
 
@@ -127,18 +130,12 @@ def check_file(file: PathLike, known: dict[str, Any], name: str) -> list[str]:
     Raises:
         IntegrityError: The file differs.
     """
-    size = os.path.getsize(file)
-    file_name = os.path.basename(file).removesuffix(PART)
-    prefix = known.get('sha256_prefix') or ''
-    actual = {
-        'size': lambda: size,
-        'sha256': lambda: file_hash(file, 'sha256'),
-        'sha384': lambda: file_hash(file, 'sha384'),
-        'sha256_prefix': lambda: file_hash(file, 'sha256')[:len(prefix)],
-    }
-    checked = [key for key in actual if known.get(key) is not None]
+    size, file_name = os.path.getsize(file), os.path.basename(file).removesuffix(PART)
+    checked = [key for key in ('size', 'sha256', 'sha384', 'sha256_prefix') if known.get(key) is not None]
     for key in checked:
-        value, expected = str(actual[key]()), str(known[key]).lower()
+        expected = str(known[key]).lower()
+        value = str(size) if key == 'size' else file_hash(file, key.removesuffix('_prefix'))
+        value = value[:len(expected)] if key == 'sha256_prefix' else value
         if value != expected:
             raise IntegrityError(f'{name}: the {key} of {file_name} should be {expected} but is {value}.')
     if any(key.startswith('sha') for key in checked):
@@ -205,9 +202,7 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
                 if not file.is_file():  # Another process may have been here first.
                     part = file.with_name(file.name + PART)
                     retrying(partial(_download_release, entry, part), name)
-                    if not any(key.startswith('sha') for key in entry.facts):
-                        _check_is_whole(part, name)
-                    _check_download(part, entry.facts, name)
+                    _check_download(part, entry.facts, name, entry.has_hash)
                     os.replace(part, file)
                     return file
         except IntegrityError:
@@ -220,12 +215,12 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
 
 
 def _download_release(entry: Published, part: Path) -> None:
+    assert entry.url is not None  # what has no path has a url
     error = _connection_error(entry.url)
     if error is not None:
         raise error
     # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
-    resume = any(key.startswith('sha') for key in entry.facts)
-    with open(part, 'ab' if resume else 'wb') as f:
+    with open(part, 'ab' if entry.has_hash else 'wb') as f:
         try:
             http_get(
                 entry.url, f,
@@ -240,23 +235,17 @@ def release_path(entry: Published, cache_dir: PathLike | None) -> Path:
     return Path(cache_dir or get_cache_dir()).expanduser() / entry.file
 
 
-def _check_download(file: PathLike, known: dict[str, Any], name: str) -> None:
+def _check_download(file: PathLike, known: dict[str, Any], name: str, has_hash: bool = True) -> None:
     try:
         check_file(file, known, name)
-    except IntegrityError as e:
-        _delete(file)
-        raise IntegrityError(f'{e} The file has been deleted and nothing was loaded from it.') from None
-
-
-def _check_is_whole(file: Path, name: str) -> None:
-    # Without a hash, only reading it tells a gateway's own page or a file without its end.
-    try:
-        load_file(file)
+        if not has_hash:  # then only reading it tells a gateway's own page or a file without its end
+            load_file(Path(file))
     except UserError as e:
         _delete(file)
+        text = str(e).replace(PART, '').rstrip('.')
         raise IntegrityError(
-            f'{name}: {str(e).replace(PART, "").rstrip(".")}. The file has been deleted and nothing was loaded from it.'
-        ) from None
+            f'{text if isinstance(e, IntegrityError) else f"{name}: {text}"}. The file has been deleted and nothing '
+            'was loaded from it.') from None
 
 
 def _connection_error(url: str) -> Exception | None:
@@ -296,18 +285,6 @@ def reason(e: BaseException) -> str:
     lines = [line for line in str(e).splitlines() if not line.startswith('For more information check')]
     text = ' '.join(f'{type(e).__name__}: {" ".join(lines)}'.split())
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
-
-
-def _advice(name: str, what: str, cache_dir: PathLike | None) -> str:
-    entry = weight_entry(name)
-    return (
-        f'{name} could not be downloaded. What you can do: (1) download {entry.url} where you have access and copy '
-        f'it to {release_path(entry, cache_dir)}, or copy the cache of a machine that has the Hub repo (hub under '
-        'HF_HOME); '
-        f'(2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and load '
-        'local-dir:DIR; (3) name another Hub user or organization that has the repo with T2T_TIMM_HUB_NAMESPACE. '
-        f'What happened: {what}'
-    )
 
 
 def _delete(file: PathLike) -> None:

@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
-from ..errors import require_timm
+from ..errors import printable, require_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
 from .manifest import published_sizes
 from .names import find_weights, first_names, rename
@@ -45,15 +45,10 @@ def input_channels(state_dict: dict[str, Any]) -> int:
     return weight.shape[1] if ndim == 4 else 0
 
 
-def _rename_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the weights in a checkpoint under the names of the models; log what was taken (`names.find_weights`).
-
-    Raises:
-        ValueError: The checkpoint holds several models, or names of two kinds.
-    """
+def _renamed(checkpoint: dict[str, Any]) -> dict[str, Any]:
     weights, notes = find_weights(checkpoint)
     if notes:
-        _logger.info(f'Loading {"; ".join(notes)}.')
+        _logger.info(printable(f'Loading {"; ".join(notes)}.'))
     return weights
 
 
@@ -82,24 +77,20 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     weight = state_dict[f'{key}.weight']
     shape, dtype, device = weight.shape, weight.dtype, weight.device
     weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
-    norm = 'patch_embed.attention1.norm1.'
-    if in_chans == 1:
-        if norm + 'weight' in state_dict:
-            gain, bias = (
-                state_dict[norm + k].cpu().double().reshape(base_chans, PATCH_SIZE) for k in ('weight', 'bias'))
-            shift = (weight * bias).sum(dim=(1, 2))
-            weight = (weight * gain).sum(dim=1)
-            weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
-            for k in ('weight', 'bias'):
-                state_dict[norm + k] = state_dict[norm + k].new_ones(PATCH_SIZE)
-        else:
-            weight = weight.sum(dim=1)
-    else:
+    norms = [k for k in ('patch_embed.attention1.norm1.weight', 'patch_embed.attention1.norm1.bias') if k in state_dict]
+    if in_chans > 1:
         index = torch.arange(in_chans) % base_chans
         weight = weight[:, index] * (base_chans / in_chans)
-        for k in ('weight', 'bias'):
-            if norm + k in state_dict:
-                state_dict[norm + k] = state_dict[norm + k].reshape(base_chans, PATCH_SIZE)[index].flatten()
+        for k in norms:
+            state_dict[k] = state_dict[k].reshape(base_chans, PATCH_SIZE)[index].flatten()
+    elif norms:
+        gain, bias = (state_dict[k].cpu().double().reshape(base_chans, PATCH_SIZE) for k in norms)
+        shift = (weight * bias).sum(dim=(1, 2))
+        weight = (weight * gain).sum(dim=1)
+        weight = weight + (shift - weight.sum(dim=1)).unsqueeze(1) / PATCH_SIZE
+        state_dict.update({k: state_dict[k].new_ones(PATCH_SIZE) for k in norms})
+    else:
+        weight = weight.sum(dim=1)
     weight = weight.reshape(shape[0], -1)
     if key == FIRST_LAYERS['transformer']:
         weight[:shape[0] // 3] *= math.sqrt(in_chans / base_chans)
@@ -127,22 +118,26 @@ def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(model.state_dict()), pos_embed=tuple(model.pos_embed.shape))
 
 
-def looks_like(state_dict: dict[str, Any]) -> str | None:
+def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str | None:
     """Return the architecture that fits the names and shapes of weights under the models' names, or None.
 
-    Classes, input channels and image size may differ. Of architectures that differ in none of the others (t2t_vit_14,
-    t2t_vit_14_384 and t2t_vit_14_resnext), the first with the checkpoint's number of positions.
+    Args:
+        state_dict: State dict.
+        preferred: Architecture to return if several fit and this is one of them; by default the one whose image size
+            fits too.
     """
     shapes = _shapes(state_dict)
     shapes.pop('pos_embed', None)
+    table = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
     candidates = {}
     for architecture in list_models('*t2t_vit*'):
         expected = dict(_architecture_shapes(architecture))
         pos_embed = expected.pop('pos_embed')
         if expected == shapes:
             candidates[architecture] = pos_embed
-    pos_embed = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
-    return next((k for k, v in candidates.items() if v == pos_embed), next(iter(candidates), None))
+    if preferred in candidates:
+        return preferred
+    return next((k for k, v in candidates.items() if v == table), next(iter(candidates), None))
 
 
 def _no_t2t_vit(state_dict: dict[str, Any]) -> ValueError:
@@ -159,58 +154,27 @@ def _check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
     if _shapes(state_dict) == _shapes(own):
         return
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
-    found = looks_like(state_dict)
-    if found is not None and found != architecture:
+    found = looks_like(state_dict, architecture)
+    if found not in (None, architecture):
         raise ValueError(
             f'This checkpoint looks like {found}, not like {architecture or "this model"}. Nothing was loaded.')
 
 
-def _resample_positions(
-        pos_embed: torch.Tensor,
-        model: Any,  # a T2TViT, whose room imports this one
-        came_with_cfg: bool = False,
-) -> torch.Tensor:
-    """Return a checkpoint's position table (1, 1 + N, C) for a model's grid, resampled bicubically if that differs.
+def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cfg: bool = False) -> None:
+    """Make the position table (1, 1 + N, C) of a state dict fit a model's grid, resampled bicubically if that differs.
 
     A table does not say whether its N positions are 4 x 9 or 6 x 6. Known are the grids of the model, of its pretrained
     cfg, and of the published files. Nor does it say how many prefix tokens it has: as many as the model's, or the class
     token alone, as published.
 
     Args:
-        pos_embed: Position table of the checkpoint.
-        model: Model that will load it.
+        state_dict: State dict, changed in place.
+        model: T2TViT that will load it.
         came_with_cfg: The model's pretrained cfg is the checkpoint's too, and goes before the model's own grid.
 
     Raises:
-        ValueError: N is that of no grid that is known.
+        ValueError: N is that of no grid that is known, or a class token is missing.
     """
-    if pos_embed.ndim != 3 or pos_embed.shape[2] != model.pos_embed.shape[2]:
-        return pos_embed  # load_state_dict says what is wrong with it
-    img_size, grid_size = model.patch_embed.img_size, model.patch_embed.grid_size
-    num_prefix_positions = 0 if model.no_embed_class else model.num_prefix_tokens
-    cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or img_size
-    sizes = (cfg_size, img_size) if came_with_cfg else (img_size, cfg_size)
-    grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
-    num_prefix, grid = next((
-        (num_prefix, grid) for num_prefix in (num_prefix_positions, 1) for grid in grids
-        if num_prefix + math.prod(grid) == pos_embed.shape[1]), (0, None))
-    if grid is None:
-        num_tokens = pos_embed.shape[1] - num_prefix_positions
-        raise ValueError(
-            f'The checkpoint has positions of {num_tokens} tokens, this model of {grid_size[0]} x {grid_size[1]}, and '
-            f'nothing says which rows and columns the {num_tokens} form. Create the model with the img_size that the '
-            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).'
-        )
-    if grid != grid_size:
-        pos_embed = resample_abs_pos_embed(
-            pos_embed, list(grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
-    if num_prefix == num_prefix_positions:
-        return pos_embed
-    return join_positions(pos_embed, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
-
-
-def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cfg: bool) -> None:
     table, own = state_dict.get('pos_embed'), model.pos_embed
     if table is None or own is None:
         return
@@ -219,20 +183,38 @@ def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cf
             'The checkpoint has no class token (cls_token), and this model has one. Create the model with '
             'class_token=False and with the global_pool that the checkpoint was trained with, which no shape shows. '
             'Nothing was loaded.')
-    state_dict['pos_embed'] = _resample_positions(table, model, came_with_cfg)
+    if table.ndim != 3 or table.shape[2] != own.shape[2]:
+        return  # load_state_dict says what is wrong with it
+    img_size, grid_size = model.patch_embed.img_size, model.patch_embed.grid_size
+    num_own = 0 if model.no_embed_class else model.num_prefix_tokens
+    cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
+    cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or img_size
+    sizes = (cfg_size, img_size) if came_with_cfg else (img_size, cfg_size)
+    grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
+    num_prefix, grid = next(
+        ((n, grid) for n in (num_own, 1) for grid in grids if n + math.prod(grid) == table.shape[1]), (0, None))
+    if grid is None:
+        num_tokens = table.shape[1] - num_own
+        raise ValueError(
+            f'The checkpoint has positions of {num_tokens} tokens, this model of {grid_size[0]} x {grid_size[1]}, and '
+            f'nothing says which rows and columns the {num_tokens} form. Create the model with the img_size that the '
+            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).'
+        )
+    if grid != grid_size:
+        table = resample_abs_pos_embed(
+            table, list(grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
+    if num_prefix != num_own:
+        table = join_positions(table, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
+    state_dict['pos_embed'] = table
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
     """Make a checkpoint that timm has read for a model fit it: names, input channels and position grid.
 
-    Args:
-        state_dict: State dict of any known origin (official, OpenMMLab, timm).
-        model: Model that will load it.
-
     Raises:
         ValueError: The checkpoint is another architecture's, or no T2T-ViT's, or its position grid is not known.
     """
-    state_dict = _rename_keys(state_dict)
+    state_dict = _renamed(state_dict)
     if first_layer(state_dict) is None:
         raise _no_t2t_vit(state_dict)
     if input_channels(state_dict) not in (0, model.in_chans):
@@ -248,8 +230,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
 def fit_state_dict(state_dict: dict[str, Any], model: Any, prefix: str = '') -> None:
     """Make what load_state_dict was given fit a model, in place: any route may bring an official file.
 
-    That may be one of token labeling or of another image size. timm's loaders hand over a whole checkpoint if they do
-    not know the key of its weights, as 'net' of the authors' fine-tuned files.
+    timm's loaders hand over a whole checkpoint if they do not know the key of its weights, as 'net' of the authors'
+    fine-tuned files.
 
     Args:
         state_dict: State dict, in which the model may be one of several modules.
@@ -261,12 +243,12 @@ def fit_state_dict(state_dict: dict[str, Any], model: Any, prefix: str = '') -> 
     """
     rename(state_dict, prefix)
     if not prefix and first_layer(state_dict) is None and any(isinstance(v, dict) for v in state_dict.values()):
-        weights = _rename_keys(state_dict)
+        weights = _renamed(state_dict)
         state_dict.clear()
         state_dict.update(weights)
     given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if any(k in given and given[k].shape != p.shape for k, p in model.named_parameters() if k != 'pos_embed'):
         _check_architecture(given, model)
-    _fit_positions(given, model, came_with_cfg=False)
+    _fit_positions(given, model)
     if 'pos_embed' in given:
         state_dict[f'{prefix}pos_embed'] = given['pos_embed']

@@ -15,8 +15,7 @@ __all__ = [
     'published_sizes', 'tagged', 'weight_entry', 'weights_repo',
 ]
 
-DATA_DIR = Path(__file__).parent
-MANIFEST = DATA_DIR / 'manifest.yaml'
+MANIFEST = Path(__file__).parent / 'manifest.yaml'
 YamlLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # libyaml's loader takes an eighth of the time
 
 
@@ -63,13 +62,14 @@ class Published:
         known = {k: getattr(self, k) for k in ('size', 'sha256', 'sha384', 'sha256_prefix')}
         return {k: v for k, v in known.items() if v is not None}
 
+    @property
+    def has_hash(self) -> bool:
+        """Whether a hash is known, or a part of one."""
+        return any(key.startswith('sha') for key in self.facts)
+
 
 def known_name(name: str) -> ModelName:
-    """Split architecture[.tag], both of which this package knows.
-
-    Raises:
-        UserError: No such architecture, or no such tag of it.
-    """
+    """Split architecture[.tag]; a UserError says so if this package does not know both."""
     architecture, tag = model = ModelName.parse(name)
     architectures = list_models('*t2t_vit*')
     if architecture not in architectures:
@@ -96,18 +96,14 @@ def load_manifest() -> dict[str, Any]:
     for name, entry in manifest['weights'].items():
         source = manifest['sources'][entry['source']]
         where = {'url': source['base_url'] + entry['file']} if 'base_url' in source else {
-            'path': str(DATA_DIR / entry['file'])}
+            'path': str(MANIFEST.parent / entry['file'])}
         manifest['weights'][name] = Published(
             ModelName.parse(name), license=source['license'], **where, **{k: _frozen(v) for k, v in entry.items()})
     return manifest
 
 
 def weight_entry(name: str) -> Published:
-    """Return the manifest's entry of an architecture.tag.
-
-    Raises:
-        KeyError: No such weights.
-    """
+    """Return the manifest's entry of an architecture.tag, or raise a KeyError."""
     return load_manifest()['weights'][name]
 
 
@@ -127,12 +123,7 @@ def weights_repo(name: str) -> str | None:
 
 
 def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    """Return timm's pretrained cfg for an architecture.tag, or for an architecture without weights.
-
-    Args:
-        name: Name of the architecture, with a tag or without.
-        **kwargs: Further entries of the cfg.
-    """
+    """Return timm's pretrained cfg of an architecture.tag, or of an architecture without weights; kwargs add to it."""
     cfg = dict(
         num_classes=1000,
         input_size=(3, 224, 224),
@@ -151,7 +142,8 @@ def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     if entry is None:
         return cfg
     dataset = load_manifest()['datasets'][entry.dataset]
-    cfg.update({k: _frozen(v) for k, v in dataset.items() if k in _CFG_KEYS})
+    kept = ('num_classes', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'label_names')
+    cfg.update({k: _frozen(v) for k, v in dataset.items() if k in kept})
     cfg.update({k: getattr(entry, k) for k in ('input_size', 'crop_pct') if getattr(entry, k) is not None})
     cfg.update(license=entry.license, origin_url=load_manifest()['sources'][entry.source].get('code'))
     if entry.path is not None:
@@ -165,9 +157,6 @@ def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 def published_sizes() -> set[tuple[int, int]]:
     """Return the image sizes (H, W), in pixels, of the published weights."""
     return {pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights']}
-
-
-_CFG_KEYS = ('num_classes', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'label_names')
 
 
 def _frozen(value: Any) -> Any:

@@ -23,17 +23,19 @@ _FIRST_LAYER = re.compile(
 _ORDER = [re.compile(rf'(?:{key})(?:\..*)?') for key in (
     'state_dict_ema', 'model_ema', r'(?:.*[._])?(?:ema|swa)(?:_[^.]*)?', 'state_dict', 'model')]
 
-# Replacements that turn PaddleViT's names into the models', and OpenMMLab's into the official ones, in this order.
-_PADDLEVIT = (
-    (r'^patch_embed\.attn(\d)\.', r'patch_embed.attention\1.'),
-    (r'^patch_embed\.proj\.', 'patch_embed.project.'),
-)
-_OPENMMLAB = (
-    (r'^encoder\.', 'blocks.'),
-    (r'\.ln(\d)\.', r'.norm\1.'),
-    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
-    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
-)
+# What only the names of a kind hold, and the replacements, in this order, that turn them into the models' or official.
+_FOREIGN = {
+    "OpenMMLab's names": ('.ffn.layers.0.0.', (
+        (r'^encoder\.', 'blocks.'),
+        (r'\.ln(\d)\.', r'.norm\1.'),
+        (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+        (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    )),
+    "PaddleViT's names": ('patch_embed.attn1.', (
+        (r'^patch_embed\.attn(\d)\.', r'patch_embed.attention\1.'),
+        (r'^patch_embed\.proj\.', 'patch_embed.project.'),
+    )),
+}
 
 
 def some(names: Iterable[str]) -> str:
@@ -86,13 +88,10 @@ def _shown(keys: Iterable[str]) -> str:
 
 
 def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
-    """Return the key of the model that is asked for, or of the only one, or of the averaged one.
+    """Return the key of the model that is asked for (or what it begins with), or of the only or averaged one.
 
-    Args:
-        keys: Keys of the models that a checkpoint holds.
-        key: The one that is asked for, or what it begins with.
-        swapped: mmengine wrote the file: its EMAHook saves the averaged weights as state_dict, where evaluation looks
-            for them, and the others as ema_state_dict.
+    With swapped, mmengine wrote the file: its EMAHook saves the averaged weights as state_dict, where evaluation looks
+    for them, and the others as ema_state_dict.
     """
     left = [k for k in keys if key is None or f'{k}.'.startswith(f'{key}.')]
     if not left and list(keys) == ['']:
@@ -113,16 +112,15 @@ def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
 def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[dict[Any, Any], list[str]]:
     """Return the weights of the T2T-ViT in a checkpoint under the names of the models, and notes of what was taken.
 
-    They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names.
-    Token labeling's auxiliary head is left out. A checkpoint without such a module is returned as it is.
+    They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names,
+    without token labeling's auxiliary head. A checkpoint without such a module is returned as it is.
 
     Args:
         checkpoint: A state dict, or a checkpoint that holds one or more.
         key: Model to take of several, as 'teacher' or 'state_dict.backbone'; by default the averaged one.
 
     Raises:
-        ValueError: There are several models and nothing says which to take, or there is none under the key, or the
-            names of the tokens-to-token module are of two kinds.
+        ValueError: Nothing says which of several models to take, there is none under the key, or names of two kinds.
     """
     models = _models(checkpoint)
     if not models:
@@ -144,24 +142,24 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
             weights[name[len(prefix):]] = tensors[name]
         elif not name.startswith(others):
             rest[name] = tensors[name]
-    if any('.ffn.layers.0.0.' in name for name in weights):
-        notes.append("OpenMMLab's names")
-        weights = _replaced(weights, _OPENMMLAB)
-        head = prefix.removesuffix('backbone.') + 'head.layers.head.'
-        weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
-    if any(name.startswith('patch_embed.attn1.') for name in weights):
-        notes.append("PaddleViT's names")
-        weights = _replaced(weights, _PADDLEVIT)
+    head = prefix.removesuffix('backbone.') + 'head.layers.head.'
+    for kind, (mark, replacements) in _FOREIGN.items():
+        if any(mark in name for name in weights):
+            notes.append(kind)
+            for pattern, name in replacements:
+                weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
+            weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
     if rest:
         notes.append(f'{some(rest)} left out')
     aux = rename(weights)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    config = checkpoint.get('meta')
-    config = str(config.get('cfg')) if isinstance(config, dict) else ''
-    if re.search(r'default_scope\W+mmpretrain\b', config) and "OpenMMLab's names" in notes:
-        _rescale_queries(weights, int((re.search(r'num_heads\W+(\d+)', config) or [0, 0])[1]))
-        notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
+    meta = checkpoint.get('meta')
+    config = meta.get('cfg') if isinstance(meta, dict) else None
+    if "OpenMMLab's names" in notes and isinstance(config, str):
+        if re.search(r'default_scope\W+mmpretrain\b', config):
+            _rescale_queries(weights, int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1]))
+            notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
     return weights, notes
 
 
@@ -177,16 +175,12 @@ def _rescale_queries(weights: dict[str, Any], num_heads: int) -> None:
     """
     for name, weight in list(weights.items()):
         if re.search(r'\battn\.qkv\.(weight|bias)$', name):
+            if weight.layout != torch.strided or weight.is_nested or not weight.ndim or not weight.is_contiguous():
+                raise ValueError(f'{name} is not a plain matrix of numbers. Nothing was loaded.')
             queries = weight.shape[0] // 3
             width = queries // (num_heads or max(queries // 64, 1))
             factor = width if name.startswith('blocks.') else math.sqrt(queries * weight.shape[-1])
             weights[name] = torch.cat([weight[:queries].float() * factor, weight[queries:].float()])
-
-
-def _replaced(weights: dict[str, Any], replacements: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    for pattern, name in replacements:
-        weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
-    return weights
 
 
 def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
@@ -197,7 +191,7 @@ def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
         prefix: What the names of the model begin with.
 
     Returns:
-        The names of the auxiliary head, which the models do not have.
+        The names of the auxiliary head.
 
     Raises:
         ValueError: The state dict has both kinds of names.
@@ -211,6 +205,4 @@ def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
     for name in official:
         state_dict[f"{prefix}patch_embed.{name[len(prefix) + len('tokens_to_token.'):]}"] = state_dict.pop(name)
     aux = [k for k in state_dict if k.startswith(f'{prefix}aux_head.')]
-    for name in aux:
-        del state_dict[name]
-    return aux
+    return [name for name in aux if state_dict.pop(name) is not None]

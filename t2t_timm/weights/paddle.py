@@ -16,7 +16,7 @@ import torch
 from ..errors import UserError
 from .pickles import GuardedUnpickler
 
-__all__ = ['from_paddle', 'is_transposed', 'load_paddle']
+__all__ = ['as_tensor', 'is_transposed', 'load_paddle']
 
 PARAMETER_NAMES = 'StructuredToParameterName@@'  # paddle.save adds the parameters' other names under this key
 
@@ -59,7 +59,7 @@ class _Unpickler(GuardedUnpickler):
     """Admits numpy arrays and the containers that paddle.save puts them in."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        module = re.sub(r'^numpy\._core\b', 'numpy.core', module)
+        module = re.sub(r'^numpy\._core\b', 'numpy.core', module).replace('__builtin__', 'builtins')
         try:
             # bound methods, which a pickle cannot change
             return getattr(self, _ADMITTED[module, name])
@@ -105,9 +105,7 @@ _ADMITTED = {
     ('numpy.core.numeric', '_frombuffer'): '_frombuffer',
     ('_codecs', 'encode'): '_encode',
     ('builtins', 'bytes'): '_bytes',
-    ('__builtin__', 'bytes'): '_bytes',
     ('builtins', 'tuple'): '_tuple',
-    ('__builtin__', 'tuple'): '_tuple',
     ('collections', 'OrderedDict'): '_ordered_dict',
 }
 
@@ -127,19 +125,15 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
 
 
 def load_paddle(file: BinaryIO) -> dict[str, Any]:
-    """Read what paddle.save or pickle.dump wrote of a dict of arrays: names to numpy arrays, nested dicts kept.
-
-    Args:
-        file: Binary file that can seek, read from its beginning.
+    """Read, from a binary file, what paddle.save or pickle.dump wrote of a dict of arrays, nested dicts kept.
 
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
     name = getattr(file, 'name', 'The file')
     try:
-        begin = file.tell()
         size = file.seek(0, os.SEEK_END)
-        file.seek(begin)
+        file.seek(0)
         loaded = _plain(_Unpickler(file, size).load(), {})
     except Exception as e:  # a damaged pickle can raise nearly anything
         reason = str(e) or type(e).__name__
@@ -150,39 +144,17 @@ def load_paddle(file: BinaryIO) -> dict[str, Any]:
     return loaded
 
 
-# A norm, and the linear layer that reads what it puts out.
-_PAIRS = (
-    ('patch_embed.attention1.norm1', 'patch_embed.attention1.kqv'),
-    ('patch_embed.attention1.norm1', 'patch_embed.attention1.attn.qkv'),
-    ('blocks.0.norm2', 'blocks.0.mlp.fc1'),
-)
-
-
-def is_transposed(state_dict: dict[str, Any]) -> bool:
-    """Return whether linear weights stand as (in, out), as in Paddle's safetensors, which do not say so."""
-    for norm, linear in _PAIRS:
-        shapes = [tuple(getattr(state_dict.get(f'{name}.weight'), 'shape', ())) for name in (norm, linear)]
-        if list(map(len, shapes)) == [1, 2] and shapes[1][0] != shapes[1][1]:
-            return shapes[1][0] == shapes[0][0]
+def is_transposed(state_dict: dict[str, torch.Tensor]) -> bool:
+    """Return whether linear weights stand as (in, out), as in Paddle's safetensors: their biases say it."""
+    for name, weight in state_dict.items():
+        bias = state_dict.get(re.sub(r'\.weight$', '.bias', name))
+        if weight.ndim == 2 and bias is not None and weight.shape[0] != bias.numel():
+            return weight.shape[1] == bias.numel()
     return False
 
 
-def from_paddle(params: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return Paddle's parameters, arrays or tensors, as torch has them.
-
-    Paddle keeps a linear layer's weight as (in, out): each is transposed, the square ones too. It writes bfloat16 as
-    unsigned integers.
-
-    Args:
-        params: Names to numpy arrays or tensors; other values are left out.
-    """
-    state_dict = {}
-    for name, value in params.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
-        if not isinstance(value, torch.Tensor):
-            continue
-        # The Performer's random features are the only matrix that is not the weight of a layer.
-        value = value.t().contiguous() if name.endswith('.weight') and value.ndim == 2 else value
-        state_dict[name] = value.view(torch.bfloat16) if value.dtype == torch.uint16 else value
-    return state_dict
+def as_tensor(value: Any) -> torch.Tensor | None:
+    """Return a tensor or array as a tensor, None for all else."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
+    return value if isinstance(value, torch.Tensor) else None

@@ -3,6 +3,7 @@ import argparse
 import ast
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 from timm.models import get_pretrained_cfg, is_model
 
 from ..errors import UserError
+from .manifest import ModelName, tagged
 
-__all__ = ['PREPROCESSING', 'Record', 'read_config', 'record_of']
+__all__ = ['PREPROCESSING', 'Record', 'record_of', 'shown']
 
 PREPROCESSING = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 
@@ -23,25 +25,27 @@ _FUNCTION = (
     'class_token', 'no_embed_class', 'reg_tokens', 'pool_include_prefix', 'token_type', 'qkv_bias', 'qk_norm',
     'init_values', 'fc_norm', 'pre_norm', 'final_norm', 'embed_dim', 'depth', 'mlp_ratio',
 )
+_NUMBERS = ('num_heads', 'embed_dim', 'depth', 'mlp_ratio', 'reg_tokens', 'token_dim', 'crop_pct', 'num_classes')
 # Arguments of timm.create_model that train, place or load a model and do not change it.
 _TRAINING = re.compile(
     r'pretrained.*|checkpoint_path|cache_dir|device|dtype|scriptable|weight_init|fix_init|num_classes|in_chans|drop_.*|'
     r'.*_drop_rate')
-_LARGEST = 1 << 20  # bytes of a config.json
-_WIDEST = 16  # times that an image may be resized beyond the size that a model reads
+_LARGEST = 1 << 20  # characters of a config
+_LONGEST = 1 << 10  # entries of a list, but for the names of the classes
 
 
 @dataclass
 class Record:
-    """What files say of a model; `sources` says of each entry which one said it.
+    """What files say of a model; `sources` says of each entry which one said it, the first one first.
 
     Attributes:
         model: What the run began with, as timm.create_model takes it: architecture.tag, local-dir:DIR, hf-hub:REPO.
         model_args: Arguments of the model's entrypoint that differ from its defaults.
-        data: Preprocessing, as timm's data config has it.
+        data: Preprocessing, as timm's data config has it, and num_classes if a config.json says it.
         label_names: Names of the classes.
         timm_order: The classes are numbered as timm's train.py does it.
         class_map: File that numbered the classes instead of their folders, or ''.
+        notes: What could not be taken.
     """
     model: str = ''
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -50,8 +54,9 @@ class Record:
     timm_order: bool = False
     class_map: str = ''
     sources: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def add(self, source: str, model: str = '', label_names: Any = None, **entries: dict[str, Any]) -> None:
+    def add(self, source: str, model: str = '', label_names: Any = None, **entries: Any) -> None:
         """Take what a further source says and no earlier one did.
 
         Raises:
@@ -59,102 +64,110 @@ class Record:
         """
         self.model = self.model or model
         if label_names is not None and self.label_names is None:
-            if not isinstance(label_names, (list, tuple)) or not all(isinstance(n, str) for n in label_names):
-                raise UserError(f'{source} should name the classes in a list of texts, not {label_names!r}.')
+            if not isinstance(label_names, (list, tuple)) or not all(_text(n) and n.isprintable() for n in label_names):
+                raise UserError(
+                    f'{source} should name the classes in a list of texts, not {shown(label_names)}, each printable.')
             self.label_names = list(label_names)
             self.sources['label_names'] = source
         for kind, values in entries.items():
-            if not isinstance(values, dict):
-                raise UserError(f'{source} should have its {kind} as names with values, not {values!r}.')
+            if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+                raise UserError(f'{source} should have {kind} as names with values, not {shown(values)}.')
             mine = getattr(self, kind)
             for key, value in values.items():
+                if key in mine or kind == 'model_args' and _TRAINING.fullmatch(key):
+                    continue
                 if not _is_plain(value):
                     raise UserError(
-                        f'{source} has {key}={value!r}, which a config.json cannot hold: it should be a number, a '
+                        f'{source}: {key}={shown(value)}, which a config.json cannot hold: it should be a number, a '
                         'text, a truth value, or a list of these.')
-                if key not in mine:
-                    mine[key] = value
-                    self.sources[key] = source
+                if key in _NUMBERS and isinstance(value, bool):
+                    raise UserError(f'{source}: {key} should be a number, not {value}.')
+                mine[key] = value
+                self.sources[key] = source
 
     def told(self) -> list[str]:
-        """Return, for each source, what was taken from it."""
+        """Return, for each source, what was taken from it, and what could not be."""
         values = {**self.model_args, **self.data, 'label_names': f'{len(self.label_names or ())} names'}
         by_source: dict[str, list[str]] = {}
         for key, source in self.sources.items():
-            by_source.setdefault(source, []).append(f'{key} {_shown(values[key])}')
-        return [f'from {source}: {", ".join(entries)}' for source, entries in by_source.items()]
+            text = re.sub(r"[][,'()]", '', shown(values[key]))
+            by_source.setdefault(source, []).append(f'{key} {text}')
+        return [f'from {source}: {", ".join(entries)}' for source, entries in by_source.items()] + self.notes
 
 
-def _shown(value: Any) -> str:
-    return ' '.join(map(_shown, value)) if isinstance(value, (list, tuple)) else f'{value}'
+def shown(value: Any, depth: int = 2) -> str:
+    """Return a value of a file as text of bounded length: a short file can hold a list of one list twice, and so on."""
+    if isinstance(value, (list, tuple)) and depth:
+        return f'[{", ".join(shown(v, depth - 1) for v in value[:16])}{", ..." if len(value) > 16 else ""}]'
+    if isinstance(value, (dict, list, tuple, set, argparse.Namespace)):
+        return f'<{type(value).__name__}>'
+    if isinstance(value, int) and abs(value) >> 64:
+        return f'a number of {value.bit_length()} bits'
+    return repr(value[:200] if isinstance(value, str) else value)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, depth: int = 2) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, str)) or isinstance(value, float) and math.isfinite(value)
+        return depth > 0 and len(value) <= _LONGEST and all(_is_plain(v, depth - 1) for v in value)
+    if isinstance(value, (int, float)):
+        return math.isfinite(value) if isinstance(value, float) else not abs(value) >> 53
+    return value is None or isinstance(value, str)
 
 
-def _given(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _given(values: dict[Any, Any], names: Iterable[str]) -> dict[str, Any]:
     # train.py has None or '' for an option that was not typed
     return {k: values[k] for k in names if values.get(k) not in (None, '')}
-
-
-def read_config(folder: Path, record: Record, source: str = 'config.json') -> bool:
-    """Add what the config.json in a folder says, as timm and Transformers write it; return whether it is of a T2T-ViT.
-
-    Raises:
-        UserError: It is of a T2T-ViT, but it is damaged or an entry has a wrong kind.
-    """
-    path = folder / 'config.json'
-    if not path.is_file():
-        return False
-    try:
-        with open(path, encoding='utf-8') as f:
-            config = json.loads(f.read(_LARGEST))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f'{path} is not readable JSON: {e}.') from e
-    if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
-        return False
-    cfg = config.get('pretrained_cfg') or {}
-    if not isinstance(cfg, dict):
-        raise UserError(f'{path} should have its pretrained_cfg as names with values, not {cfg!r}.')
-    args = config.get('model_args') or {}
-    record.add(
-        source,
-        model='.'.join(filter(None, (config['architecture'], _text(cfg.get('tag'))))),
-        label_names=config.get('label_names', cfg.get('label_names')),
-        model_args=_function(args) if isinstance(args, dict) else args,
-        data=_given(cfg, PREPROCESSING),
-    )
-    if config.get('global_pool'):
-        record.add(source, model_args={'global_pool': config['global_pool']})
-    return True
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ''
 
 
-def _function(model_args: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in model_args.items() if not _TRAINING.fullmatch(k)}
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def record_of(loaded: dict[Any, Any], folder: Path) -> tuple[Record, list[str]]:
-    """Return the record of what a checkpoint file held, and notes.
+def _read_config(folder: Path, record: Record, source: str = 'config.json', is_start: bool = False) -> bool:
+    """Add what the config.json in a folder says, as timm and Transformers write it; return whether it is of a T2T-ViT.
+
+    With is_start it is of the model that a run started from, whose classes were others.
+    """
+    path = folder / 'config.json'
+    if not os.path.isfile(path):  # unlike Path.is_file(), False for what cannot be looked into
+        return False
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            config = json.loads(f.read(_LARGEST))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f'{path} is not readable JSON: {e}.') from e
+    architecture = _text(_dict(config).get('architecture'))
+    if not architecture or is_model(architecture) and 't2t_vit' not in architecture:
+        return False
+    cfg = config.get('pretrained_cfg') or {}
+    if not isinstance(cfg, dict):
+        raise UserError(f'{path} should have its pretrained_cfg as names with values, not {shown(cfg)}.')
+    record.add(
+        source,
+        model=str(ModelName(architecture, _text(cfg.get('tag')))),
+        label_names=None if is_start else config.get('label_names', cfg.get('label_names')),
+        model_args=config.get('model_args') or {},
+        data=_given(cfg, PREPROCESSING) | ({} if is_start else _given(config, ('num_classes',))),
+    )
+    record.add(source, model_args=_given(config, ('global_pool',)))
+    return True
+
+
+def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
+    """Return the record of what a checkpoint file in a folder held.
 
     The first source that says something is believed: the config.json beside the file, the run's own arguments (timm's,
     Lightning's, mmengine's), the pretrained cfg of what the run started from. Nothing is asked of a network.
 
-    Args:
-        loaded: What the file held.
-        folder: Folder of the file.
-
     Raises:
         UserError: An entry cannot be kept.
     """
-    record, notes = Record(), []
-    read_config(folder, record)
+    record = Record()
+    _read_config(folder, record)
     for key, source in (('args', "the run's arguments"), ('hyper_parameters', "Lightning's hyper_parameters")):
         args = loaded.get(key)
         args = vars(args) if isinstance(args, argparse.Namespace) else args
@@ -165,44 +178,49 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> tuple[Record, list[str]]:
         _add_openmmlab(record, loaded['meta'])
     if ':' in record.model:
         start, record.model = record.model, ''
+        source = f'{start}, which the run started from'
         if not start.startswith('local-dir:'):
-            notes.append(f'the run started from {start}, which was not asked how it preprocesses images')
-        elif not read_config(Path(start.removeprefix('local-dir:')), record, f'{start}, which the run started from'):
-            notes.append(f'the run started from {start}, which is no longer there: its preprocessing is not known')
-        record.label_names = None if record.sources.get('label_names', '').startswith(start) else record.label_names
-    if is_model(record.model) and (cfg := get_pretrained_cfg(record.model)) is not None:
-        record.add(f"{record.model}'s pretrained cfg", data=_given(cfg.to_dict(), PREPROCESSING[1:]))
-    return record, notes
+            record.notes.append(f'the run started from {start}, which was not asked how it preprocesses images')
+        elif not _read_config(Path(start.removeprefix('local-dir:')), record, source, is_start=True):
+            record.notes.append(f'{source}, which is no longer there: its preprocessing is not known')
+    if is_model(record.model):
+        name = ModelName.parse(record.model)
+        if str(name) not in tagged(name.architecture):
+            name = ModelName(name.architecture)  # a tag of somebody's own
+        if cfg := get_pretrained_cfg(str(name)):
+            record.add(f"{name}'s pretrained cfg", data=_given(cfg.to_dict(), PREPROCESSING[1:]))
+    return record
 
 
-def _add_arguments(record: Record, args: dict[str, Any], source: str) -> None:
-    kwargs = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
-    if not isinstance(kwargs, dict):
-        raise UserError(f'{source} should have model_kwargs as names with values, not {kwargs!r}.')
+def _add_arguments(record: Record, args: dict[Any, Any], source: str) -> None:
     data = _given(args, PREPROCESSING)
+    kwargs: Any = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
+    if not isinstance(kwargs, dict):
+        raise UserError(f'{source} should have model_kwargs as names with values, not {shown(kwargs)}.')
     channels = args.get('in_chans') or kwargs.get('in_chans') or 3
     size = data.pop('input_size', None) or args.get('img_size')
-    if size:
-        sizes = (size, size) if isinstance(size, int) else tuple(size)
-        data['input_size'] = sizes if len(sizes) == 3 else (channels, *sizes)
+    if isinstance(size, (list, tuple)):
+        data['input_size'] = size if len(size) == 3 else (channels, *size)
         channels = data['input_size'][0]
+    elif size:
+        data['input_size'] = (channels, size, size)
     mode = args.get('input_img_mode')
     if mode and (mode, channels) not in (('RGB', 3), ('L', 1)):
         raise UserError(
-            f'{source} have input_img_mode={mode!r}: images are read as RGB here, or as L by a model of one channel.')
+            f'{source} have input_img_mode={shown(mode)}: images are read as RGB here, or as L by a model of one '
+            'channel.')
     names = [_text(args.get(k)) for k in ('model', 'model_name', 'architecture', 'arch')]
-    own = {k: args[k] for k in _FUNCTION if args.get(k) is not None}
     record.add(
         source,
         model=next((n for n in names if 't2t_vit' in n or ':' in n), ''),
-        model_args=({'global_pool': args['gp']} if args.get('gp') else {}) | own | _function(kwargs),
+        model_args=({'global_pool': args['gp']} if args.get('gp') else {}) | _given(args, _FUNCTION) | kwargs,
         data=data,
     )
-    record.class_map = _text(args.get('class_map'))
+    record.class_map = record.class_map or _text(args.get('class_map'))
 
 
 def _literal(node: ast.AST) -> Any:
-    """Return the value of Python's text, which is not run: plain values, and dict() of them; None for all else."""
+    # The value of Python's text, which is not run: plain values, and dict() of them; None for all else.
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {k.arg: _literal(k.value) for k in node.keywords if k.arg}
     if isinstance(node, ast.Dict):
@@ -220,29 +238,30 @@ def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
     source = "OpenMMLab's meta"
     dataset = meta.get('dataset_meta')
     record.add(source, label_names=dataset.get('classes') if isinstance(dataset, dict) else meta.get('CLASSES'))
+    text = _text(meta.get('cfg') or meta.get('config'))
     try:
-        statements = ast.parse(_text(meta.get('cfg') or meta.get('config'))).body
+        statements = ast.parse(text[:_LARGEST]).body
+        config = {s.targets[0].id: _literal(s.value) for s in statements
+                  if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        record.notes.append(f'{source} has a config that is no readable Python: nothing was taken from it')
         return
-    config = {s.targets[0].id: _literal(s.value) for s in statements
-              if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)}
-    backbone = config.get('model', {}).get('backbone', {})
-    layers = backbone.get('layer_cfgs') or {}
-    steps = {step['type']: step for step in config.get('test_pipeline') or () if step and 'type' in step}
-    norm = steps.get('Normalize') or config.get('data_preprocessor') or config.get('img_norm_cfg') or {}
+    backbone = _dict(_dict(config.get('model')).get('backbone'))
+    steps = {step['type']: step for step in config.get('test_pipeline') or () if _text(_dict(step).get('type'))}
+    norm = _dict(steps.get('Normalize') or config.get('data_preprocessor') or config.get('img_norm_cfg'))
     if norm.get('to_rgb') is False:
         raise UserError(
             f'{source} says to_rgb=False: the model reads blue, green, red. Models here read red, green, blue; reverse '
             'the channels of the first layer before you convert it.')
-    data = {k: [round(v / 255, 6) for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
-    resize, crop = (next((steps[k] for k in kinds if k in steps), {}) for kinds in (
-        ('ResizeEdge', 'Resize'), ('CenterCrop',)))
-    scale, size = (_pair(step.get('scale', step.get('size', step.get('crop_size')))) for step in (resize, crop))
+    data: dict[str, Any] = {k: [round(v / 255, 6) for v in norm[k]] for k in ('mean', 'std') if norm.get(k)}
+    resize = steps.get('ResizeEdge') or steps.get('Resize') or {}
+    scale, size = (
+        _pair(s.get('scale', s.get('size', s.get('crop_size')))) for s in (resize, steps.get('CenterCrop', {})))
     if scale:
-        data.update(interpolation=resize.get('interpolation', 'bilinear'))
-        data.update(crop_pct=size[0] / scale[0]) if size else data.update(crop_pct=1., crop_mode='squash')
-        data.update(input_size=(backbone.get('in_channels', 3), *(size or scale)))
-    record.add(source, model_args=_given(layers, ('num_heads',)), data=data)
+        crop = dict(crop_pct=size[0] / scale[0]) if size else dict(crop_pct=1., crop_mode='squash')
+        input_size = (backbone.get('in_channels', 3), *(size or scale))
+        data.update(crop, interpolation=resize.get('interpolation', 'bilinear'), input_size=input_size)
+    record.add(source, model_args=_given(_dict(backbone.get('layer_cfgs')), ('num_heads',)), data=data)
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

@@ -319,6 +319,17 @@ def test_unknown_model(tiny_file, model, words):
     fails(tiny_file, model, words)
 
 
+def test_an_older_timm_is_told_before_a_class_map_is_read(tiny_file, photos, monkeypatch):
+    """Releases before 1.0.31 run what a class map in a pickle asks for."""
+    monkeypatch.setattr(timm, '__version__', '1.0.30')
+    evil = tiny_file.parent / 'map.pkl'
+    evil.write_bytes(pickle.dumps(published.Evil(f'touch {tiny_file.parent / "trace"}')))
+    torch.save(dict(state_dict=published.tiny(num_classes=3), args=Namespace(class_map=str(evil))), tiny_file)
+    with pytest.raises(UserError, match=r'needs timm 1\.0\.31'):
+        convert(tiny_file, 'test_t2t_vit', tiny_file.parent / 'out', photos)
+    assert not (tiny_file.parent / 'trace').exists()
+
+
 def test_no_file(tmp_path):
     fails(tmp_path / 'none.pth', 'test_t2t_vit', 'There is no file')
     (tmp_path / 'folder').mkdir()

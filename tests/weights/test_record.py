@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
-from transformers import AutoModelForImageClassification
 
 from t2t_timm.errors import UserError
 from t2t_timm.hub.convert import convert
@@ -68,7 +67,7 @@ def assert_same(model, expected, size=None):
     *((dict(model_kwargs=kwargs), kwargs) for kwargs in (
         dict(global_pool='avg'), dict(num_heads=8), dict(act_layer='relu'), dict(norm_layer='rmsnorm'),
         dict(reg_tokens=2), dict(init_values=1e-5), dict(qk_norm=True), dict(qkv_bias=True), dict(global_pool='map'),
-        dict(no_embed_class=True), dict(pos_embed='learn'), dict(token_type='transformer'),
+        dict(no_embed_class=True), dict(pos_embed='learn'), dict(pos_embed='none'), dict(token_type='transformer'),
         dict(class_token=False, global_pool='avg', fc_norm=True), dict(dynamic_img_size=True, drop_path_rate=0.1),
     )),
 ], ids=str)
@@ -97,6 +96,13 @@ def test_a_run_that_reads_other_sizes(own, converted):
     assert_same(model, expected, (96, 96))
 
 
+@pytest.mark.parametrize('start', ['x' * 5000, 'x\x1b[31m', 'x\0'], ids=['long', 'control characters', 'null'])
+def test_a_start_that_no_folder_can_have(own, converted, caplog, start):
+    caplog.set_level(logging.INFO)
+    assert_same(converted(run(own(), model=f'local-dir:{start}'))[1], own())
+    assert 'which is no longer there' in caplog.text and '\x1b' not in caplog.text and '\0' not in caplog.text
+
+
 @pytest.mark.parametrize('folder', ['timm', 'transformers'])
 def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
     expected = own(global_pool='avg', img_size=64, num_heads=8)
@@ -108,7 +114,9 @@ def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
     del config['model_args']['num_classes']  # Transformers passes it itself
     (tmp_path / 'timm' / 'config.json').write_text(json.dumps(config))
     if folder == 'transformers':
-        AutoModelForImageClassification.from_pretrained(tmp_path / 'timm').save_pretrained(tmp_path / folder)
+        transformers = pytest.importorskip('transformers', reason='pip install transformers')
+        model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / 'timm')
+        model.save_pretrained(tmp_path / folder)
     out = convert(tmp_path / folder / 'model.safetensors', 'test_t2t_vit', tmp_path / 'out')
     model = timm.create_model(f'local-dir:{out}', pretrained=True).eval()
     assert_same(model, expected)
@@ -171,10 +179,19 @@ def test_a_run_that_started_from_a_folder(own, converted, tmp_path, caplog):
     assert 'label_names' not in json.loads((out / 'config.json').read_text())  # those of the start, not of the run
     assert_same(model, expected)
     assert re.search(f'from {start}, which the run started from: .*global_pool avg', caplog.text)
+    assert 'label_names' not in caplog.text
     for path in sorted((tmp_path / 'start').iterdir()):
         path.unlink()
     convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'other')
     assert 'which is no longer there: its preprocessing is not known' in caplog.text
+
+
+def test_a_run_of_another_size_than_its_start(own, converted, tmp_path):
+    save_for_hf(own(img_size=64), tmp_path / 'start', model_args=dict(img_size=64))
+    expected = own(img_size=(32, 128), pos_embed='learn')
+    args = dict(input_size=(3, 32, 128), model_kwargs=dict(pos_embed='learn'))
+    _, model = converted(run(expected, model=f'local-dir:{tmp_path / "start"}', **args))
+    assert_same(model, expected)
 
 
 @pytest.mark.parametrize('architecture, args, size', [
@@ -283,6 +300,15 @@ def test_mmpretrains_scale(tmp_path):
     assert model.pretrained_cfg['label_names'][999] == 'c999'
 
 
+def test_mmpretrains_scale_of_what_is_no_matrix(tmp_path):
+    mmpretrain(tmp_path / 'a.pth', 'mmpretrain')
+    checkpoint = torch.load(tmp_path / 'a.pth')
+    checkpoint['state_dict']['backbone.encoder.0.attn.qkv.weight'] = torch.zeros(1).expand(2**18, 2**18)
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='blocks.0.attn.qkv.weight is not a plain matrix'):
+        convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
+
+
 def test_mmclss_scale_is_the_usual_one(tmp_path):
     mmpretrain(tmp_path / 'a.pth', 'mmcls')
     out = convert(tmp_path / 'a.pth', 't2t_vit_t_14', tmp_path / 'out')
@@ -313,6 +339,16 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(model='t2t_vit_14'), 'looks like test_t2t_vit.* use --model test_t2t_vit'),
     (dict(model_kwargs=dict(class_token=False)), 'class_token=False.* cannot be built'),
     (dict(model_kwargs=dict(qk_norm=True)), 'does not fit test_t2t_vit with qk_norm=True: missing'),
+    (dict(img_size=56.), r'input_size=\[3, 56.0, 56.0\], .* a side between 8 and 4096'),
+    (dict(img_size=10**40), 'a number of 133 bits'),
+    (dict(img_size=torch.tensor(56)), r'tensor\(56\)'),
+    (dict(img_size=4096, crop_pct=0.1), 'at most 8192 when divided by crop_pct'),
+    (dict(crop_mode='nonsense'), 'crop_mode should be center, squash or border'),
+    (dict(model_kwargs=dict(num_heads=True)), 'num_heads should be a number, not True'),
+    (dict(model_kwargs=dict(depth=10**7)), 'fewer than such a model has blocks'),
+    (dict(model_kwargs=dict(img_size=10**6)), 'a side between 8 and 4096'),
+    (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*, which makes a T2TFeaturePyramid'),
+    (dict(model_kwargs={3: 4}), 'model_args as names with values, not <dict>'),
 ], ids=str)
 def test_a_record_that_cannot_be_kept(own, tmp_path, args, words):
     torch.save(run(own(), **args), tmp_path / 'run.pth.tar')
@@ -321,6 +357,39 @@ def test_a_record_that_cannot_be_kept(own, tmp_path, args, words):
     assert [path.name for path in tmp_path.iterdir()] == ['run.pth.tar']
     verdict = verify(str(tmp_path / 'run.pth.tar'))
     assert not verdict.good and re.search(words, verdict.lines[-1])
+
+
+@pytest.mark.parametrize('key', ['mean', 'model_kwargs', 'CLASSES', 'dataset_meta'])
+def test_what_would_be_endless_when_written_out(own, tmp_path, key):
+    value = ['x']
+    for _ in range(60):
+        value = [value, value]
+    metas = dict(CLASSES={'CLASSES': value}, dataset_meta={'dataset_meta': {'classes': value}, 'cfg': value})
+    checkpoint = dict(run(own()), meta=metas[key]) if key in metas else run(own(), **{key: value})
+    torch.save(checkpoint, tmp_path / 'run.pth.tar')
+    with pytest.raises(UserError, match=r'\[\[<list>, <list>\]'):
+        convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('kwargs', [dict(pos_embed='learn'), dict(model_kwargs=dict(img_size=10**6))], ids=str)
+def test_a_table_that_is_missing_is_not_made_up(own, tmp_path, kwargs):
+    checkpoint = run(own(), **(kwargs if 'model_kwargs' in kwargs else dict(model_kwargs=kwargs)))
+    del checkpoint['state_dict']['pos_embed']
+    torch.save(checkpoint, tmp_path / 'run.pth.tar')
+    with pytest.raises(UserError, match='missing pos_embed|a side between'):
+        convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
+
+
+def test_a_sinusoidal_table_that_is_missing_is_the_models(own, converted):
+    expected = own(reg_tokens=2)
+    checkpoint = run(expected, model_kwargs=dict(reg_tokens=2))
+    del checkpoint['state_dict']['pos_embed']
+    assert_same(converted(checkpoint)[1], expected)
+
+
+def test_a_way_out_of_a_name_that_contradicts_the_weights(own, converted):
+    with pytest.raises(UserError, match='with a file of the state dict alone, if t2t_vit_12 is wrong'):
+        converted(run(own(), model='t2t_vit_12'))
 
 
 def test_a_run_with_options_of_its_own_is_no_published_file(own, tmp_path):
@@ -332,12 +401,14 @@ def test_a_run_with_options_of_its_own_is_no_published_file(own, tmp_path):
 @pytest.mark.parametrize('config, words', [
     ('{"label_names": 5}', 'name the classes in a list of texts, not 5'),
     ('{"label_names": [1, 2]}', 'name the classes in a list of texts'),
+    ('{"label_names": ["a\\n# b"]}', 'name the classes in a list of texts'),
     ('{"pretrained_cfg": 3}', 'pretrained_cfg as names with values, not 3'),
     ('{"pretrained_cfg": {"mean": "abc"}}', "mean='abc'"),
     ('{"pretrained_cfg": {"interpolation": "foo"}}', "interpolation='foo'"),
     ('{"pretrained_cfg": {"crop_pct": "x"}}', "crop_pct='x'"),
     ('{"pretrained_cfg": {"mean": [0.1, 0.2, Infinity]}}', 'which a config.json cannot hold'),
     ('{"pretrained_cfg": {"input_size": 7}}', 'input_size=7'),
+    ('{"num_classes": 5}', 'has 10 classes, and the config.json beside it says 5'),
     ('{"model_args": 5}', 'model_args as names with values, not 5'),
     ('{"model_args": {"depth": "x"}}', "depth='x'.* cannot be built"),
     ('[' * 200000, 'config.json is not readable JSON'),
@@ -353,9 +424,30 @@ def test_configs_of_others(own, tmp_path, config, words):
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_config_of_something_else_is_left_alone(own, converted, tmp_path):
-    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+@pytest.mark.parametrize('config', [
+    '{"model_type": "bert"}', '{"architecture": "resnet18", "pretrained_cfg": {"mean": "abc"}}'])
+def test_a_config_of_something_else_is_left_alone(own, converted, tmp_path, config):
+    (tmp_path / 'config.json').write_text(config)
     assert_same(converted(own().state_dict())[1], own())
+
+
+@pytest.mark.parametrize('config', [
+    '{"architecture": "test_t2t_vit", "global_pool": "avg", "pretrained_cfg": {"tag": "mine", "crop_pct": 0.8}}',
+    '\ufeff{"architecture": "mine", "global_pool": "avg", "pretrained_cfg": {"crop_pct": 0.8}}'])
+def test_a_tag_or_architecture_of_ones_own(own, converted, tmp_path, config):
+    (tmp_path / 'config.json').write_text(config, encoding='utf-8')
+    out, model = converted(own(global_pool='avg').state_dict())
+    assert_same(model, own(global_pool='avg'))
+    assert model.pretrained_cfg['crop_pct'] == 0.8
+    verdict = verify(str(tmp_path / 'run.pth.tar'), str(out))
+    assert verdict.good, verdict.lines
+
+
+@pytest.mark.parametrize('text, note', [('model = Foo(3)\ntest_pipeline = [Foo()]', False), ('model = = 3', True)])
+def test_openmmlabs_config_that_says_nothing(own, converted, caplog, text, note):
+    caplog.set_level(logging.INFO)
+    assert_same(converted(dict(state_dict=own().state_dict(), meta=dict(cfg=text)))[1], own())
+    assert ('is no readable Python: nothing was taken from it' in caplog.text) == note
 
 
 def write_protocol_4(state_dict, path):
