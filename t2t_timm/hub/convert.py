@@ -42,22 +42,18 @@ def convert(
     Args:
         file: Checkpoint; its format is recognised.
         model: Architecture, or architecture.tag if the file holds the weights of that tag.
-        out: Directory to make; may exist if it is empty.
+        out: Directory to make, which is returned; may exist if it is empty.
         labels: Names of the classes of weights of one's own: the folder of class folders that they were trained on, or
             a text file with one name per line.
         checked: The file has been compared with the manifest already.
-        img_size: Size (H, W), in pixels, of the images that weights of one's own were trained with, if the file does
-            not say it.
+        img_size: Size (H, W) of the images that weights of one's own were trained with, if the file does not say it.
         key: Model to take if the file holds several, as 'teacher' or 'state_dict.backbone'.
-
-    Returns:
-        The directory.
 
     Raises:
         UserError: The file is not a readable checkpoint of that architecture, the names are not as many as its classes,
             or the directory is taken.
     """
-    require_timm('1.0.31', 'Writing a config.json')
+    require_timm('1.0.31', 'Writing a config.json')  # older releases run what a class map in a pickle asks for
     file, out = Path(file), Path(out)
     name = known_name(model)
     check_new_folder(out)
