@@ -20,7 +20,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
-from ..errors import UserError
+from ..errors import UserError, file_reason
 from ..version import __version__
 from .checkpoint import load_file
 from .manifest import Published, hub_repo, weight_entry, weights_repo
@@ -80,6 +80,10 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
             f'HF_HOME); (2) convert a file that you have with `t2t-timm convert FILE --model {name} --out DIR` and '
             'load local-dir:DIR; (3) name another Hub user or organization that has the repo with '
             f'T2T_TIMM_HUB_NAMESPACE. What happened: {e}') from None
+    except OSError as e:
+        if e.filename is None:
+            raise
+        raise DownloadError(f'{name} cannot be kept: {file_reason(e)}.') from None
 
 
 def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:

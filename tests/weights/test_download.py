@@ -1,4 +1,5 @@
 """Where weights come from and what happens when something goes wrong on the way; the real client, loopback hosts."""
+import errno
 import hashlib
 import os
 import pickle
@@ -409,3 +410,13 @@ def test_of_two_processes_one_downloads(outcomes, hosts):
     assert hosts.release.seen('/release_both.pth.tar') == [(None, 200)]
     logs = [outcomes[f'release_both, process {i}']['log'] for i in range(2)]
     assert sum(any('downloaded before' in line for line in log) for log in logs) == 1
+
+
+def test_a_home_where_nothing_can_be_kept_is_told(monkeypatch):
+    def refuse():
+        raise PermissionError(errno.EACCES, 'Permission denied', os.path.expanduser('~/.cache'))
+
+    monkeypatch.setattr(download, 'get_cache_dir', refuse)
+    words = '^t2t_vit_7.in1k cannot be kept: .*/.cache: Permission denied; set TORCH_HOME and HF_HOME to folders for'
+    with pytest.raises(DownloadError, match=words):
+        pretrained_file('t2t_vit_7.in1k')
