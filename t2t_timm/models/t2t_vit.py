@@ -203,7 +203,7 @@ class T2TViT(VisionTransformer):
 def _needs_no_keys(attn: Any, x: torch.Tensor) -> bool:
     """Return whether the class token's attention may skip the linear map to keys and values, and gains by it."""
     return (
-        (x.device.type == 'cpu' or ops.is_compiled())  # a GPU would launch more, and cast weights under autocast
+        x.device.type == 'cpu'  # a GPU would launch more, and cast weights under autocast
         and not (attn.attn_drop.training and attn.attn_drop.p > 0.)
         and type(attn.q_norm) is type(attn.k_norm) is nn.Identity
         and type(attn.qkv) is nn.Linear

@@ -1,6 +1,6 @@
 """Fused operations, functions of tensors and of the modules whose weights they read, and the gate to them."""
 from .attention import class_token_attention
-from .execution import autocast_off, in_chunks, is_compiled
+from .execution import autocast_off, in_chunks
 from .gate import POINTWISE, can_fuse, is_plain, is_plain_call, register, set_fused
 from .mlp import mlp_skip
 from .performer import performer_attention, performer_skip
