@@ -66,7 +66,7 @@ def test_a_compressed_part(tmp_path):
     (lambda value: torch.quantize_per_tensor(value, .1, 0, torch.qint8), 'not a plain tensor'),
     (lambda value: value.to('meta'), 'not a plain tensor'),
     (lambda value: value.to(torch.complex64), 'not a plain tensor'),
-    (lambda value: value.to(torch.uint16), 'not a plain tensor'),
+    (lambda value: value.to(torch.int16), 'not a plain tensor'),
     (lambda value: torch.nested.nested_tensor([value]), 'not a plain tensor'),
     (lambda value: torch.zeros(1).expand(2**30, 64), 'is damaged: its tensors should have'),
 ])
