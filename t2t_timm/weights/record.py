@@ -31,6 +31,7 @@ _TRAINING = re.compile(
     r'pretrained.*|checkpoint_path|cache_dir|device|dtype|scriptable|weight_init|fix_init|num_classes|in_chans|drop_.*|'
     r'.*_drop_rate')
 _LARGEST = 1 << 20  # characters of a config
+_LONGEST_PYTHON = 1 << 16  # characters; Python 3.10 parses long chains by recursion, without a limit
 _LONGEST = 1 << 10  # entries of a list, but for the names of the classes
 
 
@@ -240,11 +241,15 @@ def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
     record.add(source, label_names=dataset.get('classes') if isinstance(dataset, dict) else meta.get('CLASSES'))
     text = _text(meta.get('cfg') or meta.get('config'))
     try:
-        statements = ast.parse(text[:_LARGEST]).body
+        if len(text) > _LONGEST_PYTHON:
+            raise ValueError('too long')
+        statements = ast.parse(text).body
         config = {s.targets[0].id: _literal(s.value) for s in statements
                   if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        record.notes.append(f'{source} has a config that is no readable Python: nothing was taken from it')
+        record.notes.append(
+            f'{source} has a config that is no readable Python, or longer than {_LONGEST_PYTHON} characters: nothing '
+            'was taken from it')
         return
     backbone = _dict(_dict(config.get('model')).get('backbone'))
     steps = {step['type']: step for step in config.get('test_pipeline') or () if _text(_dict(step).get('type'))}

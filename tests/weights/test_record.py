@@ -443,11 +443,13 @@ def test_a_tag_or_architecture_of_ones_own(own, converted, tmp_path, config):
     assert verdict.good, verdict.lines
 
 
-@pytest.mark.parametrize('text, note', [('model = Foo(3)\ntest_pipeline = [Foo()]', False), ('model = = 3', True)])
+@pytest.mark.parametrize('text, note', [
+    ('model = Foo(3)\ntest_pipeline = [Foo()]', False), ('model = = 3', True), ('x = 1\n' * 20000, True),
+], ids=['objects', 'no Python', 'long'])
 def test_openmmlabs_config_that_says_nothing(own, converted, caplog, text, note):
     caplog.set_level(logging.INFO)
     assert_same(converted(dict(state_dict=own().state_dict(), meta=dict(cfg=text)))[1], own())
-    assert ('is no readable Python: nothing was taken from it' in caplog.text) == note
+    assert ('is no readable Python, or longer than 65536 characters: nothing was taken' in caplog.text) == note
 
 
 def write_protocol_4(state_dict, path):
