@@ -155,9 +155,11 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
     meta = checkpoint.get('meta')
-    config = meta.get('cfg') if isinstance(meta, dict) else None
-    if "OpenMMLab's names" in notes and isinstance(config, str):
-        if re.search(r'default_scope\W+mmpretrain\b', config):
+    config = meta.get('cfg') or meta.get('config') if isinstance(meta, dict) else None
+    if "OpenMMLab's names" in notes:
+        if not isinstance(config, str):  # timm's own loaders take the state dict out first
+            notes.append("nothing says that mmpretrain 1.0.0rc7 or later trained it, whose attention has another scale")
+        elif re.search(r'default_scope\W+mmpretrain\b', config):
             _rescale_queries(weights, int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1]))
             notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
     return weights, notes
