@@ -82,14 +82,7 @@ class SqueezeExciteAttention(_HeadAttention):
             dtype=None,
             **kwargs: Any,
     ) -> None:
-        """Initialize the layer.
-
-        Args:
-            dim: Width of the tokens.
-            num_heads: Number of attention heads.
-            qkv_bias: Add a bias to queries, keys and values.
-            reduction: Ratio of dim to the width of the gate's bottleneck.
-            **kwargs: Further arguments of timm's Attention.
+        """Initialize the layer; arguments as timm's Attention has them, and the reduction of `SqueezeExcite`.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
@@ -154,13 +147,7 @@ class GhostAttention(_HeadAttention):
             dtype=None,
             **kwargs: Any,
     ) -> None:
-        """Initialize the layer.
-
-        Args:
-            dim: Width of the tokens.
-            num_heads: Number of attention heads.
-            qkv_bias: Add a bias to queries, keys and values.
-            **kwargs: Further arguments of timm's Attention.
+        """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.

@@ -1,6 +1,7 @@
 """Soft split (paper section 3.1, equation 3): overlapping patches of a map, unfolded into tokens."""
 import torch
-import torch.nn.functional as F
+
+from ..ops import view_patches
 
 __all__ = ['SOFT_SPLITS', 'soft_split', 'soft_split_size', 'tokens_to_map']
 
@@ -24,7 +25,7 @@ def soft_split(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> 
     Returns:
         Tokens of shape (B, H' * W', C * kernel_size ** 2), channel-major within a token.
     """
-    return F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
+    return view_patches(x, kernel_size, stride, padding).flatten(3).flatten(1, 2)
 
 
 def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -83,7 +83,7 @@ class TokenPerformer(nn.Module):
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
-            if ops.can_fuse(x, self):
+            if ops.can_fuse(x, self, *self.mlp):
                 return tokens_to_map(ops.in_chunks(self._fused, x, height * width), height, width)
 
         kqv = self.kqv(self.norm1(soft_split(x, *self.split)))
@@ -100,19 +100,20 @@ class TokenPerformer(nn.Module):
         return ops.mlp_skip(x, self.norm2, fc1, fc2, _rate(drop))
 
 
-def _can_fuse_weights(layer: TokenPerformer) -> bool:
-    # The written gradient has none of the random features.
-    return layer.proj.bias is not None and ops.is_plain(layer.w) and not layer.w.requires_grad
+def _is_as_written(layer: TokenPerformer) -> bool:
+    return (
+        [type(m) for m in layer.mlp] == [nn.Linear, nn.GELU, nn.Linear, nn.Dropout]
+        and layer.proj.bias is not None
+        and ops.is_dense(layer.w) and not layer.w.requires_grad  # the written backward returns no gradient for w
+    )
 
 
-ops.register(TokenPerformer, check=_can_fuse_weights, children=dict(
-    norm1=nn.LayerNorm,
-    kqv=nn.Linear,
-    dp=nn.Dropout,
-    proj=nn.Linear,
-    norm2=nn.LayerNorm,
-    mlp=(nn.Sequential, nn.Linear, nn.GELU, nn.Linear, nn.Dropout),
-))
+ops.register(
+    TokenPerformer,
+    check=_is_as_written,
+    norm1=(nn.LayerNorm,), kqv=(nn.Linear,), dp=(nn.Dropout,), proj=(nn.Linear,), norm2=(nn.LayerNorm,),
+    mlp=(nn.Sequential,),
+)
 
 
 def _rate(dropout: Any) -> float:

@@ -80,7 +80,7 @@ class TokenTransformer(nn.Module):
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
-            if ops.can_fuse(x, self):
+            if ops.can_fuse(x, self, *self.mlp.children()):
                 return tokens_to_map(ops.in_chunks(self._fused, x, height * width), height, width)
 
         y = self.attn(self.norm1(soft_split(x, *self.split)))
@@ -93,15 +93,17 @@ class TokenTransformer(nn.Module):
         return ops.mlp_skip(y, self.norm2, self.mlp.fc1, self.mlp.fc2)
 
 
-def _drops_nothing(layer: TokenTransformer) -> bool:
+def _is_as_written(layer: TokenTransformer) -> bool:
+    classes = [nn.Linear, nn.GELU, nn.Dropout, nn.Identity, nn.Linear, nn.Dropout]
+    if [type(m) for m in layer.mlp.children()] != classes:
+        return False
     return not any(drop.training and drop.p > 0. for drop in (layer.mlp.drop1, layer.mlp.drop2))
 
 
 # The attention is called on chunks of a batch.
-ops.register(TokenAttention, children=dict(qkv=nn.Linear, attn_drop=nn.Identity, proj=nn.Linear))
-ops.register(TokenTransformer, check=_drops_nothing, children=dict(
-    norm1=nn.LayerNorm,
-    attn=TokenAttention,
-    norm2=nn.LayerNorm,
-    mlp=(Mlp, nn.Linear, nn.GELU, nn.Dropout, nn.Identity, nn.Linear, nn.Dropout),
-))
+ops.register(TokenAttention, qkv=(nn.Linear,), attn_drop=(nn.Identity,), proj=(nn.Linear,))
+ops.register(
+    TokenTransformer,
+    check=_is_as_written,
+    norm1=(nn.LayerNorm,), attn=(TokenAttention,), norm2=(nn.LayerNorm,), mlp=(Mlp,),
+)

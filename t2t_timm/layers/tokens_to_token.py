@@ -1,7 +1,4 @@
-"""Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16.
-
-At the end, the positions of those tokens.
-"""
+"""Tokens-to-token module (paper section 3.1, figure 4): an image becomes maps of tokens at strides 4, 8 and 16."""
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +12,7 @@ from .soft_split import SOFT_SPLITS, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
-__all__ = [
-    'ConvTokens', 'TokensToToken', 'check_image', 'join_positions', 'sinusoidal_pos_embed', 'tokens_grid_size']
+__all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
 
 
 def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
@@ -67,10 +63,11 @@ def check_image(x: torch.Tensor, in_chans: int, img_size: tuple[int, int] | None
 
 
 class TokenEmbed(nn.Module):
-    """What timm's VisionTransformer asks of its patch embedding; a subclass makes the maps.
+    """What timm's VisionTransformer asks of its patch embedding; a subclass has the three steps from image to tokens.
 
     Attributes are those of timm's PatchEmbed. patch_size is the stride of the tokens; a token reads more pixels.
     """
+    step_names: tuple[str, str, str]  # the modules of the steps
     dynamic_img_pad: torch.jit.Final[bool]
     flatten: torch.jit.Final[bool]
 
@@ -168,6 +165,29 @@ class TokenEmbed(nn.Module):
         """Return the grid of tokens that an image of (H, W) pixels becomes."""
         return tokens_grid_size(img_size)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
+        return self.tokens(self.maps(self.check(x))[-1])
+
+    def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
+        """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
+        if not torch.jit.is_scripting():
+            if self.grad_checkpointing:
+                # Reentrant checkpoints give no gradient without one of their input, which images do not need.
+                return checkpoint(self._maps, x, num_maps, use_reentrant=False)
+        return self._maps(x, num_maps)
+
+    def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:
+        maps = [self.step(x, 0)]
+        for i in range(1, num_maps):
+            maps.append(self.step(maps[-1], i))
+        return maps
+
+    def prune_maps(self, num_maps: int) -> None:
+        """Drop the modules that only maps past the first num_maps need."""
+        for name in self.step_names[num_maps:]:
+            setattr(self, name, nn.Identity())
+
     def check(self, x: torch.Tensor) -> torch.Tensor:
         """Return images (B, in_chans, H, W) as they are, or raise a ValueError that says what is wrong with them."""
         return check_image(x, self.in_chans, self.img_size if self.strict_img_size else None)
@@ -180,6 +200,7 @@ class TokenEmbed(nn.Module):
 
 class TokensToToken(TokenEmbed):
     """Three soft splits, with a token performer or token transformer after each of the first two."""
+    step_names = 'attention1', 'attention2', 'project'
 
     def __init__(
             self,
@@ -216,25 +237,11 @@ class TokensToToken(TokenEmbed):
         self.split = SOFT_SPLITS[2]
         self.project = nn.Linear(token_dim * self.split[0] ** 2, embed_dim, bias=bias, **dd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
-        return self.tokens(self.maps(self.check(x))[-1])
-
-    def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
-        """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
-        if not torch.jit.is_scripting():
-            if self.grad_checkpointing:
-                # Reentrant checkpoints give no gradient without one of their input, which images do not need.
-                return checkpoint(self._maps, x, num_maps, use_reentrant=False)
-        return self._maps(x, num_maps)
-
-    def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:
-        maps = [self.attention1(x)]
-        if num_maps > 1:
-            maps.append(self.attention2(maps[0]))
-        if num_maps > 2:
-            maps.append(self._project(maps[1]))
-        return maps
+    def step(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """Return map number `index`, 0 to 2, from the one before it, or from the images."""
+        if index == 0:
+            return self.attention1(x)
+        return self.attention2(x) if index == 1 else self._project(x)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return project(soft_split(x)), a map (B, embed_dim, H', W')."""
@@ -244,19 +251,13 @@ class TokensToToken(TokenEmbed):
                 return ops.soft_split_linear(x, self.project.weight, self.project.bias, self.split)
         return tokens_to_map(self.project(soft_split(x, *self.split)), height, width)
 
-    def prune_maps(self, num_maps: int) -> None:
-        """Drop the modules that only maps past the first num_maps need."""
-        if num_maps < 3:
-            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
-        if num_maps < 2:
-            self.attention2 = nn.Identity()  # type: ignore[assignment]  # as above
 
-
-ops.register(TokensToToken, children=dict(project=nn.Linear))
+ops.register(TokensToToken, project=(nn.Linear,))
 
 
 class ConvTokens(TokenEmbed):
     """The three soft splits as plain convolutions (T2T-ViT_c, paper section 4.3)."""
+    step_names = 'soft_split0', 'soft_split1', 'project'
 
     def __init__(
             self,
@@ -283,63 +284,8 @@ class ConvTokens(TokenEmbed):
         self.soft_split1 = nn.Conv2d(token_dim, token_dim, *SOFT_SPLITS[1], **dd)
         self.project = nn.Conv2d(token_dim, embed_dim, *SOFT_SPLITS[2], bias=bias, **dd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (B, in_chans, H, W) to tokens (B, N, C) or, NHWC, (B, H', W', C)."""
-        return self.tokens(self.maps(self.check(x))[-1])
-
-    def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
-        """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
-        maps = [self.soft_split0(x)]
-        if num_maps > 1:
-            maps.append(self.soft_split1(maps[0]))
-        if num_maps > 2:
-            maps.append(self.project(maps[1]))
-        return maps
-
-    def prune_maps(self, num_maps: int) -> None:
-        """Drop the modules that only maps past the first num_maps need."""
-        if num_maps < 3:
-            self.project = nn.Identity()  # type: ignore[assignment]  # nothing asks for its weights any more
-        if num_maps < 2:
-            self.soft_split1 = nn.Identity()  # type: ignore[assignment]  # as above
-
-
-def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=None) -> torch.Tensor:
-    """Make the sinusoidal table (paper section 3.2; arXiv 1706.03762, section 3.5); position 0 is the class token's.
-
-    Computed in float64 and rounded to float32, as the published table is, before it takes the dtype asked for.
-
-    Args:
-        num_positions: Number of positions, 1 + the number of tokens.
-        embed_dim: Width of a position's vector.
-        device: Device of the result.
-        dtype: Dtype of the result.
-
-    Returns:
-        Table of shape (1, num_positions, embed_dim): sine in the even channels, cosine in the odd ones.
-    """
-    channel = torch.arange(embed_dim, dtype=torch.float64, device='cpu')
-    inv_wavelength = 10000. ** (-2 * torch.div(channel, 2, rounding_mode='floor') / embed_dim)
-    angle = torch.arange(num_positions, dtype=torch.float64, device='cpu')[:, None] * inv_wavelength
-    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
-    return table.to(device=device, dtype=dtype or torch.get_default_dtype())
-
-
-def join_positions(
-        table: torch.Tensor,
-        class_token: bool = True,
-        reg_tokens: int = 0,
-        no_embed_class: bool = False,
-) -> torch.Tensor:
-    """Return a published table (1, 1 + N, C) as a model with other prefix tokens has it; registers get zeros.
-
-    Args:
-        table: Position table with the class token's row first.
-        class_token: The model has a class token.
-        reg_tokens: Number of register tokens.
-        no_embed_class: The model gives positions to the grid alone.
-    """
-    grid = table[:, 1:]
-    if no_embed_class:
-        return grid
-    return torch.cat([table[:, :int(class_token)], grid.new_zeros(1, reg_tokens, grid.shape[-1]), grid], dim=1)
+    def step(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """Return map number `index`, 0 to 2, from the one before it, or from the images."""
+        if index == 0:
+            return self.soft_split0(x)
+        return self.soft_split1(x) if index == 1 else self.project(x)

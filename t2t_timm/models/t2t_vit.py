@@ -36,7 +36,11 @@ __all__ = ['T2TViT']
 TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 
 
-def make_embed_layer(token_type: str, token_dim: int, token_drop_rate: float) -> Callable[..., nn.Module]:
+def make_embed_layer(
+        token_type: str = 'performer',
+        token_dim: int = 64,
+        token_drop_rate: float = 0.1,
+) -> Callable[..., nn.Module]:
     """Return the embed_layer of a token type; arguments as T2TViT has them."""
     if token_type not in TOKEN_TYPES:
         raise ValueError(f'Unknown token_type {token_type!r}: use one of {", ".join(map(repr, TOKEN_TYPES))}.')
@@ -211,22 +215,26 @@ def _needs_no_keys(attn: Any, x: torch.Tensor) -> bool:
     )
 
 
-# The class token's row skips these, or gives them one token where they expect all.
+# The class token's row skips these, or gives them one token where they expect all: they must treat each token alone.
+POINTWISE = (nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, LayerNorm, DropPath, LayerScale, Mlp)
 ops.register(
-    T2TViT,
-    methods=('forward_features', 'forward_head', 'pool'),
-    children=dict(norm=ops.POINTWISE),
-    check=lambda m: ops.is_plain_call(m.blocks),
+    T2TViT, 'forward_features', 'forward_head', 'pool',
+    norm=POINTWISE, blocks=(nn.Sequential,),
 )
-ops.register(Block, children=dict.fromkeys(
-    ('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'), ops.POINTWISE) | dict(attn=Attention))
-ops.register(Attention, check=lambda m: getattr(m, 'gate', None) is None, children=dict.fromkeys(
-    ('attn_drop', 'norm', 'proj', 'proj_drop'), ops.POINTWISE))
-ops.register(Mlp, pointwise=True, children=dict.fromkeys(
-    ('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), ops.POINTWISE))
-for _pointwise in (DropPath, LayerScale):
-    ops.register(_pointwise, pointwise=True)
-ops.register(LayerNorm, pointwise=True, check=lambda m: len(m.normalized_shape) == 1)
+ops.register(
+    Block,
+    attn=(Attention,),
+    **dict.fromkeys(('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'), POINTWISE),
+)
+ops.register(
+    Attention,
+    check=lambda m: getattr(m, 'gate', None) is None,
+    **dict.fromkeys(('attn_drop', 'norm', 'proj', 'proj_drop'), POINTWISE),
+)
+ops.register(Mlp, **dict.fromkeys(('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), POINTWISE))
+ops.register(LayerNorm, check=lambda m: len(m.normalized_shape) == 1)
+ops.register(DropPath)
+ops.register(LayerScale)
 
 
 default_cfgs = generate_default_cfgs({

@@ -1,5 +1,4 @@
 """T2T-ViT-Dense: blocks that append to the channels of the tokens (paper section 4.3, after DenseNet)."""
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ class Transition(nn.Module):
 
 
 class FinalNorm(LayerNorm):
-    """LayerNorm that leaves tokens of another width alone, as intermediate ones are."""
+    """LayerNorm that skips tokens whose width differs: those of intermediate blocks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens (B, N, C) to (B, N, C)."""
@@ -84,13 +83,9 @@ class T2TViTDense(T2TViT):
             self,
             growth_rate: int = 64,
             block_config: tuple[int, ...] = (3, 6, 6, 4),
-            token_type: str = 'performer',
-            token_dim: int = 64,
-            token_drop_rate: float = 0.1,
             embed_dim: int = 128,
             num_heads: int = 8,
             mlp_ratio: float = 2.,
-            embed_layer: Callable[..., nn.Module] | None = None,
             norm_layer: LayerType | None = None,
             weight_init: str = '',
             **kwargs: Any,
@@ -100,14 +95,10 @@ class T2TViTDense(T2TViT):
         Args:
             growth_rate: Channels that each block appends.
             block_config: Number of blocks of each group.
-            token_type: As T2TViT has it.
-            token_dim: As T2TViT has it.
-            token_drop_rate: As T2TViT has it.
             embed_dim: Width of the tokens that enter the first block.
             num_heads: Number of attention heads.
             mlp_ratio: Ratio of an MLP's hidden width to its input.
-            embed_layer: As T2TViT has it.
-            norm_layer: As T2TViT has it; the final norm is LayerNorm with eps 1e-5 without it.
+            norm_layer: As T2TViT has it.
             weight_init: As T2TViT has it.
             **kwargs: Further arguments of T2TViT.
 
@@ -123,7 +114,8 @@ class T2TViTDense(T2TViT):
             width = width // 2 if i > 0 else width
             dims += [width + growth_rate * j for j in range(num_blocks)]
             width += growth_rate * num_blocks
-        make_embed = embed_layer or make_embed_layer(token_type, token_dim, token_drop_rate)
+        tokens = {name: kwargs.pop(name) for name in ('token_type', 'token_dim', 'token_drop_rate') if name in kwargs}
+        make_embed = kwargs.pop('embed_layer', None) or make_embed_layer(**tokens)
         super().__init__(
             embed_dim=width,
             depth=len(dims),

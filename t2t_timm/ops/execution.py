@@ -10,8 +10,8 @@ from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
 
 __all__ = [
-    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_launch_bound', 'is_traced', 'params',
-    'product_dtype', 'square_sum', 'wide_dtype',
+    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_traced', 'params', 'product_dtype',
+    'square_sum', 'wide_dtype',
 ]
 
 T = TypeVar('T')
@@ -22,7 +22,6 @@ is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compili
 # make_fx records under the first; AOTAutograd has run the operations once before, under the second alone.
 TRACING_MODES = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL
 TOKENS_PER_THREAD = 2 ** 13
-FEW_TOKENS = 2 ** 15  # those of ten images of 224 x 224 pixels at stride 4
 
 
 def is_traced() -> bool:
@@ -46,11 +45,6 @@ def is_traced() -> bool:
 def is_compiled() -> bool:
     """Return True if operations are compiled or traced: the compiler or runtime decides how they are executed."""
     return torch.compiler.is_compiling() or is_traced()
-
-
-def is_launch_bound(x: torch.Tensor, num_tokens: int) -> bool:
-    """Return True if an accelerator spends its time on launches: then the way with the fewest operations is best."""
-    return x.device.type != 'cpu' and num_tokens <= FEW_TOKENS and not is_compiled()
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_launch_bound, is_traced, params, square_sum, wide_dtype
+from .execution import autocast_off, cast, is_compiled, is_traced, params, square_sum, wide_dtype
 
 __all__ = ['performer_attention', 'performer_skip']
 
@@ -33,13 +33,8 @@ def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))
 
 
-def performer_attention(
-        kqv: torch.Tensor,
-        w: torch.Tensor,
-        eps: float,
-        weight: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the attention a of equation (1), (B, N, dim), or W a for the weight W, (dim, dim), of a linear map.
+def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return the attention a of equation (1), (B, N, dim).
 
     kqv holds keys, queries and values, (B, N, 3 * dim), w the random features, (m, dim); eps is added to the
     denominator. In float32 or wider, since e(x) reaches e^16, past float16.
@@ -50,8 +45,6 @@ def performer_attention(
     k, q = _features(kqv[:, :, :2], w).unbind(-2)  # chunk() would fix the batch size of an exported graph
     v = kqv[:, :, 2]
     kv = k.transpose(1, 2) @ v
-    if weight is not None:
-        kv = kv @ weight.t()
     denominator = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]  # the 1 / m of both products, and of eps
     return (q / denominator) @ kv
 
@@ -65,10 +58,6 @@ def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Li
     if is_traced():
         return _traced_skip(kqv, w, eps, linear, drop)
     needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or linear.weight.requires_grad)
-    if not needs_grad and is_launch_bound(kqv, kqv.shape[0] * kqv.shape[1]):
-        weight, bias = params(linear, wide_dtype(kqv))
-        y = cast(performer_attention(kqv, w, eps, weight) + bias, kqv.dtype)
-        return kqv[..., 2 * w.shape[1]:] + (F.dropout(y, drop) if drop > 0. else y)
     w, (weight, bias) = cast(w, kqv.dtype), params(linear, kqv.dtype)
     if needs_grad:
         return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)

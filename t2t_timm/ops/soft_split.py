@@ -5,8 +5,7 @@ map's weight and bias, and r any constant,
 
     W (g (u - m 1) / sqrt(s^2 + eps) + b) + c  =  F (u - r 1) / sqrt(s^2 + eps) + (W b + c),    F = W G - W G 1 1' / n
 
-since the rows of F sum to zero. There are two exact ways: one for images, one for maps of many channels. Where launches
-decide, the first one is always taken.
+since the rows of F sum to zero. There are two exact ways: one for images, one for maps of many channels.
 
 Images (`_norm_patches`). Where an image is flat, 1 / sqrt(s^2 + eps) reaches 316 and multiplies every rounding error
 before it, so u - r must be as small as the patch's own deviation. Let r be the patch's centre pixel, its mean over the
@@ -21,12 +20,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_launch_bound, params, product_dtype, square_sum, wide_dtype
+from .execution import autocast_off, cast, is_compiled, params, product_dtype, square_sum, wide_dtype
 
-__all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear']
+__all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear', 'view_patches']
 
 MANY_CHANNELS = 32  # an image has fewer, or is split by a kernel that is wider than that of maps
 MAP_KERNEL_SIZE = 3
+
+
+def view_patches(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+    """Return the patches of a map, (B, C, H, W), as a view of the padded map, (B, H', W', C, k, k)."""
+    # F.unfold would launch once per image on a GPU, and leave a layout that a LayerNorm has to copy.
+    x = F.pad(x, (padding, padding, padding, padding))
+    return x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride).permute(0, 2, 3, 1, 4, 5)
 
 
 def soft_split_linear(
@@ -78,10 +84,8 @@ def soft_split_norm_linear(
     `split` is the kernel size, stride and padding of the soft split, in pixels. The statistics of the norm are in
     float32 or wider; the tokens are in autocast's dtype where that is on, else in that of x.
     """
-    B, C, H, W = x.shape
-    is_image = C < MANY_CHANNELS or split[0] > MAP_KERNEL_SIZE
-    as_patches = is_image or is_launch_bound(x, B * H * W)
-    return (_norm_patches if as_patches else _convolve_normed)(x, product_dtype(x), norm, linear, split)
+    is_image = x.shape[1] < MANY_CHANNELS or split[0] > MAP_KERNEL_SIZE
+    return (_norm_patches if is_image else _convolve_normed)(x, product_dtype(x), norm, linear, split)
 
 
 @autocast_off
@@ -125,9 +129,7 @@ def _join_blocks(x: torch.Tensor, axis: int, kernel_size: int, stride: int) -> t
 
 def _viewed_patches(x, dtype, kernel_size, stride, padding):
     """Return u - r, (B, N, n), with the values in the order (channel, row, column), written once where possible."""
-    x = F.pad(x, (padding, padding, padding, padding))
-    patches = x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # (B, C, H', W', k, k), a view
-    patches = patches.permute(0, 2, 3, 1, 4, 5)
+    patches = view_patches(x, kernel_size, stride, padding)
     centre = patches[..., kernel_size // 2, kernel_size // 2].mean(dim=-1)
     if torch.is_grad_enabled() and x.requires_grad:
         return patches.flatten(3).flatten(1, 2) - centre.flatten(1)[..., None]
