@@ -123,8 +123,26 @@ def _rate(dropout: Any) -> float:
 
 @torch.fx.wrap
 def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return a, (B, N, dim), for k, q and v, (B, N, 3 * dim), in the dtype of kqv whatever autocast says."""
+    """Return the attention a of `TokenPerformer`, (B, N, dim), in the dtype of kqv whatever autocast says.
+
+    kqv holds keys, queries and values, (B, N, 3 * dim), w the random features, (m, dim); eps is added to the
+    denominator. Computed in float32 or wider, since phi(x) reaches e^16, past float16.
+    """
     if torch.jit.is_scripting():  # graphs of torch.fx can be scripted too
-        return ops.performer_attention(kqv, w, eps).to(kqv.dtype)
+        return _attend(kqv, w, eps).to(kqv.dtype)
     else:
-        return ops.autocast_off(ops.performer_attention)(kqv, w, eps).to(kqv.dtype)
+        return ops.autocast_off(_attend)(kqv, w, eps).to(kqv.dtype)
+
+
+def _attend(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
+    if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
+        kqv, w = kqv.float(), w.float()
+    kqv = kqv.unflatten(-1, (3, -1))
+    k, q = _features(kqv[:, :, :2], w).unbind(-2)  # chunk() would fix the batch size of an exported graph
+    denominator = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]  # the 1 / m of both products, and of eps
+    return (q / denominator) @ (k.transpose(1, 2) @ kqv[:, :, 2])
+
+
+def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Return phi(x) sqrt(m), (..., m)."""
+    return torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))

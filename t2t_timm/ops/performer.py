@@ -1,4 +1,4 @@
-r"""The Performer's attention (arXiv 2009.14794, FAVOR+), as published and in log space, with its gradient.
+r"""The Performer's attention (arXiv 2009.14794, FAVOR+) in log space, with its gradient.
 
 With w_i the m random features, e(x)_i = exp(w_i.x - |x|^2 / 2) and phi = e / sqrt(m),
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .execution import autocast_off, cast, is_compiled, is_traced, params, square_sum, wide_dtype
 
-__all__ = ['performer_attention', 'performer_skip']
+__all__ = ['performer_skip']
 
 SUM_TOKENS = 2 ** 10  # sums over more tokens are scaled down to as many, so that values of 60 stay in float16's range
 TRACED_SCALE = 2 ** 6  # the same for graphs of any size
@@ -28,32 +28,12 @@ MAX_HALF_NORM = 2. ** 15 - 2. ** 5
 SINKS = 8  # columns for the sink: one, and seven of no share, since matrix products like multiples of 8
 
 
-def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return e(x), (..., m)."""
-    return torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))
-
-
-def performer_attention(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the attention a of equation (1), (B, N, dim).
-
-    kqv holds keys, queries and values, (B, N, 3 * dim), w the random features, (m, dim); eps is added to the
-    denominator. In float32 or wider, since e(x) reaches e^16, past float16.
-    """
-    if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
-        kqv, w = kqv.float(), w.float()
-    kqv = kqv.unflatten(-1, (3, -1))
-    k, q = _features(kqv[:, :, :2], w).unbind(-2)  # chunk() would fix the batch size of an exported graph
-    v = kqv[:, :, 2]
-    kv = k.transpose(1, 2) @ v
-    denominator = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]  # the 1 / m of both products, and of eps
-    return (q / denominator) @ kv
-
-
 @autocast_off
 def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Linear, drop: float = 0.) -> torch.Tensor:
-    """Return `v + dropout(linear(a))`, (B, N, dim), in the dtype of kqv; arguments as `performer_attention` has them.
+    """Return `v + dropout(linear(a))`, (B, N, dim), in the dtype of kqv, with the attention a of equation (1).
 
-    `drop` is the dropout rate: 0 unless in training.
+    kqv holds keys, queries and values, (B, N, 3 * dim), w the random features, (m, dim); eps is added to the
+    denominator; `drop` is the dropout rate: 0 unless in training.
     """
     if is_traced():
         return _traced_skip(kqv, w, eps, linear, drop)
