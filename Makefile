@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 OLDEST_TESTS := layers models weights hub/test_convert.py hub/test_push.py commands/test_export.py test_autoload.py test_users.py
 SOURCES := $(shell git ls-files t2t_timm '*.cfg' '*.toml' '*.pth' '*.start' '_*.py' MANIFEST.in 2>/dev/null)
 
-.PHONY: demo test fuzz test-oldest timm-suite cuda lint clean
+.PHONY: demo test fuzz test-oldest timm-suite lint clean
 
 demo: $(VENV)/package
 	cd $(VENV) && $(BIN)/python -m t2t_timm.commands.demo
@@ -25,11 +25,6 @@ test-oldest: $(OLDEST)/tests
 
 timm-suite: $(VENV)/tests
 	cd $(VENV) && $(BIN)/python $(CURDIR)/tools/timm_suite.py $(ARGS)
-
-# PyTorch's CUDA code without a GPU; NULLCUDA=FOLDER holds the device that computes nothing (docs/gpu.md)
-cuda: $(VENV)/tests
-	@test -e "$(NULLCUDA)/null.sh" || { echo "make cuda needs NULLCUDA=FOLDER, the folder of null.sh (docs/gpu.md)."; exit 2; }
-	cd $(VENV) && PYTHON=$(BIN)/python bash $(abspath $(NULLCUDA))/null.sh $(CURDIR)/tools/null_cuda.py $(ARGS)
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from .switch import is_on
 
 __all__ = ['can_fuse', 'is_dense', 'register']
 
-FEW_VALUES = 2 ** 20  # those of five images of 224 x 224 pixels, or of their maps
+FEW_VALUES = 2 ** 19  # those of two images of 224 x 224 pixels, or of their maps: docs/development.md
 
 
 class _Known(NamedTuple):
