@@ -21,7 +21,7 @@ KINDS = {
     'dense': ('t2t_vit_dense', dict(block_config=(1, 1), img_size=56)),
 }
 
-BATCH = 256  # of few tokens, devices run the equations
+BATCH = 512  # of few images, devices run the equations
 
 
 @pytest.fixture(params=KINDS)
