@@ -1,4 +1,6 @@
 """Attention and MLP of the study variants, as parts of timm's blocks."""
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -40,26 +42,12 @@ def test_options_that_the_attentions_do_not_have(attention, option):
         timm.create_model('test_t2t_vit', attn_layer=attention, **{option: True})
 
 
-def test_options_that_the_mlp_does_not_have():
+def test_hidden_width_that_the_mlp_does_not_have():
     with pytest.raises(ValueError, match=r'hidden_features must be 192 \(mlp_ratio=3\), not 128'):
         timm.create_model('test_t2t_vit', mlp_layer=GhostMlp, mlp_ratio=2.)
-    with pytest.raises(ValueError, match='GhostMlp has no scale_mlp_norm'):
-        timm.create_model('test_t2t_vit', mlp_layer=GhostMlp, mlp_ratio=3., scale_mlp_norm=True)
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(attn_layer=SqueezeExciteAttention), dict(attn_layer=GhostAttention), dict(mlp_layer=GhostMlp, mlp_ratio=3.),
-], ids=['se', 'ghost attention', 'ghost mlp'])
-def test_the_parts_serve_in_any_model(kwargs):
-    torch.manual_seed(0)
-    model = timm.create_model('test_t2t_vit', depth=2, num_classes=5, reg_tokens=1, **kwargs).eval()
-    x = torch.randn(2, 3, 56, 56)
-    torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
-    model(x).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
-@pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14', 't2t_vit_c_14', 't2t_vit_14_se', 't2t_vit_16_ghost'])
+@pytest.mark.parametrize('name', ['t2t_vit_c_14', 't2t_vit_14_se', 't2t_vit_16_ghost'])
 def test_every_module_that_has_weights_is_called(called, name):
     """Pruning, offloading and sharding make the weights of a module ready when it is called."""
     model = timm.create_model(name, img_size=32, depth=2).eval()
@@ -89,12 +77,10 @@ def test_pruned_scales_of_ghost_features_are_trained(ghost):
 @pytest.mark.parametrize('where', ['cpu', 'disk'])
 def test_offloaded_ghost(ghost, tmp_path, where):
     accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
-    x, device = torch.randn(2, 3, 32, 32), torch.device('cpu')
+    x = torch.randn(2, 3, 32, 32)
     expected = ghost(x)
-    if where == 'cpu':
-        accelerate.cpu_offload(ghost, execution_device=device)
-    else:
-        accelerate.disk_offload(ghost, tmp_path, execution_device=device)
+    offload = {'cpu': accelerate.cpu_offload, 'disk': partial(accelerate.disk_offload, offload_dir=tmp_path)}[where]
+    offload(ghost, execution_device=torch.device('cpu'))
     assert all(p.is_meta for p in ghost.parameters())
     with torch.no_grad():
         torch.testing.assert_close(ghost(x), expected)

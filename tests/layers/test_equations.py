@@ -1,7 +1,10 @@
 """Models against the equations written out plainly (tests/reference.py), over sizes, channels, batches, dtypes."""
+from functools import partial
+
 import pytest
 import timm
 import torch
+import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import t2t_vit, tokens_to_token
@@ -17,10 +20,6 @@ def small_model(token_type='performer', **kwargs):
     return timm.create_model('test_t2t_vit', num_classes=7, token_type=token_type, depth=2, **kwargs)
 
 
-def trained(model):
-    return dict(model.named_parameters())
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     height=SIZES,
@@ -33,7 +32,7 @@ def trained(model):
 def test_model_equals_reference(height, width, in_chans, batch, token_type, dtype):
     torch.manual_seed(height * 71 + width)
     model = small_model(token_type, img_size=(height, width), in_chans=in_chans, dtype=dtype).eval()
-    for parameter in trained(model).values():  # away from the initial zeros and ones
+    for parameter in model.parameters():  # away from the initial zeros and ones
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     x = torch.randn(batch, in_chans, height, width, dtype=dtype)
     state = {k: v.double() for k, v in model.state_dict().items()}
@@ -60,7 +59,7 @@ def test_gradients_of_every_parameter(token_type, fused):
     probe = torch.randn(2, 7, dtype=torch.float64)
     (t2t_vit(state, x, 4)[1] * probe).sum().backward()
     (model(x) * probe).sum().backward()
-    for name, parameter in trained(model).items():
+    for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
@@ -68,27 +67,20 @@ def test_gradients_of_every_parameter(token_type, fused):
 @pytest.mark.parametrize('token_type', ['performer', 'transformer'])
 def test_norms_and_linear_maps_without_gain_or_bias(token_type, affine, bias):
     torch.manual_seed(0)
-    model = small_model(token_type, img_size=(21, 34), dtype=torch.float64).eval()
-
-    def replace(parent, name):
-        module = getattr(parent, name)
-        dd = {'device': 'cpu', 'dtype': torch.float64}
-        if isinstance(module, torch.nn.LayerNorm):
-            setattr(parent, name, torch.nn.LayerNorm(
-                module.normalized_shape, elementwise_affine=affine, bias=bias, **dd))
-        else:
-            setattr(parent, name, torch.nn.Linear(module.in_features, module.out_features, bias=False, **dd))
-
-    step = model.patch_embed.attention1
-    replace(step, 'norm1')
-    replace(step, 'norm2')
-    replace(*((step, 'kqv') if token_type == 'performer' else (step.mlp, 'fc1')))
+    model = small_model(token_type, img_size=(21, 34)).eval()
+    step, norm = model.patch_embed.attention1, partial(nn.LayerNorm, elementwise_affine=affine, bias=bias)
+    step.norm1, step.norm2 = norm(147), norm(64)
+    if token_type == 'performer':
+        step.kqv = nn.Linear(147, 192, bias=False)
+    else:
+        step.mlp.fc1 = nn.Linear(64, 64, bias=False)
+    model.double()
     x = torch.randn(2, 3, 21, 34, dtype=torch.float64)
     probe = torch.randn(2, 7, dtype=torch.float64)
 
     def run(on):
         with set_fused(on):
             out = model(x)
-            return [out, *torch.autograd.grad((out * probe).sum(), trained(model).values())]
+            return [out, *torch.autograd.grad((out * probe).sum(), model.parameters())]
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-9, atol=1e-9)

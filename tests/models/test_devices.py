@@ -21,6 +21,8 @@ KINDS = {
     'dense': ('t2t_vit_dense', dict(block_config=(1, 1), img_size=56)),
 }
 
+BATCH = 512  # of few images, devices run the equations
+
 
 @pytest.fixture(params=KINDS)
 def create(request):
@@ -52,24 +54,19 @@ def device(model):  # which cannot be made of fake tensors
             yield 'cuda'
 
 
-@pytest.mark.parametrize('autocast', [False, True])
-def test_training_step(create, fused, autocast):
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])  # autocast does not know the meta device
+def test_training_step(create, fused, dtype):
     with NoFloat64('meta'):
-        model = create(device='meta').train()
+        model = create(device='meta', dtype=dtype).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        images, target = torch.empty(2, 3, 56, 56, device='meta'), torch.empty(2, dtype=torch.long, device='meta')
-        # autocast does not know the meta device
-        model.to(torch.bfloat16 if autocast else torch.float32)
-        loss = torch.nn.functional.cross_entropy(model(images.to(next(model.parameters()).dtype)), target)
-        loss.backward()
+        logits = model(torch.empty(BATCH, 3, 56, 56, device='meta', dtype=dtype))
+        torch.nn.functional.cross_entropy(logits, torch.empty(BATCH, dtype=torch.long, device='meta')).backward()
         optimizer.step()
     assert all(p.grad is not None for p in model.parameters())
 
 
 def test_moved_and_called(model, device, fused):
-    model.to(device)
-    images = torch.empty(2, 3, 56, 56, device=device)
-    logits = model(images)
+    logits = model.to(device)(torch.empty(BATCH, 3, 56, 56, device=device))
     assert logits.device.type == device and logits.dtype == torch.float32
 
 
@@ -94,6 +91,4 @@ def test_the_mode_refuses(device):
     x = torch.empty(2, device=device)
     with pytest.raises(TypeError, match='no float64'):
         x.double()
-    with pytest.raises(TypeError, match='no float64'):
-        torch.zeros(2, dtype=torch.float64, device=device)
     assert x.cpu().double().dtype == torch.float64

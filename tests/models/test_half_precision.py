@@ -57,16 +57,6 @@ def test_stays_in_range_with_all_tokens_of_an_image(golden_model, golden_images,
     assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
 
 
-@torch.no_grad()
-def test_float16_autocast_gives_the_golden_logits(golden_model, golden_images, rel_error):
-    model = golden_model('t2t_vit_7')
-    images = golden_images(1)
-    expected = copy.deepcopy(model).double()(images)
-    with torch.autocast('cpu', torch.float16):
-        logits = model(images.float())
-    assert rel_error(logits.double(), expected) < 1e-2
-
-
 @pytest.fixture(scope='module')
 def digits():
     """Real digits in random order, as normalized images (5000, 1, 28, 28) with labels."""
@@ -112,15 +102,16 @@ def test_training_under_a_grad_scaler(digits):
     assert accuracy > 0.85  # chance is 0.1; seen with five seeds: 0.872 to 0.900
 
 
-@pytest.mark.parametrize('name', ['test_t2t_vit', 't2t_vit_dense'])
-def test_fast_norm_acts_outside_the_tokens(name):
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_t2t_vit', dict(depth=2)), ('t2t_vit_dense', dict(block_config=(1, 1)))])
+def test_fast_norm_acts_outside_the_tokens(name, kwargs):
     """train.py's --fast-norm: norms in autocast's dtype. The image's own stay exact, since they see flat regions."""
     found = []
     for fast in (False, True):
         set_fast_norm(fast)
         try:
             torch.manual_seed(0)
-            model = timm.create_model(name, img_size=48).eval()
+            model = timm.create_model(name, img_size=48, **kwargs).eval()
         finally:
             set_fast_norm(False)
         x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -135,5 +126,5 @@ def test_fast_norm_acts_outside_the_tokens(name):
                 model(x)
         assert model.patch_embed.attention1.norm1.dtype == torch.float32
         dtypes = [m.dtype for m in [*model.blocks.modules(), model.norm] if isinstance(m, torch.nn.LayerNorm)]
-        assert (set(dtypes) == {torch.bfloat16}) == fast and len(dtypes) > 6
+        assert (set(dtypes) == {torch.bfloat16}) == fast and len(dtypes) == 5
     assert torch.equal(*found)

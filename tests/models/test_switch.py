@@ -1,6 +1,4 @@
 """Export, TorchScript, compilation and adapters, each on both sides of the switch."""
-import copy
-
 import pytest
 import timm
 import torch
@@ -36,22 +34,22 @@ def expected(model, images):
         return model(images).detach()
 
 
-def count(graph, name):
-    """Calls of functions; `unfold` is a method of tensors too, which gives a view."""
-    return sum(name in str(node.target) for node in graph.nodes if node.op == 'call_function')
+def has_convolutions(graph):
+    """Whether a graph has fused operations: the equations are linear maps."""
+    return 'conv' in str(graph)
 
 
 @torch.no_grad()
 def test_export(model, images, expected, fused):
     program = torch.export.export(model, (images,))
     torch.testing.assert_close(program.module()(images), expected)
-    convolutions, unfolds = count(program.graph, 'conv2d'), count(program.graph, 'im2col')
-    assert (convolutions, unfolds) == ((2, 0) if fused else (0, 3))
+    assert has_convolutions(program.graph) == fused
 
 
 @torch.no_grad()
-def test_script(model, images, expected, fused, tmp_path):
+def test_script_runs_the_equations(model, images, expected, fused, tmp_path):
     scripted = torch.jit.script(model)
+    assert not has_convolutions(scripted.inlined_graph)
     torch.testing.assert_close(scripted(images), expected)
     torch.jit.save(scripted, tmp_path / 'model.pt')
     with set_fused(not fused):
@@ -62,10 +60,10 @@ def test_script(model, images, expected, fused, tmp_path):
 def test_trace(model, images, expected, fused):
     traced = torch.jit.trace(model, images, check_trace=False)
     torch.testing.assert_close(traced(images), expected)
-    graph = str(traced.inlined_graph)
-    assert (graph.count('aten::_convolution'), graph.count('aten::im2col')) == ((2, 0) if fused else (0, 3))
+    assert has_convolutions(traced.inlined_graph) == fused
 
 
+@pytest.mark.parametrize('model', ['performer'], indirect=True)
 def test_a_compiled_model_is_compiled_again_when_the_switch_is_moved(model, images, expected):
     graphs = []
 
@@ -80,9 +78,7 @@ def test_a_compiled_model_is_compiled_again_when_the_switch_is_moved(model, imag
         with set_fused(False):
             torch.testing.assert_close(compiled(images), expected)
         torch.testing.assert_close(compiled(images), expected)
-    assert len(graphs) == 2  # the first one is kept
-    unfolds, convolutions = ([count(graph, name) for graph in graphs] for name in ('unfold', 'conv2d'))
-    assert unfolds == [0, 3] and convolutions == [2, 0]
+    assert [has_convolutions(graph) for graph in graphs] == [True, False]  # the first one is kept
 
 
 class LoRA(nn.Module):
@@ -97,39 +93,20 @@ class LoRA(nn.Module):
         return self.inner(x) + self.b(self.a(x))
 
 
-def test_adapters(model, images, fused, called):
-    """Logits and the adapters' gradients are those of weights with the adapters merged into them."""
-    names = next(names for names in LINEAR.values() if all(n in dict(model.named_modules()) for n in names))
-    model, images = model.double(), images.double()
-    merged = copy.deepcopy(model)
-    for name in names:
-        parent, _, child = name.rpartition('.')
-        adapter = LoRA(model.get_submodule(name)).double()
-        setattr(model.get_submodule(parent), child, adapter)
-        merged.get_submodule(name).weight.data += (adapter.b.weight @ adapter.a.weight).detach()
-    assert {f'{name}.a' for name in names} <= set(called(model, images))
-    logits = model(images)
-    logits.square().sum().backward()
-    with set_fused(False):
-        expected = merged(images)
-        expected.square().sum().backward()
-    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-11)
-    for name in names:
-        adapter, gradient = model.get_submodule(name), merged.get_submodule(name).weight.grad
-        torch.testing.assert_close(adapter.b.weight.grad, gradient @ adapter.a.weight.T, rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(adapter.a.weight.grad, adapter.b.weight.T @ gradient, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize('index', range(len(LINEAR['performer'])))
-def test_each_adapter_alone_is_called(images, called, index):
+@pytest.mark.parametrize(
+    'model, name', [(kind, name) for kind, names in LINEAR.items() for name in names], indirect=['model'])
+def test_an_adapter_is_called_and_trained(model, name, images, called):
     """What may be fused around it is no reason to leave it out."""
-    torch.manual_seed(0)
-    model = timm.create_model('test_t2t_vit', img_size=40, depth=2).double().eval()
-    name, images = LINEAR['performer'][index], images.double()
     parent, _, child = name.rpartition('.')
-    adapter = LoRA(model.get_submodule(name)).double()
+    adapter = LoRA(model.get_submodule(name))
     setattr(model.get_submodule(parent), child, adapter)
+    model, images = model.double(), images.double()
     assert f'{name}.a' in called(model, images)
-    logits = model(images)
+
+    def logits_and_gradients():
+        logits = model(images)
+        return logits, *torch.autograd.grad(logits.square().sum(), [adapter.a.weight, adapter.b.weight])
+
+    actual = logits_and_gradients()
     with set_fused(False):
-        torch.testing.assert_close(logits, model(images), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(actual, logits_and_gradients(), rtol=1e-9, atol=1e-11)

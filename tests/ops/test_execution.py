@@ -1,108 +1,77 @@
-"""Who executes the operations, and a batch in chunks, which is the batch."""
+"""A batch in chunks is the batch, and stays whole where something else decides how it is computed."""
 import pytest
 import torch
-import torch.nn as nn
 from functorch.compile import aot_function, nop
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from t2t_timm import ops
 from t2t_timm.layers import TokensToToken
-from t2t_timm.ops import execution
-from t2t_timm.ops.execution import is_compiled, is_traced
 
-
-def test_who_runs_the_operations():
-    """`is_traced` and `is_compiled`, asked in the middle of each."""
-    def ask(x):
-        answers.append((is_traced(), is_compiled()))
-        return x + 1.
-
-    class Asks(nn.Module):
-        def forward(self, x):
-            return (x + 1. if is_traced() else x + 2.) + (10. if is_compiled() else 20.)
-
-    answers, x = [], torch.zeros(2)
-    ask(x)
-    assert answers == [(False, False)]
-    answers.clear()
-    torch.jit.trace(ask, x, check_trace=False)
-    torch.func.vmap(ask)(x)
-    torch.func.grad(lambda x: ask(x).sum())(x)
-    torch.func.jvp(ask, (x,), (x,))
-    with torch.autograd.forward_ad.dual_level():
-        ask(x)
-    for pre_dispatch in (False, True):
-        make_fx(ask, pre_dispatch=pre_dispatch)(x)
-    aot_function(ask, nop)(x)
-    torch.func.functionalize(ask)(x)
-    assert len(answers) >= 9 and set(answers) == {(True, True)}
-    assert Asks()(x)[0] == 22.
-    told_apart = hasattr(torch.compiler, 'is_exporting')  # from torch 2.7 on
-    assert torch.compile(Asks(), backend='eager', fullgraph=True)(x)[0] == (12. if told_apart else 11.)
-    if told_apart:
-        assert torch.export.export(Asks(), (x,)).module()(x)[0] == 11.
+MANY = 2 ** 20  # tokens of an image, more than are computed at once
 
 
 @pytest.fixture
 def seen():
+    """Sizes of the batches that the next function was called with."""
     return []
 
 
 @pytest.fixture
-def fn(seen):
+def double(seen):
     return lambda x: seen.append(len(x)) or 2 * x
 
 
-def test_chunks_keep_order_and_fit_the_threads(seen, fn, monkeypatch):
-    monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', 100)
-    x = torch.randn(7, 1, 40, 44)
-    num_chunks = -(-7 * 110 // (100 * torch.get_num_threads()))
-    assert torch.equal(ops.in_chunks(fn, x, 110), 2 * x)
-    assert sum(seen) == 7 and num_chunks - 1 <= len(seen) <= num_chunks and max(seen) == -(-7 // num_chunks)
+def test_chunks_keep_order_and_are_smaller_the_more_tokens_an_image_has(seen, double):
+    x, numbers = torch.randn(7, 1, 2, 2), []
+    for power in range(21):
+        seen.clear()
+        assert torch.equal(ops.in_chunks(double, x, 2 ** power), 2 * x)
+        assert sum(seen) == 7 and max(seen) == -(-7 // len(seen))
+        numbers.append(len(seen))
+    assert numbers == sorted(numbers) and {1, 7} < set(numbers)
 
 
-def test_whole_where_it_fits_and_where_others_decide(seen, fn, monkeypatch):
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44), 110)
-    monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', 1)
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44, device='meta'), 110)
-    torch.jit.trace(lambda x: ops.in_chunks(fn, x, 110), torch.randn(7, 1, 40, 44), check_trace=False)
-    torch.compile(lambda x: ops.in_chunks(fn, x, 110), backend='eager')(torch.randn(7, 1, 40, 44))
-    assert set(seen) == {7}
-    ops.in_chunks(fn, torch.randn(7, 1, 40, 44), 110)
+def test_whole_where_others_decide(seen, double):
+    def run(x):
+        return ops.in_chunks(double, x, MANY)
+
+    x = torch.randn(7, 1, 2, 2)
+    run(x.to('meta'))
+    torch.jit.trace(run, x, check_trace=False)
+    torch.func.vmap(run)(x[None])
+    torch.func.grad(lambda x: run(x).sum())(x)
+    torch.func.jvp(run, (x,), (x,))
+    with forward_ad.dual_level():
+        run(x)
+    for pre_dispatch in (False, True):
+        make_fx(run, pre_dispatch=pre_dispatch)(x)
+    aot_function(run, nop)(x)
+    torch.func.functionalize(run)(x)
+    torch.compile(run, backend='eager')(x)
+    assert len(seen) >= 10 and set(seen) == {7}
+    run(x)
     assert seen[-7:] == [1] * 7
 
 
 @pytest.mark.parametrize('token_type', ['performer', 'transformer'])
-@pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('checkpointing', [False, True])
-def test_tokens_to_token_in_chunks_is_the_whole(monkeypatch, token_type, train, checkpointing):
+def test_tokens_to_token_in_chunks_is_the_whole(token_type, checkpointing, monkeypatch):
     module = TokensToToken(
-        token_type, img_size=(30, 41), token_drop_rate=0., dtype=torch.float64).train(train)
+        token_type, in_chans=1, embed_dim=32, img_size=(30, 41), token_drop_rate=0., dtype=torch.float64)
     module.grad_checkpointing = checkpointing
-    x = torch.randn(5, 3, 30, 41, dtype=torch.float64)
+    x = torch.randn(200, 1, 30, 41, dtype=torch.float64)
     sizes, in_chunks = [], ops.in_chunks
     monkeypatch.setattr(ops, 'in_chunks', lambda fn, x, n: in_chunks(lambda x: sizes.append(len(x)) or fn(x), x, n))
 
-    def results(tokens_per_thread):
-        monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', tokens_per_thread)
+    def results(batches):
         module.zero_grad()
         sizes.clear()
-        out = module(x)
+        out = torch.cat([module(batch) for batch in batches])
         calls = list(sizes)  # a checkpoint calls again in the gradient
         out.square().sum().backward()
         return calls, [out.detach()] + [p.grad.clone() for p in module.parameters()]
 
-    (whole, expected), (chunks, actual) = results(2 ** 20), results(70)
-    assert whole == [5, 5] and len(chunks) > 2 and sum(chunks) == 10
+    (whole, expected), (chunks, actual) = results(x.split(40)), results([x])
+    assert set(whole) == {40} and max(chunks[:-1]) < 200 and sum(chunks) == sum(whole) == 400
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_calls_that_somebody_looks_at_are_not_divided(monkeypatch):
-    monkeypatch.setattr(execution, 'TOKENS_PER_THREAD', 1)
-    module = TokensToToken(img_size=32).eval()
-    x, sizes = torch.randn(5, 3, 32, 32), []
-    handle = module.attention2.mlp.register_forward_hook(lambda m, args, out: sizes.append(len(out)))
-    hooked = module(x)
-    handle.remove()
-    assert sizes == [5]
-    torch.testing.assert_close(module(x), hooked)

@@ -16,31 +16,27 @@ from t2t_timm.ops import fold_norm_linear, soft_split_linear, soft_split_norm_li
 FIRST, SECOND = (7, 4, 2), (3, 2, 1)
 
 
-def parameters(in_chans, kernel_size, dim=12, seed=0):
+def parameters(in_chans, kernel_size, dim=12):
     """Gain and bias of a LayerNorm, weight and bias of a linear map, in float64 that float32 holds exactly."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     n = in_chans * kernel_size ** 2
     norm_weight, norm_bias, weight, bias = (
         torch.randn(shape, generator=generator) for shape in ((n,), (n,), (dim, n), (dim,)))
     return [t.double().requires_grad_() for t in (1 + 0.1 * norm_weight, 0.1 * norm_bias, weight / n ** 0.5, bias)]
 
 
-def reference(x, norm_weight, norm_bias, weight, bias, split, eps=1e-5):
+def reference(x, norm_weight, norm_bias, weight, bias, split):
     """Return linear(norm(soft_split(x))) with the deviations formed first."""
     u, _ = reference_soft_split(x, *split)
     u = u - u.mean(dim=-1, keepdim=True)
-    u = u / torch.sqrt(u.square().mean(dim=-1, keepdim=True) + eps) * norm_weight + norm_bias
+    u = u / torch.sqrt(u.square().mean(dim=-1, keepdim=True) + 1e-5) * norm_weight + norm_bias
     return u @ weight.T + bias
 
 
-def run(x, args, split, eps=1e-5):
-    return soft_split_norm_linear(x, *modules(*args, eps), split)
-
-
-def modules(norm_weight, norm_bias, weight, bias, eps=1e-5):
-    """What stands for a LayerNorm and a linear map."""
-    norm = SimpleNamespace(weight=norm_weight, bias=norm_bias, eps=eps, normalized_shape=weight.shape[1:])
-    return norm, SimpleNamespace(weight=weight, bias=bias)
+def run(x, args, split):
+    norm_weight, norm_bias, weight, bias = args
+    norm = SimpleNamespace(weight=norm_weight, bias=norm_bias, eps=1e-5, normalized_shape=weight.shape[1:])
+    return soft_split_norm_linear(x, norm, SimpleNamespace(weight=weight, bias=bias), split)
 
 
 def copies(args, dtype):
@@ -108,57 +104,27 @@ def test_flat_images(in_chans, mode, tolerance, grad_tolerance):
         assert max(errors(gradients, torch.autograd.grad(expected, wide, probe))) < grad_tolerance, name
 
 
-def test_gradient_under_vmap():
-    """Several gradients at once (is_grads_batched, jacobian(vectorize=True)) are those taken one by one."""
-    x = torch.randn(2, 40, 9, 9, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *parameters(40, 3)]
-    out = run(x, inputs[1:], SECOND)
-    probes = torch.randn(3, *out.shape, dtype=torch.float64)
-    expected = zip(*(torch.autograd.grad(out, inputs, probe, retain_graph=True) for probe in probes), strict=True)
-    for gradients, gradient in zip(
-            torch.autograd.grad(out, inputs, probes, is_grads_batched=True), expected, strict=True):
-        torch.testing.assert_close(gradients, torch.stack(gradient), rtol=1e-10, atol=1e-12)
-
-
-def kept_for_the_gradient(split, in_chans, image_grad):
-    """Numbers of elements of the tensors that are kept for the gradient, and of the unfolded patches."""
+@pytest.mark.parametrize('split, in_chans, image_grad', [
+    (FIRST, 3, False), (FIRST, 3, True), (SECOND, 32, True), (SECOND, 64, True)])
+def test_what_is_kept_for_the_gradient(split, in_chans, image_grad):
+    """Patches of images once, or twice where the image needs a gradient; of many channels, none."""
     x = torch.randn(2, in_chans, 48, 48, requires_grad=image_grad)
-    args = copies(parameters(in_chans, split[0], dim=8), torch.float32)
-    kept = {}
+    args, kept = copies(parameters(in_chans, split[0], dim=8), torch.float32), {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
         out = run(x, args, split)
-    return list(kept.values()), out.shape[0] * out.shape[1] * in_chans * split[0] ** 2
-
-
-@pytest.mark.parametrize('in_chans', [32, 64])
-def test_no_unfolded_patches_of_many_channels_exist(in_chans):
-    """What is kept for the gradient is smaller than the unfolded patches alone."""
-    kept, num_unfolded = kept_for_the_gradient(SECOND, in_chans, image_grad=True)
-    assert kept and max(kept) < num_unfolded
-
-
-@pytest.mark.parametrize('image_grad', [False, True])
-def test_patches_of_images_are_kept_once_unless_the_image_needs_a_gradient(image_grad):
-    kept, num_unfolded = kept_for_the_gradient(FIRST, 3, image_grad)
-    assert [n for n in kept if n >= num_unfolded] == [num_unfolded] * (1 + image_grad)
-
-
-def test_folded_rows_sum_to_zero():
-    norm_weight, norm_bias, weight, bias = parameters(3, 7)
-    folded, folded_bias = fold_norm_linear(norm_weight, norm_bias, weight, bias)
-    assert folded.sum(dim=1).abs().max() < 1e-14
-    u = torch.randn(9, 147, dtype=torch.float64)
-    u = u - u.mean(dim=1, keepdim=True)
-    torch.testing.assert_close(u @ folded.T + folded_bias, (u * norm_weight + norm_bias) @ weight.T + bias)
-    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
+    num_unfolded = out.shape[0] * out.shape[1] * in_chans * split[0] ** 2
+    large = [n for n in kept.values() if n >= num_unfolded]
+    assert kept and large == [num_unfolded] * (0 if split == SECOND else 1 + image_grad)
 
 
 @pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
-def test_norm_that_is_folded_already(split, in_chans):
-    args = parameters(in_chans, split[0])
+def test_norm_folded_into_the_linear_map(split, in_chans):
+    args = norm_weight, norm_bias, weight, bias = parameters(in_chans, split[0])
     x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
-    folded = fold_norm_linear(*args)
-    out = run(x, (None, None, *folded), split)
+    folded, folded_bias = fold_norm_linear(*args)
+    assert folded.sum(dim=1).abs().max() < 1e-14
+    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
+    out = run(x, (None, None, folded, folded_bias), split)
     torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
 
 
