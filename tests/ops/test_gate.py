@@ -197,6 +197,12 @@ def test_global_hooks_observe_every_module(register):
     assert is_on()
 
 
+def test_few_images_on_an_accelerator_run_the_equations():
+    """Launches take the time there; the meta device stands for one, since it has no CPU's caches either."""
+    one, many = (torch.empty(batch, 3, 224, 224, device='meta') for batch in (1, 8))
+    assert not ops.can_fuse(one, TokenPerformer(3)) and ops.can_fuse(many, TokenPerformer(3))
+
+
 def test_fx_observes_every_module():
     class Asks(nn.Module):
         def forward(self, x):
