@@ -1,5 +1,6 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..layers import SOFT_SPLITS, soft_split_size
 from ..ops import set_fused
 from ..weights.manifest import YamlLoader, pretrained_cfg
 
@@ -16,12 +18,21 @@ __all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexi
 
 
 class Complexity(NamedTuple):
-    """What one image costs, and what the classifier reads of it."""
+    """What one image of size (C, H, W) costs, and what the classifier reads of it."""
     params: int
     macs: int
     activations: int
     input_size: tuple[int, int, int]
     num_features: int
+
+    @property
+    def map_shapes(self) -> list[tuple[int, int, int, int]]:
+        """Shapes of the feature maps of strides 4, 8 and 16."""
+        heights, widths = (
+            accumulate(SOFT_SPLITS, lambda n, split: soft_split_size(n, *split), initial=side)
+            for side in self.input_size[1:])
+        _, *sizes = zip(heights, widths, strict=True)
+        return [(1, c, h, w) for c, (h, w) in zip((64, 64, self.num_features), sizes, strict=True)]
 
 
 class _Counter(TorchDispatchMode):

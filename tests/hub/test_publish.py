@@ -100,7 +100,7 @@ def killed(hosts, stage, publish, start_publisher, tmp_path_factory):
         assert server.stalled.acquire(timeout=100), victim.exitcode
         victim.kill()
         victim.join()
-        lines.append(manifest.read_text().count('hub: {'))
+        lines.append(len(yaml.safe_load(manifest.read_text())['hub']))
         left = {p.name for p in (folder / 'torch' / 'hub' / 'checkpoints' / 't2t-timm-publish').iterdir()}
         assert len(left) == 1  # what the next run removes
     on, again = publish(stage(command, env=env), stage(command))
@@ -137,7 +137,7 @@ def test_the_manifest_has_its_lines_and_is_otherwise_the_same(hosts, killed):
     expected = yaml.safe_load(MANIFEST.read_text(encoding='utf-8'))
     for name in NAMES:
         data = hosts.hub.repos[f'all/{name}'].files['model.safetensors']
-        expected['weights'][name]['hub'] = dict(sha256=sha256(data), size=len(data))
+        expected['hub'][name] = dict(sha256=sha256(data), size=len(data))
     text = killed['manifest'].read_text(encoding='utf-8')
     assert yaml.safe_load(text) == expected
     comments = [re.findall('#.*', t) for t in (MANIFEST.read_text(encoding='utf-8'), text)]
@@ -159,7 +159,7 @@ def test_what_is_stale_is_published_again(hosts, killed, stage, publish, tmp_pat
     card = repo.files['README.md']
     repo.files['README.md'] = b'of an older version'
     text = killed['manifest'].read_text()
-    known = yaml.safe_load(text)['weights'][NAMES[2]]['hub']['sha256']
+    known = yaml.safe_load(text)['hub'][NAMES[2]]['sha256']
     manifest = tmp_path / 'manifest.yaml'
     manifest.write_text(text.replace(known, '0' * 64))
     result, = publish(stage(['publish', *NAMES[:3], '--namespace', 'all', '--manifest', str(manifest)]))
@@ -223,7 +223,7 @@ def test_the_patch_has_what_was_published_and_applies(failures, hosts, tmp_path)
     before, after = (yaml.safe_load(path.read_text(encoding='utf-8')) for path in (MANIFEST, file))
     good = failures['names'][5]
     data = hosts.hub.repos[f'faulty/{good}'].files['model.safetensors']
-    before['weights'][good]['hub'] = dict(sha256=sha256(data), size=len(data))
+    before['hub'][good] = dict(sha256=sha256(data), size=len(data))
     assert after == before
 
 
@@ -247,9 +247,9 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
         stage([*to, 'one', '--from', str(source), '--manifest', str(manifest)]),
         stage([*to, 'two', '--from', str(source), '--dry-run'], env=dict(HF_TOKEN='')),
     )]
-    log_in = r'log in with `hf auth login`, or set HF_TOKEN, as someone who may write there\.\n'
-    assert re.fullmatch(f't2t-timm publish: Publishing to one needs a Hub token: {log_in}', none['err'])
-    assert re.fullmatch(rf't2t-timm publish: .* the one set is not accepted; {log_in}', bad['err'])
+    log_in = r'Log in with `hf auth login`, or set HF_TOKEN, as someone who may write there\.\n'
+    assert re.fullmatch(f't2t-timm publish: Publishing to one needs a Hub token\\. {log_in}', none['err'])
+    assert re.fullmatch(rf't2t-timm publish: .* the one set is not accepted\\. {log_in}', bad['err'])
     assert re.search(r'one/t2t_vit_7.in1k could not be uploaded\. .*403.*hf auth login', refused['log'][-1])
     assert re.search(r'Downloading http://\S+ failed\. OSError.*File too large', full['log'][-1])
     assert 'File too large' in converting['log'][-1] or 'code: 27' in converting['log'][-1]
@@ -266,8 +266,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
 
 @pytest.mark.slow
 def test_models_check_and_loading_by_tag(hosts, killed, weights, stage, publish):
-    hub = {name: entry['hub'] for name, entry in yaml.safe_load(killed['manifest'].read_text())['weights'].items()
-           if name in NAMES}
+    hub = yaml.safe_load(killed['manifest'].read_text())['hub']
     known = {name: dict(hub=lines) for name, lines in hub.items()}
     known_less = dict(known, **{NAMES[0]: dict(hub=dict(hub[NAMES[0]], sha256='0' * 64)), NAMES[1]: {}})
     hosts.hub.repos['other/' + NAMES[0]] = hosts.hub.repos['all/' + NAMES[0]]
@@ -323,7 +322,7 @@ def test_no_output_holds_the_token(failures, killed):
     (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is not the name of a Hub repo"),
     (['--manifest', 'nowhere.yaml'], 'There is no manifest '),
     (['--from', 'nowhere'], 'There is no folder nowhere'),
-    ([], 'the one set holds characters that no token has; log in with'),
+    ([], 'the one set holds characters that no token has. Log in with'),
 ])
 def test_mistakes_are_found_before_anything_is_done(args, words, capsys, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_sec\x01ret')
@@ -341,4 +340,4 @@ def test_a_folder_without_the_file_and_one_publisher_at_a_time(capsys, monkeypat
     assert not (tmp_path / 't2t-timm-publish').exists()
     with WeakFileLock(tmp_path / '.t2t-timm-publish.lock'):
         assert main(dry) == 1
-    assert 'Another `t2t-timm publish` is at work in ' in capsys.readouterr().err
+    assert 'Another command is writing to ' in capsys.readouterr().err
