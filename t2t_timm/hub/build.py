@@ -21,7 +21,7 @@ from ..weights.manifest import ModelName, known_name
 from ..weights.names import some
 from ..weights.record import PREPROCESSING, shown
 
-__all__ = ['build', 'check_fit', 'full_name', 'usual_cfg']
+__all__ = ['build', 'strict_state_dict', 'full_name', 'usual_cfg']
 
 _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
@@ -168,24 +168,20 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
     return side, side
 
 
-def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
+def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
     Raises:
         UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
     """
     state_dict, name = dict(checkpoint.state_dict), full_name(model)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    actual = {k: tuple(v.shape) for k, v in state_dict.items()}
-    has_no_table = model.has_sinusoidal_pos_embed and 'pos_embed' not in actual
-    if has_no_table:
-        actual['pos_embed'] = expected['pos_embed']
+    if model.has_sinusoidal_pos_embed and 'pos_embed' not in state_dict:
+        full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, model.embed_dim)
+        state_dict['pos_embed'] = join_positions(
+            full, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
+        checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
+    expected, actual = ({k: tuple(v.shape) for k, v in d.items()} for d in (model.state_dict(), state_dict))
     if actual == expected:
-        if has_no_table:
-            full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, expected['pos_embed'][2])
-            state_dict['pos_embed'] = join_positions(
-                full, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
-            checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
         return state_dict
     architecture, tag = ModelName.parse(name)
     found = looks_like(checkpoint.state_dict, architecture)

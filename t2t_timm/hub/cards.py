@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -54,7 +56,7 @@ def tag_card(name: str, origin: str = '') -> str:
         eval_results=results,
     )
     return _card(
-        data, tag_complexity(name), name=name, model=name, num_classes=cfg['num_classes'], mode='RGB',
+        data, architecture, cfg['num_classes'], cfg['input_size'], name=name, model=name,
         label=_OWN_LABEL if 'label_names' in dataset else 'timm.data.ImageNetInfo().index_to_description(i)',
         repo=f'{_NAMESPACE}/{name}' if entry.url else None,  # what is in the package is never published
         entry=entry, cfg=cfg, dataset=dataset, source=manifest['sources'][entry.source], reporter=reporter,
@@ -71,20 +73,36 @@ def architecture_card(
 ) -> str:
     """Return the model card of weights that the manifest does not know; `places_to_fill_in` finds what it asks for."""
     return _card(
-        {}, count_complexity(architecture, num_classes, input_size), name=architecture, model='local-dir:DIR',
-        num_classes=num_classes, mode={1: 'L', 3: 'RGB'}.get(input_size[0]), label=_OWN_LABEL if label_names else 'i',
-        repo='DIR', entry=None, label_names=label_names)
+        {}, architecture, num_classes, input_size, name=architecture, model='local-dir:DIR', repo='DIR',
+        label=_OWN_LABEL if label_names else 'i', entry=None, label_names=label_names)
 
 
-def _card(data: dict[str, Any], cost: Complexity, **facts: Any) -> str:
-    """Return the template filled in; accuracies of the Hub's front matter, `data`, are in percent."""
-    front_matter = ModelCardData(
-        library_name='timm', pipeline_tag='image-classification', tags=_TAGS, **data)
-    return str(ModelCard.from_template(
-        front_matter, str(_TEMPLATE), cost=cost, paper=load_manifest()['paper'], repository=REPOSITORY, **facts)) + '\n'
+def _card(
+        data: dict[str, Any],
+        architecture: str,
+        num_classes: int,
+        input_size: tuple[int, int, int],
+        **facts: Any,
+) -> str:
+    """Return the template filled in; `data` is the Hub's front matter, whose accuracies are in percent."""
+    pyramid = timm.create_model(
+        architecture, features_only=True, in_chans=input_size[0], img_size=input_size[1:], device='meta')
+    card = ModelCard.from_template(
+        ModelCardData(library_name='timm', pipeline_tag='image-classification', tags=_TAGS, **data),
+        str(_TEMPLATE),
+        cost=count_complexity(architecture, num_classes, input_size),
+        maps=[tuple(features.shape) for features in pyramid(torch.empty(1, *input_size, device='meta'))],
+        mode={1: 'L', 3: 'RGB'}.get(input_size[0]),
+        num_classes=num_classes,
+        input_size=input_size,
+        paper=load_manifest()['paper'],
+        repository=REPOSITORY,
+        **facts,
+    )
+    return f'{card}\n'
 
 
-def _family(current: str) -> list[tuple[str, int, dict[str, int], float]]:
+def _family(current: str) -> list[tuple[str, int, Complexity, float]]:
     """Return name, image size, cost and accuracy of the authors' weights for ImageNet-1k, and of the current ones."""
     return [
         (name, pretrained_cfg(name)['input_size'][-1], known_complexity()[name], entry.top1)
@@ -115,12 +133,9 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     if check and not folder.is_dir():
         raise UserError(f'There is no folder {folder}: name the folder of the cards with --out.')
     check_parent(folder)
-    counted = {}
-    for name in load_manifest()['weights']:
-        cost = tag_complexity(name)
-        counted[name] = dict(params=cost.params, macs=cost.macs, activations=cost.activations)
+    counted = {name: tag_complexity(name) for name in load_manifest()['weights']}
     if counted != known_complexity():
-        _logger.info(yaml.safe_dump(counted, sort_keys=False))
+        _logger.info(yaml.safe_dump({name: cost._asdict() for name, cost in counted.items()}, sort_keys=False))
         raise UserError('hub/complexity.yaml is out of date; it should be what stands above.')
     cards = {f'{name}.md': tag_card(name) for name in counted}
     if check:

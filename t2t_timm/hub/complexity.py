@@ -1,6 +1,5 @@
 """Parameters, multiply-accumulates and activations of an architecture, counted without computing anything."""
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,29 +9,17 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..layers import SOFT_SPLITS, soft_split_size
 from ..ops import set_fused
-from ..weights.manifest import YamlLoader, pretrained_cfg
+from ..weights.manifest import ModelName, YamlLoader, pretrained_cfg
 
 __all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
 
 
 class Complexity(NamedTuple):
-    """What one image of size (C, H, W) costs, and what the classifier reads of it."""
+    """What one image costs."""
     params: int
     macs: int
     activations: int
-    input_size: tuple[int, int, int]
-    num_features: int
-
-    @property
-    def map_shapes(self) -> list[tuple[int, int, int, int]]:
-        """Shapes of the feature maps of strides 4, 8 and 16."""
-        heights, widths = (
-            accumulate(SOFT_SPLITS, lambda n, split: soft_split_size(n, *split), initial=side)
-            for side in self.input_size[1:])
-        _, *sizes = zip(heights, widths, strict=True)
-        return [(1, c, h, w) for c, (h, w) in zip((64, 64, self.num_features), sizes, strict=True)]
 
 
 class _Counter(TorchDispatchMode):
@@ -69,7 +56,7 @@ def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.flops // 2, counter.activations, input_size, model.num_features)
+    return Complexity(params, counter.flops // 2, counter.activations)
 
 
 @cache
@@ -83,10 +70,11 @@ def count_complexity(architecture: str, num_classes: int, input_size: tuple[int,
 def tag_complexity(name: str) -> Complexity:
     """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
     cfg = pretrained_cfg(name)
-    return count_complexity(name.split('.')[0], cfg['num_classes'], cfg['input_size'])
+    return count_complexity(ModelName.parse(name).architecture, cfg['num_classes'], cfg['input_size'])
 
 
 @cache
-def known_complexity() -> dict[str, dict[str, int]]:
-    """Return the stored params, macs and activations of every architecture.tag."""
-    return yaml.load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'), YamlLoader)
+def known_complexity() -> dict[str, Complexity]:
+    """Return what is stored of every architecture.tag: building every model for a table would take long."""
+    known = yaml.load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'), YamlLoader)
+    return {name: Complexity(**cost) for name, cost in known.items()}

@@ -16,7 +16,7 @@ from .cards import for_repo, places_to_fill_in
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['FILES', 'HUB', 'LOG_IN', 'check_repo', 'default_repo', 'is_refusal', 'push']
+__all__ = ['FILES', 'HUB', 'LOG_IN', 'check_repo', 'is_refusal', 'push']
 
 HUB = HfApi(library_name='t2t-timm', library_version=__version__)
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
@@ -50,7 +50,12 @@ def push(
     if missing:
         raise UserError(
             f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
-    repo = repo or default_repo(folder)
+    if not repo:
+        name = record_of({}, folder).model
+        if not ModelName.parse(name).tag:
+            raise UserError(
+                f'{folder}/config.json names no architecture and tag, so the repo is not known: give REPO as well.')
+        repo = hub_repo(name)
     check_repo(repo)
     try:
         card = (folder / 'README.md').read_bytes().decode()  # as it is, also its line ends
@@ -91,19 +96,6 @@ def check_repo(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as e:
         raise UserError(f'{repo!r} is not the name of a Hub repo; it should look like t2t-timm/t2t_vit_14.in1k.') from e
-
-
-def default_repo(folder: Path) -> str:
-    """Return the Hub repo that `pretrained=True` would load a folder's architecture.tag from.
-
-    Raises:
-        UserError: The folder's config names no architecture or no tag.
-    """
-    name = record_of({}, folder).model
-    if not ModelName.parse(name).tag:
-        raise UserError(
-            f'{folder}/config.json names no architecture and tag, so the repo is not known: give REPO as well.')
-    return hub_repo(name)
 
 
 def is_refusal(e: BaseException) -> bool:
