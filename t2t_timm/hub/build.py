@@ -21,7 +21,7 @@ from ..weights.manifest import ModelName, known_name
 from ..weights.names import some
 from ..weights.record import PREPROCESSING, shown
 
-__all__ = ['build', 'strict_state_dict', 'full_name', 'usual_cfg']
+__all__ = ['build', 'full_name', 'strict_state_dict', 'usual_cfg']
 
 _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')

@@ -16,7 +16,7 @@ from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
 from ..weights.manifest import known_name, weight_entry
-from .build import build, strict_state_dict, full_name, usual_cfg
+from .build import build, full_name, strict_state_dict, usual_cfg
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)
