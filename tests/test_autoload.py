@@ -30,8 +30,8 @@ FORKED = {  # what happens: code, what it prints, and what it says once
     'timm gets only what models need': (ON + '''if True:
         import sys
         import timm
-        rooms = {name.split('.')[1] for name in sys.modules if name.startswith('t2t_timm.')}
-        print(*sorted(rooms & {'models', 'hub', 'commands', 'cli', 'recipes', 'digits'}))''', 'models', ''),
+        imported = {name.split('.')[1] for name in sys.modules if name.startswith('t2t_timm.')}
+        print(*sorted(imported & {'models', 'hub', 'commands', 'cli', 'recipes', 'digits'}))''', 'models', ''),
     'a model that timm has itself is left alone': ('''if True:
         import logging
         logging.basicConfig(level=logging.DEBUG)

@@ -97,6 +97,7 @@ def _card(
         input_size=input_size,
         paper=load_manifest()['paper'],
         repository=REPOSITORY,
+        namespace=_NAMESPACE,
         **facts,
     )
     return f'{card}\n'

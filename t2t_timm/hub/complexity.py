@@ -23,11 +23,8 @@ class Complexity(NamedTuple):
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the multiply-accumulates and outputs of the operations whose FLOPs torch knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.activations = 0
+    """Adds up the FLOPs and the outputs of the operations whose FLOPs torch knows."""
+    flops = activations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
