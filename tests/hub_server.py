@@ -129,7 +129,8 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         self.answer(206 if asked else 200, data[start:stop], headers)
         if fault.stall is not None:
             self.stall()
-        self.close_connection = stop is not None
+        if stop is not None:
+            self.close_connection = True
 
 
 class FileHandler(LoopbackHandler):

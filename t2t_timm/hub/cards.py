@@ -15,7 +15,7 @@ from ..files import check_parent, new_text_file
 from ..recipes import recipe_names
 from ..version import REPOSITORY
 from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
-from .complexity import Complexity, count_complexity, known_complexity, tag_complexity
+from .complexity import Complexity, count_complexity, known_complexity
 
 _logger = logging.getLogger(__name__)
 
@@ -134,7 +134,10 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     if check and not folder.is_dir():
         raise UserError(f'There is no folder {folder}: name the folder of the cards with --out.')
     check_parent(folder)
-    counted = {name: tag_complexity(name) for name in load_manifest()['weights']}
+    counted = {}
+    for name, entry in load_manifest()['weights'].items():
+        cfg = pretrained_cfg(name)
+        counted[name] = count_complexity(entry.name.architecture, cfg['num_classes'], cfg['input_size'])
     if counted != known_complexity():
         _logger.info(yaml.safe_dump({name: cost._asdict() for name, cost in counted.items()}, sort_keys=False))
         raise UserError('hub/complexity.yaml is out of date; it should be what stands above.')

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..ops import set_fused
-from ..weights.manifest import ModelName, YamlLoader, pretrained_cfg
+from ..weights.manifest import YamlLoader
 
-__all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
+__all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity']
 
 
 class Complexity(NamedTuple):
@@ -62,12 +62,6 @@ def count_complexity(architecture: str, num_classes: int, input_size: tuple[int,
     model = timm.create_model(
         architecture, num_classes=num_classes, in_chans=input_size[0], img_size=input_size[1:], device='meta')
     return model_complexity(model, input_size)
-
-
-def tag_complexity(name: str) -> Complexity:
-    """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
-    cfg = pretrained_cfg(name)
-    return count_complexity(ModelName.parse(name).architecture, cfg['num_classes'], cfg['input_size'])
 
 
 @cache
