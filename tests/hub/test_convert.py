@@ -310,21 +310,10 @@ def test_pickled_objects_are_refused(tmp_path):
     fails(tmp_path / 'a.pth', 'test_t2t_vit', 'asks for pathlib.*nothing was loaded')
 
 
-def test_full_directory_is_refused(tiny_file):
-    out = tiny_file.parent / 'out'
-    out.mkdir()
-    (out / 'mine').write_text('kept')
-    with pytest.raises(UserError, match='not empty'):
-        convert(tiny_file, 'test_t2t_vit', out)
-    assert os.listdir(out) == ['mine']
-    with pytest.raises(UserError, match='is not a folder'):
-        convert(tiny_file, 'test_t2t_vit', tiny_file)
-    with pytest.raises(UserError, match='There is no folder'):
-        convert(tiny_file, 'test_t2t_vit', out / 'a' / 'b')
-
-
-def test_empty_directory_is_taken(tiny_file):
+def test_an_empty_directory_is_taken_and_a_file_is_not(tiny_file):
     out = tiny_file.parent / 'out'
     out.mkdir()
     convert(tiny_file, 'test_t2t_vit', out)
     assert sorted(os.listdir(out)) == FILES
+    with pytest.raises(UserError, match='is not a folder'):
+        convert(tiny_file, 'test_t2t_vit', tiny_file)
