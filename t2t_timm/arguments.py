@@ -286,8 +286,8 @@ def _models(args: argparse.Namespace) -> int:
             raise UserError(
                 f'--{"json" if args.json else "csv"} lists the models; --check prints what the Hub says: use one of '
                 'them.')
-        from .hub.check import check_hub
-        verdict = check_hub()
+        from .hub.check import compare_with_hub
+        verdict = compare_with_hub()
         print('\n'.join(verdict.lines))
         return 0 if verdict.good else 1
     from .hub.tables import models_csv, models_json, models_table

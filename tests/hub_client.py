@@ -15,7 +15,6 @@ import time
 import traceback
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -65,21 +64,6 @@ def make_small(architectures: set) -> None:
     for architecture in architectures:
         entrypoint = _registry._model_entrypoints[architecture]
         _registry._model_entrypoints[architecture] = partial(build, entrypoint)
-
-
-@contextmanager
-def file_limit(size: int | None):
-    """Let writing fail as on a full disk: a file can't grow beyond so many bytes."""
-    if size is None:
-        yield
-        return
-    import resource  # where there is one
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def load(case: dict) -> dict:
@@ -134,7 +118,12 @@ def carry_out(stage: dict, released: dict) -> dict:
     if 'post' in stage:
         url, value = stage['post']
         urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
-    with file_limit(stage.get('file_limit')):
+    with contextlib.ExitStack() as stack:
+        if 'file_limit' in stage:  # let writing fail as on a full disk
+            import resource  # where there is one
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (stage['file_limit'], limits[1]))
         commands = [run_command(argv) for argv in stage.get('commands', ())]
     with ThreadPoolExecutor(16) as threads:
         loaded = list(threads.map(load, cases))

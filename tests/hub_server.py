@@ -5,21 +5,21 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Dict, Iterator, List, Optional, Tuple
 from urllib.parse import urlparse
 
 
 @dataclass
 class Fault:
     """What goes wrong with an answer: one of these, for the next `times` requests."""
-    status: Optional[int] = None  # answer with this code
-    drop: Optional[int] = None  # close the connection after so many bytes of the body
-    short: Optional[int] = None  # serve only so many bytes, and say that they are all
-    stall: Optional[int] = None  # stop sending after so many bytes, until the client or the server goes away
-    body: Optional[bytes] = None  # serve these bytes instead
-    methods: Tuple[str, ...] = ('GET',)
+    status: int | None = None  # answer with this code
+    drop: int | None = None  # close the connection after so many bytes of the body
+    short: int | None = None  # serve only so many bytes, and say that they are all
+    stall: int | None = None  # stop sending after so many bytes, until the client or the server goes away
+    body: bytes | None = None  # serve these bytes instead
+    methods: tuple[str, ...] = ('GET',)
     times: int = 1
 
 
@@ -30,9 +30,9 @@ class LoopbackServer(ThreadingHTTPServer):
     def __init__(self, handler) -> None:
         super().__init__(('127.0.0.1', 0), handler)
         self.url = f'http://127.0.0.1:{self.server_port}'
-        self.lock = threading.Lock()
-        self.faults: Dict[str, List[Fault]] = {}
-        self.requests: List[Tuple[str, str, Optional[str], int]] = []  # method, path, Range, status
+        self.lock = threading.Lock()  # of the faults' counts
+        self.faults: dict[str, list[Fault]] = {}
+        self.requests: list[tuple[str, str, str | None, int]] = []  # method, path, Range, status
         self.stalled = threading.Semaphore(0)
         self.closing = threading.Event()
 
@@ -44,15 +44,13 @@ class LoopbackServer(ThreadingHTTPServer):
                     return fault
         return Fault()
 
-    def heal(self, paths: List[str]) -> None:
-        with self.lock:
-            for path in paths:
-                self.faults.pop(path, None)
+    def heal(self, paths: list[str]) -> None:
+        for path in paths:
+            self.faults.pop(path, None)
 
-    def seen(self, path: str, method: str = 'GET') -> List[Tuple[Optional[str], int]]:
+    def seen(self, path: str, method: str = 'GET') -> list[tuple[str | None, int]]:
         """Return (Range, status) of the requests for a path."""
-        with self.lock:
-            return [(r, status) for m, p, r, status in self.requests if m == method and p == path]
+        return [(r, status) for m, p, r, status in self.requests if m == method and p == path]
 
     @contextlib.contextmanager
     def running(self) -> Iterator['LoopbackServer']:
@@ -88,18 +86,12 @@ class LoopbackHandler(BaseHTTPRequestHandler):
             return data
         return self.rfile.read(int(self.headers.get('Content-Length') or 0))
 
-    def record(self, status: int) -> None:
-        with self.server.lock:
-            path = urlparse(self.path).path
-            self.server.requests.append((self.command, path, self.headers.get('Range'), status))
-
-    def answer(self, status: int, data: bytes = b'', headers: Optional[Dict[str, str]] = None) -> None:
-        self.record(status)
+    def answer(self, status: int, data: bytes = b'', headers: dict[str, str] | None = None) -> None:
+        path = urlparse(self.path).path
+        self.server.requests.append((self.command, path, self.headers.get('Range'), status))
         self.send_response(status)
-        for k, v in (headers or {}).items():
+        for k, v in {'Content-Length': str(len(data)), **(headers or {})}.items():
             self.send_header(k, v)
-        if 'Content-Length' not in (headers or {}):
-            self.send_header('Content-Length', str(len(data)))
         self.end_headers()
         if self.command != 'HEAD':
             self.wfile.write(data)
@@ -107,36 +99,36 @@ class LoopbackHandler(BaseHTTPRequestHandler):
     def answer_json(self, value, status: int = 200) -> None:
         self.answer(status, json.dumps(value).encode(), {'Content-Type': 'application/json'})
 
-    def held(self, fault: Fault) -> bool:
-        """Answer nothing and do nothing, for a fault that stalls, until the server goes away; return whether it did."""
-        if fault.stall is None:
-            return False
-        self.close_connection = True
+    def stall(self) -> None:
+        """Send nothing more until the server goes away."""
+        self.wfile.flush()
         self.server.stalled.release()
         self.server.closing.wait(60)
-        return True
+        self.close_connection = True
+
+    def answers_fault(self, path: str) -> bool:
+        """Stall or answer with a status if that was ordered; return whether it was."""
+        fault = self.server.take_fault(self.command, path)
+        if fault.stall is not None:
+            self.stall()
+        elif fault.status is not None:
+            self.answer(fault.status)
+        return (fault.stall, fault.status) != (None, None)
 
     def answer_file(self, data: bytes, fault: Fault) -> None:
         """Serve bytes, or the range of them that was asked for, with a fault."""
-        data = data if fault.body is None else fault.body
-        data = data if fault.short is None else data[:fault.short]
-        total, start = len(data), 0
+        data = (data if fault.body is None else fault.body)[:fault.short]
+        start, headers = 0, {}
         if asked := re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range') or ''):
             start = int(asked[1])
-            if start >= total:
-                return self.answer(416, headers={'Content-Range': f'bytes */{total}'})
-        self.record(206 if asked else 200)
-        self.send_response(206 if asked else 200)
-        self.send_header('Content-Length', str(total - start))
-        if asked:
-            self.send_header('Content-Range', f'bytes {start}-{total - 1}/{total}')
-        self.end_headers()
-        stop = next((n for n in (fault.drop, fault.stall) if n is not None), None)
-        self.wfile.write(data[start:] if stop is None else data[start:stop])
+            if start >= len(data):
+                return self.answer(416, headers={'Content-Range': f'bytes */{len(data)}'})
+            headers['Content-Range'] = f'bytes {start}-{len(data) - 1}/{len(data)}'
+        headers['Content-Length'] = str(len(data) - start)
+        stop = fault.drop if fault.stall is None else fault.stall
+        self.answer(206 if asked else 200, data[start:stop], headers)
         if fault.stall is not None:
-            self.wfile.flush()
-            self.server.stalled.release()
-            self.server.closing.wait(60)
+            self.stall()
         if stop is not None:
             self.close_connection = True
 
@@ -156,9 +148,7 @@ class FileHandler(LoopbackHandler):
         self.answer_file(self.server.files[path], fault)
 
     def do_PUT(self) -> None:
-        data = self.body()
-        path = urlparse(self.path).path
-        self.server.files[path] = data
+        self.server.files[urlparse(self.path).path] = self.body()
         self.answer(200, headers={'ETag': '"part"'})
 
 
@@ -167,13 +157,13 @@ class FileServer(LoopbackServer):
 
     def __init__(self) -> None:
         super().__init__(FileHandler)
-        self.files: Dict[str, bytes] = {}
-        self.redirects: Dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
 
 
 @dataclass
 class Repo:
-    files: Dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     gated: bool = False
     commits: int = 1
 
@@ -195,13 +185,10 @@ def oid(name: str, data: bytes) -> str:
 class HubHandler(LoopbackHandler):
     """The Hub's routes for downloading files of models and for committing to them."""
 
-    def refuse(self, status: int, code: Optional[str], message: str) -> None:
-        headers = {'X-Error-Message': message}
-        if code:
-            headers['X-Error-Code'] = code
-        self.answer(status, headers=headers)
+    def refuse(self, status: int, code: str, message: str) -> None:
+        self.answer(status, headers={'X-Error-Code': code, 'X-Error-Message': message})
 
-    def find_repo(self, name: str) -> Optional[Repo]:
+    def find_repo(self, name: str) -> Repo | None:
         repo = self.server.repos.get(name)
         if repo is None:  # an anonymous client may not know whether it is private or missing
             self.refuse(404 if self.headers.get('Authorization') else 401, 'RepoNotFound', 'Repository not found')
@@ -212,11 +199,8 @@ class HubHandler(LoopbackHandler):
 
     def do_GET(self) -> None:
         path = urlparse(self.path).path
-        fault = self.server.take_fault(self.command, path)
-        if self.held(fault):
+        if self.answers_fault(path):
             return
-        if fault.status is not None:
-            return self.answer(fault.status)
         if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)(/revision/main)?', path):
             if repo := self.find_repo(found[1]):
                 files = [{'rfilename': name} for name in repo.files]
@@ -234,17 +218,16 @@ class HubHandler(LoopbackHandler):
         if name not in repo.files:
             return self.refuse(404, 'EntryNotFound', 'Entry not found')
         data = repo.files[name]
-        headers = {'X-Repo-Commit': repo.commit, 'ETag': f'"{oid(name, data)}"'}
+        etag = oid(name, data)
+        headers = {'X-Repo-Commit': repo.commit, 'ETag': f'"{etag}"'}
         if not is_lfs(name):
             return self.answer(200, data, headers)
-        path = f'/{oid(name, data)}'
-        self.server.storage.files.setdefault(path, data)
-        headers.update({
-            'X-Linked-Etag': f'"{oid(name, data)}"',
+        self.server.storage.files.setdefault(f'/{etag}', data)
+        self.answer(302, headers=headers | {
+            'X-Linked-Etag': f'"{etag}"',
             'X-Linked-Size': str(len(data)),
-            'Location': self.server.storage.url + path,
+            'Location': f'{self.server.storage.url}/{etag}',
         })
-        self.answer(302, headers=headers)
 
     def do_POST(self) -> None:
         path = urlparse(self.path).path
@@ -253,61 +236,46 @@ class HubHandler(LoopbackHandler):
             for server in (self.server, *self.server.others):
                 server.heal(json.loads(data))
             return self.answer(200)
-        fault = self.server.take_fault('POST', path)
-        if self.held(fault):
+        if self.answers_fault(path):
             return
-        if fault.status is not None:
-            return self.refuse(fault.status, None, 'You may not.')
         if path == '/api/validate-yaml':
             return self.answer_json({})
-        if not (self.headers.get('Authorization') or path.startswith('/verify')):
-            return self.refuse(401, None, 'Invalid username or password.')
+        if not self.headers.get('Authorization'):
+            return self.refuse(401, '', 'Invalid username or password.')
         if path == '/api/repos/create':
             return self.create(json.loads(data))
         if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)/preupload/main', path):
             return self.preupload(found[1], json.loads(data))
         if found := re.fullmatch(r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', path):
             return self.lfs_batch(json.loads(data))
-        if found := re.fullmatch(r'/verify/([0-9a-f]{64})', path):
-            stored = self.server.storage.files[f'/{found[1]}']
-            return self.answer(200 if hashlib.sha256(stored).hexdigest() == found[1] else 422)
         if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)/commit/main', path):
             return self.commit(found[1], [json.loads(line) for line in data.splitlines()])
         self.answer(404)
 
-    def create(self, request: Dict[str, str]) -> None:
+    def create(self, request: dict[str, str]) -> None:
         name = f'{request["organization"]}/{request["name"]}'
         exists = name in self.server.repos
         if not exists:
             self.server.repos[name] = Repo({'.gitattributes': b'*.safetensors filter=lfs\n'})
         self.answer_json({'url': f'{self.server.url}/{name}'}, 409 if exists else 200)
 
-    def preupload(self, name: str, request: Dict[str, list]) -> None:
+    def preupload(self, name: str, request: dict[str, list]) -> None:
         if repo := self.find_repo(name):
-            self.answer_json({'files': [
-                {
-                    'path': f['path'],
-                    'uploadMode': 'lfs' if is_lfs(f['path']) else 'regular',
-                    'shouldIgnore': False,
-                    'oid': oid(f['path'], repo.files[f['path']]) if f['path'] in repo.files else None,
-                }
-                for f in request['files']
-            ]})
+            names = [f['path'] for f in request['files']]
+            self.answer_json({'files': [dict(
+                path=name, uploadMode='lfs' if is_lfs(name) else 'regular', shouldIgnore=False,
+                oid=oid(name, repo.files[name]) if name in repo.files else None) for name in names]})
 
-    def lfs_batch(self, request: Dict[str, list]) -> None:
+    def lfs_batch(self, request: dict[str, list]) -> None:
         objects = []
         for item in request['objects']:
             path = f'/{item["oid"]}'
-            objects.append(dict(item) if path in self.server.storage.files else dict(item, actions={
-                'upload': {'href': self.server.storage.url + path},
-                'verify': {'href': f'{self.server.url}/verify{path}'},
-            }))
+            upload = {'actions': {'upload': {'href': self.server.storage.url + path}}}
+            objects.append(item if path in self.server.storage.files else item | upload)
         self.answer_json({'transfer': 'basic', 'objects': objects})
 
-    def commit(self, name: str, lines: List[Dict[str, dict]]) -> None:
-        repo = self.find_repo(name)
-        if repo is None:
-            return
+    def commit(self, name: str, lines: list[dict[str, dict]]) -> None:
+        repo = self.server.repos[name]
         for line in lines:
             value = line['value']
             if line['key'] == 'file':
@@ -325,4 +293,4 @@ class HubServer(LoopbackServer):
         super().__init__(HubHandler)
         self.storage = storage
         self.others = (storage, *others)
-        self.repos: Dict[str, Repo] = {}
+        self.repos: dict[str, Repo] = {}

@@ -2,9 +2,11 @@
 import argparse
 import io
 import os
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from multiprocessing import Process
-from typing import Any, Callable, Dict, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -58,14 +60,7 @@ def _pickled(**checkpoint: Any) -> bytes:
     return file.getvalue()
 
 
-class Hosts:
-    """The Hub, its storage and a release host."""
-
-    def __init__(self, hub: HubServer, release: FileServer) -> None:
-        self.hub, self.storage, self.release = hub, hub.storage, release
-
-
-def ask(process: Process, *stages: Dict[str, Any]) -> list:
+def ask(process: Process, *stages: dict[str, Any]) -> list:
     """Have a client that was started with `keep` carry out stages and return their results."""
     process.connection.send(stages)
     return process.connection.recv()
@@ -81,15 +76,16 @@ def finish(process: Process) -> list:
 
 
 @pytest.fixture(scope='module')
-def hosts() -> Iterator[Hosts]:
+def hosts() -> Iterator[SimpleNamespace]:
+    """The Hub, its storage and a release host."""
     storage, release = FileServer(), FileServer()
     hub = HubServer(storage, release)
     with storage.running(), release.running(), hub.running():
-        yield Hosts(hub, release)
+        yield SimpleNamespace(hub=hub, storage=storage, release=release)
 
 
 @pytest.fixture(scope='module')
-def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., Process]]:
+def start_client(hosts: SimpleNamespace, tmp_path_factory) -> Iterator[Callable[..., Process]]:
     """Start a process that carries out a plan (see hub_client.py); `finish(process)` waits and returns its results.
 
     With `keep` it waits for plans: `ask(process, *stages)`.
@@ -97,13 +93,11 @@ def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., Proce
     folder = tmp_path_factory.mktemp('clients')
     started = []
 
-    def start(*stages: Dict[str, Any], keep: bool = False, **env: str) -> Process:
+    def start(*stages: dict[str, Any], keep: bool = False, **env: str) -> Process:
         clean = {
             k: v for k, v in os.environ.items()
-            if not k.upper().startswith(('HF_', 'HUGGING', 'T2T_', 'TORCH_HOME', 'TIMM_'))
-            and not k.lower().endswith('_proxy')
-        }
-        clean.update(
+            if not k.upper().startswith(('HF_', 'HUGGING', 'T2T_', 'TORCH_HOME', 'TIMM_', 'HTTP', 'ALL_PROXY'))}
+        clean |= dict(
             HF_ENDPOINT=hosts.hub.url,
             HF_HOME=str(folder / 'hf'),
             TORCH_HOME=str(folder / 'torch'),
@@ -111,8 +105,7 @@ def start_client(hosts: Hosts, tmp_path_factory) -> Iterator[Callable[..., Proce
             HF_HUB_DISABLE_TELEMETRY='1',
             HF_HUB_DISABLE_PROGRESS_BARS='1',
             OMP_NUM_THREADS='1',
-        )
-        clean.update(env)
+        ) | env
         ours, theirs = warm.CONTEXT.Pipe()
         process = warm.start('hub_client', clean, theirs)
         theirs.close()  # so that the client's end is noticed

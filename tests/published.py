@@ -1,27 +1,23 @@
 """The golden generator's weights, written as each publisher writes them."""
 import argparse
-import importlib.util
 import json
 import os
 import pickle
 import sys
 import types
 from collections import OrderedDict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from data import golden_weights as golden
 from safetensors.torch import save_file
 
 DATA = Path(__file__).parent / 'data'
 ARGS = argparse.Namespace(model='t2t_vit_7', lr=1e-3, img_size=224, mean=None, crop_pct=None, interpolation='')
-
-_spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')
-golden = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden)
 
 
 def layout(architecture: str) -> dict[str, list[int]]:
@@ -146,18 +142,13 @@ def token_labeling(path: Path) -> None:
     torch.save({'state_dict': state}, path)
 
 
-def openmmlab(path: Path, **more: Any) -> None:
-    """A checkpoint of mmcls's runner."""
+def openmmlab(path: Path, ema: bool = False, **more: Any) -> None:
+    """A checkpoint of mmcls's runner; with mmcv's EMAHook, after its swap, plain names are the averaged weights'."""
     state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
+    if ema:
+        state.update({f'ema_{k.replace(".", "_")}': torch.zeros_like(v) for k, v in state.items()})
     meta = dict(mmcls_version='0.17.0', CLASSES=['tench', 'goldfish'], config='model = dict()', epoch=305)
     torch.save({'meta': meta, 'state_dict': state} | more, path)
-
-
-def openmmlab_ema(path: Path) -> None:
-    """The same with mmcv's EMAHook, after its swap at the end of an epoch: plain names are the averaged weights'."""
-    state = OrderedDict((k, torch.from_numpy(v)) for k, v in foreign('openmmlab', 't2t_vit_t_14', False).items())
-    state.update({f'ema_{k.replace(".", "_")}': torch.zeros_like(v) for k, v in state.items()})
-    torch.save({'meta': dict(epoch=305), 'state_dict': state}, path)
 
 
 def mmpretrain(path: Path) -> None:
@@ -213,7 +204,7 @@ FORMATS = {  # name of the format: what writes it, the file's name, architecture
     'timm train.py': (timm_train, 'last.pth.tar', 't2t_vit_7', 'of a timm training run'),
     'token labeling': (token_labeling, '84.2.pth.tar', 't2t_vit_7', 'auxiliary head of token labeling left out'),
     'OpenMMLab (mmcls)': (openmmlab, 'mm.pth', 't2t_vit_t_14', "OpenMMLab's names"),
-    'OpenMMLab (EMAHook)': (openmmlab_ema, 'ema.pth', 't2t_vit_t_14', "as mmcv's EMAHook leaves them"),
+    'OpenMMLab (EMAHook)': (partial(openmmlab, ema=True), 'ema.pth', 't2t_vit_t_14', "as mmcv's EMAHook leaves them"),
     'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
     'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters; linear weights transposed'),
     'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),

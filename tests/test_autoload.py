@@ -1,14 +1,13 @@
 """Registration without an import: the start-up hook, its switch, and what happens when it cannot work.
 
-Each case is a process of its own, with the package installed (wheel or editable) as a user has it. Those of `forked`
-come from one process that was started with the hook off and has imported torch, most of what timm's import costs.
+Each case is a process of its own, with the package installed (wheel or editable) as a user has it. Those of FORKED come
+from one process that was started with the hook off and has imported torch, most of what timm's import costs.
 """
 import os
 import runpy
 import subprocess
 import sys
 import textwrap
-from functools import partial
 
 import pytest
 import timm
@@ -18,18 +17,22 @@ import _t2t_timm_autoload
 
 COUNT = "import timm; print(len(timm.list_models(['t2t_vit*', 'test_t2t_vit'])))"
 NUM_MODELS = '17'
-ORDERS = (
-    'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers', 'from t2t_timm.models import T2TViT',
-    'from t2t_timm.layers import ConvTokens', 'from t2t_timm.weights.fit import looks_like')
 ON = '''import os
 del os.environ['T2T_TIMM_AUTOLOAD']
 import _t2t_timm_autoload; _t2t_timm_autoload.install()  # as t2t_timm.pth has it
 '''
-FORKED = {
-    **{order: f'{ON}{order}\n{COUNT}' for order in ORDERS},
-    'modules': f"{ON}import sys, timm; print(*(m for m in sys.modules if m.startswith('t2t_timm.')))",
-    'off': f'{COUNT}\nimport t2t_timm\n{COUNT}',
-    "timm's own": '''if True:
+FORKED = {  # what happens: code, what it prints, and what it says once
+    **{order: (f'{ON}{order}\n{COUNT}', NUM_MODELS, '') for order in (
+        'import t2t_timm, timm', 'import timm.models, t2t_timm', 'import timm.layers',
+        'from t2t_timm.models import T2TViT', 'from t2t_timm.layers import ConvTokens',
+        'from t2t_timm.weights.fit import looks_like')},
+    'switched off and still importable': (f'{COUNT}\nimport t2t_timm\n{COUNT}', f'0 {NUM_MODELS}', ''),
+    'timm gets only what models need': (ON + '''if True:
+        import sys
+        import timm
+        imported = {name.split('.')[1] for name in sys.modules if name.startswith('t2t_timm.')}
+        print(*sorted(imported & {'models', 'hub', 'commands', 'cli', 'recipes', 'digits'}))''', 'models', ''),
+    'a model that timm has itself is left alone': ('''if True:
         import logging
         logging.basicConfig(level=logging.DEBUG)
         import timm
@@ -39,19 +42,20 @@ FORKED = {
             return torch.nn.Identity()
         import t2t_timm
         print(type(timm.create_model('t2t_vit_14')).__name__, len(timm.list_models('t2t_vit*')))''',
-    'runner': '''if True:
-        import runpy, sys  # as `python -m t2t_timm scripts/script.py --flag x` does
+        'Identity 16', 'timm has its own t2t_vit_14'),
+    'python -m t2t_timm scripts/script.py --flag x': ('''if True:
+        import runpy, sys
         sys.argv = ['', 'scripts/script.py', '--flag', 'x']
-        runpy.run_module('t2t_timm', run_name='__main__', alter_sys=True)''',
-    'loaded': '''if True:
+        runpy.run_module('t2t_timm', run_name='__main__', alter_sys=True)''', "['--flag', 'x'] 5 16 __main__", ''),
+    'a worker loads a whole model, and has imported nothing': ('''if True:
         import sys
         import torch
         assert not {'timm', 't2t_timm'} & set(sys.modules)
         model, images, expected = torch.load('model.pt', weights_only=False)
         torch.testing.assert_close(model(images), expected)
         import timm
-        print(type(model).__name__, timm.is_model('t2t_vit_14'))''',
-    'broken': ON + '''if True:
+        print(type(model).__name__, timm.is_model('t2t_vit_14'))''', 'T2TViT True', ''),
+    'a package that cannot import': (ON + '''if True:
         import importlib.metadata
         import sys
         sys.modules['t2t_timm.layers'] = None  # as if a symbol of a newer timm were missing
@@ -60,6 +64,7 @@ FORKED = {
         import timm
         import timm.models
         print(len(timm.list_models()) > 1000, len(timm.list_models('t2t*')))''',
+        'True 0', 't2t-timm could not register its models with timm'),
 }
 FORK = '''
     import multiprocessing, os, subprocess, sys
@@ -92,12 +97,6 @@ def run_python(folder, code, *args, options=('-c',), autoload=None):
         capture_output=True)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """run_python in a folder of its own."""
-    return partial(run_python, tmp_path)
-
-
 @pytest.fixture(scope='module')
 def forked(tmp_path_factory):
     """(stdout, stderr) of FORKED, by name."""
@@ -108,17 +107,26 @@ def forked(tmp_path_factory):
     (folder / 'scripts' / 'helper.py').write_text('VALUE = 5')
     (folder / 'scripts' / 'script.py').write_text(
         'import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
-    run_python(folder, FORK, *FORKED.values(), autoload='0')
+    run_python(folder, FORK, *(code for code, _, _ in FORKED.values()), autoload='0')
     return {
         name: [(folder / f'{i}.{end}').read_text() for end in ('out', 'err')] for i, name in enumerate(FORKED)}
 
 
-def test_a_script_that_imports_only_timm(run):
-    assert run(COUNT).stdout.split() == [NUM_MODELS]
+@pytest.mark.parametrize('name', FORKED)
+def test_what_happens(forked, name):
+    (out, err), (_, expected, said) = forked[name], FORKED[name]
+    assert ' '.join(out.split()) == expected, err
+    assert 'Overwriting' not in err
+    assert err.count(said) == 1 if said else 'Warning' not in err, err
 
 
-def test_switched_off_and_still_importable(forked):
-    assert forked['off'][0].split() == ['0', NUM_MODELS]
+def test_a_failure_names_the_versions(forked):
+    _, err = forked['a package that cannot import']
+    assert 'It needs timm>=' in err and 'timm 0.9.16 is installed' in err
+
+
+def test_a_script_that_imports_only_timm(tmp_path):
+    assert run_python(tmp_path, COUNT).stdout.split() == [NUM_MODELS]
 
 
 @pytest.mark.parametrize('value, expected', [('0', 0), ('False', 0), ('no', 0), ('1', 1), ('', 1)])
@@ -130,36 +138,16 @@ def test_values_of_the_switch(monkeypatch, value, expected):
     assert len(calls) == expected
 
 
-def test_a_whole_model_is_loaded_where_nothing_was_imported(forked):
-    """As a worker gets it that is handed a model; pickle imports the package, which registers the models."""
-    out, err = forked['loaded']
-    assert out.split() == ['T2TViT', 'True'], err
-
-
-@pytest.mark.parametrize('order', ORDERS)
-def test_any_order_of_imports_without_a_warning(forked, order):
-    out, err = forked[order]
-    assert out.split() == [NUM_MODELS] and 'Overwriting' not in err and 'Warning' not in err
-
-
-def test_start_up_imports_nothing_heavy(run):
-    out = run('''
+def test_start_up_imports_nothing_heavy(tmp_path):
+    out = run_python(tmp_path, """
         import sys
-        print(*[m for m in ('torch', 'timm', 't2t_timm', 'yaml', 'importlib.util') if m in sys.modules])
-        print('_t2t_timm_autoload' in sys.modules)
-    ''')
-    heavy, hook = out.stdout.split('\n')[:2]
-    assert hook == 'True' and not set(heavy.split()) & {'torch', 'timm', 't2t_timm', 'yaml'}
+        print(*[m for m in ('torch', 'timm', 't2t_timm', 'yaml', '_t2t_timm_autoload') if m in sys.modules])
+    """)
+    assert out.stdout.split() == ['_t2t_timm_autoload']
 
 
-def test_timm_gets_only_what_models_need(forked):
-    rooms = {name.split('.')[1] for name in forked['modules'][0].split()}
-    assert {'models', 'weights', 'layers'} <= rooms and not rooms & {'hub', 'commands', 'cli', 'recipes', 'digits'}
-
-
-def test_spawned_processes(run, tmp_path):
-    script = tmp_path / 'spawn.py'
-    script.write_text(textwrap.dedent('''
+def test_spawned_processes(tmp_path):
+    (tmp_path / 'spawn.py').write_text(textwrap.dedent("""
         import multiprocessing
 
         def count(_):
@@ -169,26 +157,11 @@ def test_spawned_processes(run, tmp_path):
         if __name__ == '__main__':
             with multiprocessing.get_context('spawn').Pool(1) as pool:
                 print(pool.map(count, [0]))
-    '''))
-    assert run(str(script), options=()).stdout.split() == ['[16]']
+    """))
+    assert run_python(tmp_path, 'spawn.py', options=()).stdout.split() == ['[16]']
 
 
-def test_module_runner(forked, monkeypatch):
-    out, _ = forked['runner']
-    assert out.split('\n')[0] == "['--flag', 'x'] 5 16 __main__"
+def test_a_script_that_is_not_there(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['t2t_timm', 'no.py'])
     with pytest.raises(SystemExit, match='no script at no.py'):  # which Python prints, and exits with 1
         runpy.run_module('t2t_timm', run_name='__main__')
-
-
-def test_a_package_that_cannot_import_costs_one_warning_that_names_versions(forked):
-    out, err = forked['broken']
-    assert out.split() == ['True', '0']
-    assert err.count('t2t-timm could not register its models with timm') == 1
-    assert 'It needs timm>=' in err and 'timm 0.9.16 is installed' in err
-
-
-def test_a_model_that_timm_has_itself_is_left_alone(forked):
-    out, err = forked["timm's own"]
-    assert out.strip() == 'Identity 16'
-    assert err.count('timm has its own t2t_vit_14') == 1 and 'Overwriting' not in err

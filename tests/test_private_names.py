@@ -1,4 +1,4 @@
-"""The linter's check that no private name crosses rooms."""
+"""The linter's check that no private name crosses subpackages."""
 import importlib.util
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def checker(tmp_path, monkeypatch):
     ('from .cards import _card\nfrom . import _private\nfrom t2t_timm.hub._x import y', None),
     ('from timm.models._hub import x\nfrom ..errors import UserError\nself._x\nfrom .. import __version__', None),
 ])
-def test_private_names_of_other_rooms_are_found(checker, code, found):
+def test_private_names_of_other_subpackages_are_found(checker, code, found):
     file = checker.ROOT / 'hub' / 'a.py'
     file.parent.mkdir(parents=True)
     file.write_text(code)
     cases = checker.crossings(file)
     assert [case.split(': ')[1] for case in cases] == ([] if found is None else [
-        f't2t_timm.{found} is private to another room'])
+        f't2t_timm.{found} is private to another subpackage'])
 
 
 def test_the_package_has_none(checker, monkeypatch):

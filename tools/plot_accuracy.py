@@ -35,7 +35,7 @@ def points() -> dict[str, list[tuple[str, float, float]]]:
     """Return name, multiply-accumulates in 10^9 and top-1 in percent of the models of each family."""
     weights, cost = load_manifest()['weights'], known_complexity()
     found = {
-        family: [(n, cost[f'{n}.in1k']['macs'] / 1e9, weights[f'{n}.in1k'].top1) for n in names]
+        family: [(n, cost[f'{n}.in1k'].macs / 1e9, weights[f'{n}.in1k'].top1) for n in names]
         for family, names in FAMILY.items()}
     return {**found, 'DeiT': [(name, count_macs(name) / 1e9, top1) for name, top1 in DEIT.items()]}
 

@@ -1,4 +1,4 @@
-"""Checks that no room of t2t_timm imports another's private name: a module or a name that begins with an underscore.
+"""Checks that no subpackage of t2t_timm imports a private name of another: one that begins with an underscore.
 
 ruff's import-private-name looks at other packages only, import-linter at modules only.
 """
@@ -23,20 +23,20 @@ def imported(tree: ast.Module, package: list[str]) -> list[tuple[int, list[str],
 
 
 def crossings(file: Path) -> list[str]:
-    """Return a sentence for every private name of another room that a file imports, or reads of a module of it."""
+    """Return a sentence for every private name that a file imports from another subpackage, or reads of its module."""
     package = [ROOT.name, *file.relative_to(ROOT).parts[:-1]]
-    room = package[1] if len(package) > 1 else file.stem
+    own = package[1] if len(package) > 1 else file.stem
     tree = ast.parse(file.read_text(encoding='utf-8'))
     cases = []
     for line, path, name in imported(tree, package):
-        if len(path) < 2 or path[1] == room:
+        if len(path) < 2 or path[1] == own:
             continue
         cases += [(line, path)] if any(is_private(part) for part in path) else []
         cases += [
             (node.lineno, [*path, node.attr]) for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) == name]
     place = file.relative_to(ROOT.parent)
-    return [f'{place}:{line}: {".".join(path)} is private to another room' for line, path in cases]
+    return [f'{place}:{line}: {".".join(path)} is private to another subpackage' for line, path in cases]
 
 
 def is_private(name: str) -> bool:

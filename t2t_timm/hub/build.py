@@ -21,13 +21,10 @@ from ..weights.manifest import ModelName, known_name
 from ..weights.names import some
 from ..weights.record import PREPROCESSING, shown
 
-__all__ = ['build', 'check_fit', 'full_name', 'usual_cfg']
+__all__ = ['build', 'full_name', 'strict_state_dict', 'usual_cfg']
 
 _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
-_SCALES = (0.1, 4.)  # range of crop_pct: an image is resized to the model's size divided by it
-_SIDES = (8, 4096)  # pixels of a side of the image, and of one that is resized before it is cropped:
-_LARGEST = 8192
 
 
 def usual_cfg(architecture: str) -> PretrainedCfg:
@@ -92,11 +89,11 @@ def build(
         if (sum(depth) if isinstance(depth, (list, tuple)) else depth) > len(checkpoint.state_dict):
             raise ValueError(f'the file has {len(checkpoint.state_dict)} tensors, fewer than such a model has blocks')
         net = timm.create_model(name.architecture, pretrained_cfg=cfg, device='meta', **args)
+        if not isinstance(net, T2TViT):
+            raise ValueError(f'it makes a {type(net).__name__}')
     except Exception as e:  # a model's constructor raises nearly anything for arguments of the wrong kind
         raise UserError(
             f'{file} says that it is {name} with {_listed(args)}, which cannot be built: {str(e).rstrip(".")}.') from e
-    if not isinstance(net, T2TViT):
-        raise UserError(f'{file} says that it is {name} with {_listed(args)}, which makes a {type(net).__name__}.')
     return net
 
 
@@ -105,12 +102,11 @@ def _listed(args: dict[str, Any]) -> str:
 
 
 def _check_sizes(size: Iterable[Any], crop_pct: float = 1.) -> None:
-    (low, high), (smallest, largest) = _SCALES, _SIDES
-    if not low <= crop_pct <= high or not all(
-            type(s) is int and smallest <= s <= largest and s / crop_pct <= _LARGEST for s in size):
+    # an image is resized to its size divided by crop_pct before it is cropped
+    if not 0.1 <= crop_pct <= 4 or not all(type(s) is int and 8 <= s <= 4096 and s / crop_pct <= 8192 for s in size):
         raise ValueError(
-            f'crop_pct should lie between {low} and {high}, and a side between {smallest} and {largest} pixels, at '
-            f'most {_LARGEST} when divided by crop_pct')
+            'crop_pct should lie between 0.1 and 4.0, and a side between 8 and 4096 pixels, at most 8192 when divided '
+            'by crop_pct')
 
 
 def _data_cfg(
@@ -168,24 +164,20 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
     return side, side
 
 
-def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
+def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
     Raises:
         UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
     """
     state_dict, name = dict(checkpoint.state_dict), full_name(model)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    actual = {k: tuple(v.shape) for k, v in state_dict.items()}
-    has_no_table = model.has_sinusoidal_pos_embed and 'pos_embed' not in actual
-    if has_no_table:
-        actual['pos_embed'] = expected['pos_embed']
+    if model.has_sinusoidal_pos_embed and 'pos_embed' not in state_dict:
+        full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, model.embed_dim)
+        state_dict['pos_embed'] = join_positions(
+            full, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
+        checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
+    expected, actual = ({k: tuple(v.shape) for k, v in d.items()} for d in (model.state_dict(), state_dict))
     if actual == expected:
-        if has_no_table:
-            full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, expected['pos_embed'][2])
-            state_dict['pos_embed'] = join_positions(
-                full, model.has_class_token, model.num_reg_tokens, model.no_embed_class)
-            checkpoint.notes.append("no pos_embed in it, the model's own sinusoidal table taken")
         return state_dict
     architecture, tag = ModelName.parse(name)
     found = looks_like(checkpoint.state_dict, architecture)

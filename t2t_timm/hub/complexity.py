@@ -10,26 +10,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..ops import set_fused
-from ..weights.manifest import YamlLoader, pretrained_cfg
+from ..weights.manifest import YamlLoader
 
-__all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity', 'tag_complexity']
+__all__ = ['Complexity', 'count_complexity', 'known_complexity', 'model_complexity']
 
 
 class Complexity(NamedTuple):
-    """What one image costs, and what the classifier reads of it."""
+    """What one image costs."""
     params: int
     macs: int
     activations: int
-    input_size: tuple[int, int, int]
-    num_features: int
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the multiply-accumulates and outputs of the operations whose FLOPs torch knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.activations = 0
+    """Adds up the FLOPs and the outputs of the operations whose FLOPs torch knows."""
+    flops = activations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -58,7 +53,7 @@ def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.flops // 2, counter.activations, input_size, model.num_features)
+    return Complexity(params, counter.flops // 2, counter.activations)
 
 
 @cache
@@ -69,13 +64,8 @@ def count_complexity(architecture: str, num_classes: int, input_size: tuple[int,
     return model_complexity(model, input_size)
 
 
-def tag_complexity(name: str) -> Complexity:
-    """Count an architecture.tag of the manifest at the image size and number of classes of its weights."""
-    cfg = pretrained_cfg(name)
-    return count_complexity(name.split('.')[0], cfg['num_classes'], cfg['input_size'])
-
-
 @cache
-def known_complexity() -> dict[str, dict[str, int]]:
-    """Return the stored params, macs and activations of every architecture.tag."""
-    return yaml.load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'), YamlLoader)
+def known_complexity() -> dict[str, Complexity]:
+    """Return what is stored of every architecture.tag: building every model for a table would take long."""
+    known = yaml.load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'), YamlLoader)
+    return {name: Complexity(**cost) for name, cost in known.items()}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from huggingface_hub.utils import tqdm
 from timm.data import ImageDataset, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
@@ -17,7 +16,7 @@ from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
 from ..weights.manifest import known_name, weight_entry
-from .build import build, check_fit, full_name, usual_cfg
+from .build import build, full_name, strict_state_dict, usual_cfg
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)
@@ -63,24 +62,18 @@ def convert(
     if labels is not None and name.tag:
         raise UserError(
             f'--labels names the classes of weights of your own, which have no tag: use --model {name.architecture}.')
-    size = file.stat().st_size
-    with tqdm(
-            total=3 * size, unit='B', unit_scale=True, desc=f'Converting {file.name}', delay=1, disable=None) as bar:
-        checkpoint = read_checkpoint(file, key)
-        bar.update(size)
-        net = build(checkpoint, file, model, img_size)
-        state_dict = check_fit(checkpoint, net, file)
-        origin = _compare_with_manifest(file, model) if name.tag and not checked else ''
-        if not name.tag:
-            net.pretrained_cfg['label_names'] = _label_names(Path(labels) if labels else None, checkpoint, file, net)
-        bar.update(size)
-        _logger.info(printable('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes])))
-        with new_folder(out) as folder:
-            tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
-            # save_file() would make a file that nobody else may read, and raises errors of its own for a full disk.
-            (folder / HF_SAFE_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
-            write_config_and_card(folder, net, origin)
-        bar.update(size)
+    checkpoint = read_checkpoint(file, key)
+    net = build(checkpoint, file, model, img_size)
+    state_dict = strict_state_dict(checkpoint, net, file)
+    origin = _compare_with_manifest(file, model) if name.tag and not checked else ''
+    if not name.tag:
+        net.pretrained_cfg['label_names'] = _label_names(Path(labels) if labels else None, checkpoint, file, net)
+    _logger.info(printable('; '.join([f'{file.name}: {checkpoint.format}', *checkpoint.notes])))
+    with new_folder(out) as folder:
+        tensors = {k: v.detach().to(torch.float32, copy=True).contiguous() for k, v in state_dict.items()}
+        # save_file() would make a file that nobody else may read, and raises errors of its own for a full disk.
+        (folder / HF_SAFE_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+        write_config_and_card(folder, net, origin)
     weights = out / HF_SAFE_WEIGHTS_NAME
     _logger.info(f'{weights.name}: {weights.stat().st_size} bytes, sha256 {file_hash(weights)}')
     return out

@@ -14,9 +14,6 @@ from .complexity import known_complexity
 
 __all__ = ['models_csv', 'models_json', 'models_table', 'weights_origin']
 
-_HEADER = (
-    'weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'reported by', 'source', 'weights would come from')
-
 
 def weights_origin(name: str) -> str:
     """Say where the weights of an architecture.tag would come from now, in words and without asking the network."""
@@ -25,38 +22,31 @@ def weights_origin(name: str) -> str:
         return 'the package' if os.path.isfile(entry.path) else 'nowhere: missing from the package'
     if repo is not None and isinstance(try_to_load_from_cache(repo, HF_SAFE_WEIGHTS_NAME), str):
         return f'the Hub cache ({repo})'
-    release = not is_set('T2T_TIMM_HUB_ONLY')
-    downloaded = release and release_path(entry, None).is_file()
+    downloaded = release_path(entry, None).is_file()
+    release = None if is_set('T2T_TIMM_HUB_ONLY') else f'the release{" downloaded before" * downloaded}'
     if constants.HF_HUB_OFFLINE:
-        return 'the release downloaded before' if downloaded else 'nowhere: offline and in no cache'
-    if repo is None and not release:
-        return 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
+        return release if release and downloaded else 'nowhere: offline and in no cache'
     if repo is None:
-        return 'the release downloaded before' if downloaded else 'the release'
-    if not release:
-        return f'the Hub ({repo}) only'
-    return f'the Hub ({repo}), then {"the release downloaded before" if downloaded else "the release"}'
+        return release or 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
+    return f'the Hub ({repo}), then {release}' if release else f'the Hub ({repo}) only'
 
 
 def _models() -> list[dict[str, Any]]:
-    manifest, models = load_manifest(), []
-    for name, entry in manifest['weights'].items():
-        cost = known_complexity()[name]
-        size = entry.hub.get('size') or entry.size
-        if size is None and entry.path:
-            size = os.path.getsize(entry.path)
-        models.append(dict(
+    manifest = load_manifest()
+    return [
+        dict(
             name=name,
-            params=cost['params'],
-            macs=cost['macs'],
-            size=size,
+            params=known_complexity()[name].params,
+            macs=known_complexity()[name].macs,
+            size=entry.hub.get('size') or entry.size,
             top1=entry.top1,
             # A reporter's name may go on, after a comma, with what they did.
-            reported_by=manifest['reporters'][entry.reported_by]['name'].split(',')[0] if entry.top1 else None,
+            reported_by=manifest['reporters'][entry.reported_by]['name'].split(',')[0],
             source=manifest['sources'][entry.source]['name'],
             weights_from=weights_origin(name),
-        ))
-    return models
+        )
+        for name, entry in manifest['weights'].items()
+    ]
 
 
 def models_json() -> str:
@@ -69,40 +59,40 @@ def models_csv() -> str:
 
     What is not known is empty. Accuracies are in percent, param_count in 10^6.
     """
-    names = 'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation'
     out = io.StringIO()
-    table = csv.writer(out, lineterminator='\n')
-    table.writerow(names)
-    weights = load_manifest()['weights']
-    of_imagenet = [name for name in weights if weights[name].dataset == 'imagenet-1k']
-    for name in sorted(of_imagenet, key=lambda name: -weights[name].top1):
-        entry, cfg = weights[name], pretrained_cfg(name)
-        accuracy = [
-            f'{value:.3f}' for top in (entry.top1, entry.top5) if top is not None for value in (top, 100 - top)]
-        table.writerow([
-            name, *accuracy, *[''] * (4 - len(accuracy)), f'{known_complexity()[name]["params"] / 1e6:.2f}',
-            cfg['input_size'][-1], cfg['crop_pct'], cfg['interpolation']])
+    table = csv.DictWriter(out, lineterminator='\n', fieldnames=(
+        'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation'))
+    table.writeheader()
+    of_imagenet = [entry for entry in load_manifest()['weights'].values() if entry.dataset == 'imagenet-1k']
+    for entry in sorted(of_imagenet, key=lambda entry: -entry.top1):
+        name = str(entry.name)
+        cfg, params = pretrained_cfg(name), known_complexity()[name].params
+        row = dict(
+            model=name, param_count=f'{params / 1e6:.2f}', img_size=cfg['input_size'][-1], crop_pct=cfg['crop_pct'],
+            interpolation=cfg['interpolation'])
+        for key, value in (('top1', entry.top1), ('top5', entry.top5)):
+            if value is not None:
+                row.update({key: f'{value:.3f}', f'{key}_err': f'{100 - value:.3f}'})
+        table.writerow(row)
     return out.getvalue().rstrip('\n')
 
 
 def models_table() -> str:
     """Return the table of all tags; a size that is not known is estimated from the parameters and marked ~."""
-    rows = [_HEADER]
+    rows = [(
+        'weights', 'params (M)', 'MACs (G)', 'size (MB)', 'top-1', 'reported by', 'source', 'weights would come from')]
     for m in _models():
         rows.append((
             m['name'],
             f'{m["params"] / 1e6:.2f}',
             f'{m["macs"] / 1e9:.2f}',
             f'{m["size"] / 1e6:.1f}' if m['size'] else f'~{m["params"] * 4 / 1e6:.1f}',  # the parameters in float32
-            '-' if m['top1'] is None else f'{m["top1"]:.3f}',
-            m['reported_by'] or '-',
+            f'{m["top1"]:.3f}',
+            m['reported_by'],
             m['source'],
             m['weights_from'],
         ))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    numbers = (1, 2, 3, 4)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
-        '  '.join(
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<>>>><<<', widths, strict=True)).rstrip()
         for row in rows)

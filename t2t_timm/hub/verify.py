@@ -13,7 +13,7 @@ from ..weights.checkpoint import read_checkpoint
 from ..weights.download import file_hash, pretrained_file
 from ..weights.manifest import ModelName, load_manifest
 from ..weights.record import Record, shown
-from .build import build, check_fit
+from .build import build, strict_state_dict
 
 __all__ = ['TOLERANCE', 'Verdict', 'config_fault', 'verify']
 
@@ -88,7 +88,7 @@ def _inspect(
         lines.append(
             f'  architecture: {built.pretrained_cfg["architecture"]}; {built.num_classes} classes, images of '
             f'{built.in_chans} x {height} x {width}')
-        state_dict = check_fit(checkpoint, built, what)
+        state_dict = strict_state_dict(checkpoint, built, what)
         built.load_state_dict({k: v.float() for k, v in state_dict.items()}, strict=True, assign=True)
         net = built.eval()
     except UserError as e:

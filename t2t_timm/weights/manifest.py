@@ -98,7 +98,8 @@ def load_manifest() -> dict[str, Any]:
         where = {'url': source['base_url'] + entry['file']} if 'base_url' in source else {
             'path': str(MANIFEST.parent / entry['file'])}
         manifest['weights'][name] = Published(
-            ModelName.parse(name), license=source['license'], **where, **{k: _frozen(v) for k, v in entry.items()})
+            ModelName.parse(name), license=source['license'], hub=manifest['hub'].get(name, {}), **where,
+            **{k: _frozen(v) for k, v in entry.items()})
     return manifest
 
 

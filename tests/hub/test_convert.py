@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import published
 import pytest
 import timm
 import torch
-import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,7 +21,7 @@ from t2t_timm.commands.classify import classify
 from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import tag_card
 from t2t_timm.hub.convert import convert
-from t2t_timm.weights.download import IntegrityError, file_hash, pretrained_file
+from t2t_timm.weights.download import file_hash
 
 pytestmark = pytest.mark.timm('1.0.31')  # convert says so
 
@@ -32,12 +32,6 @@ def model_logits(folder: Path, images: torch.Tensor) -> torch.Tensor:
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     with torch.inference_mode():
         return model(images)
-
-
-@pytest.fixture
-def tiny_file(tmp_path: Path) -> Path:
-    torch.save(published.tiny(num_classes=10), tmp_path / 'tiny.pth')
-    return tmp_path / 'tiny.pth'
 
 
 @pytest.mark.parametrize('name', published.FORMATS)
@@ -53,15 +47,6 @@ def test_every_format(name, tmp_path, caplog):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([file, 'out'])
 
 
-def test_every_format_gives_the_same_bytes(tmp_path):
-    hashes = {}
-    for name, (write, file, architecture, _) in published.FORMATS.items():
-        if architecture == 't2t_vit_7':
-            write(tmp_path / file)
-            hashes[name] = file_hash(convert(tmp_path / file, architecture, tmp_path / name) / 'model.safetensors')
-    assert len(hashes) == 9 and len(set(hashes.values())) == 1, hashes
-
-
 def test_safetensors_whose_length_begins_as_a_pickle(tmp_path):
     state_dict = published.tiny()
     for padding in range(0, 300, 8):
@@ -71,13 +56,6 @@ def test_safetensors_whose_length_begins_as_a_pickle(tmp_path):
     else:
         pytest.fail('no header of such a length')
     convert(tmp_path / 'a.safetensors', 'test_t2t_vit', tmp_path / 'out')
-
-
-def test_position_table_of_its_own(tmp_path):
-    published.official_plain(tmp_path / 'a.pth')
-    out = convert(tmp_path / 'a.pth', 't2t_vit_7', tmp_path / 'out')
-    table = load_file(out / 'model.safetensors')['pos_embed'].numpy()
-    np.testing.assert_allclose(table, published.pos_embed('t2t_vit_7'), rtol=0, atol=1e-6)
 
 
 def test_tag(tmp_path):
@@ -127,18 +105,6 @@ def test_weights_of_ones_own(tmp_path, kwargs, caplog):
     if model.in_chans in (1, 3):
         pixels = transform(Image.new('L' if model.in_chans == 1 else 'RGB', (70, 90)))
         assert pixels.shape == (model.in_chans, *model.patch_embed.img_size)
-
-
-def test_preprocessing_and_size_of_the_training_run(tmp_path):
-    args = Namespace(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], crop_pct=0.8, interpolation='bilinear',
-                     input_size=(3, 40, 64), img_size=None)
-    state_dict = published.tiny(num_classes=10, img_size=(40, 64))
-    torch.save({'epoch': 1, 'arch': 'test_t2t_vit', 'state_dict': state_dict, 'args': args}, tmp_path / 'run.pth.tar')
-    out = convert(tmp_path / 'run.pth.tar', 'test_t2t_vit', tmp_path / 'out')
-    cfg = timm.data.resolve_model_data_config(timm.create_model(f'local-dir:{out}', pretrained=True))
-    assert cfg == dict(
-        input_size=(3, 40, 64), mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], crop_pct=0.8, interpolation='bilinear',
-        crop_mode='center')
 
 
 @pytest.mark.parametrize('size, without', [
@@ -200,50 +166,30 @@ def test_label_names(tmp_path, photos):
     assert sorted(c['label'] for c in results[0]['classes']) == sorted(names)
 
 
-@pytest.mark.parametrize('labels, classes, words', [
-    ('photos', 4, 'photos should name the 4 classes of .*, but it names 3'),
-    ('photos/2 dogs', 3, 'should hold a folder of images for each class'),
-    ('photos/empty', 3, 'should hold a folder of images for each class'),
-    ('nowhere', 3, 'no folder or file .*nowhere'),
-    ('a\n\nb', 3, 'one class name per line, each once'),
-    ('a\nb\na', 3, 'one class name per line, each once'),
-    ('', 3, 'should name the 3 classes of .*, but it names 0'),
+@pytest.mark.parametrize('labels, words', [
+    ('photos', 'photos should name the 4 classes of .*, but it names 3'),
+    ('photos/2 dogs', 'should hold a folder of images for each class'),
+    ('photos/empty', 'should hold a folder of images for each class'),
+    ('nowhere', 'no folder or file .*nowhere'),
+    (b'a\n\nb', 'one class name per line, each once'),
+    (b'a\nb\na', 'one class name per line, each once'),
+    (b'', 'should name the 4 classes of .*, but it names 0'),
+    ('a\nb\nc\nd'.encode('utf-16'), 'is not a text file in UTF-8'),
+    (b'a\nb\nc\n\x1b[31md', 'in printable characters'),
 ])
-def test_label_names_that_do_not_fit(tmp_path, photos, labels, classes, words):
-    file = tmp_path / 'own.pth'
-    torch.save(published.tiny(num_classes=classes), file)
-    path = tmp_path / labels
-    if not labels or '\n' in labels:
-        path = tmp_path / 'names.txt'
-        path.write_text(labels)
+def test_label_names_that_do_not_fit(tmp_path, photos, labels, words):
+    torch.save(published.tiny(num_classes=4), tmp_path / 'own.pth')
+    path = tmp_path / (labels if isinstance(labels, str) else 'names.txt')
+    if isinstance(labels, bytes):
+        path.write_bytes(labels)
     with pytest.raises(UserError, match=words):
-        convert(file, 'test_t2t_vit', tmp_path / 'out', path)
+        convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out', path)
     assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize('content, words', [
-    ('a\nb\nc'.encode('utf-16'), 'is not a text file in UTF-8'),
-    (b'a\nb\n\x1b[31mc', 'in printable characters'),
-])
-def test_label_names_that_are_no_text(tmp_path, content, words):
-    torch.save(published.tiny(num_classes=3), tmp_path / 'own.pth')
-    (tmp_path / 'names.txt').write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out', tmp_path / 'names.txt')
 
 
 def test_a_tag_has_its_label_names(tiny_file, photos):
     with pytest.raises(UserError, match='which have no tag: use --model test_t2t_vit'):
         convert(tiny_file, 'test_t2t_vit.mnist', tiny_file.parent / 'out', photos)
-
-
-def test_transformers_own_checkpoint(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    state_dict = published.tiny(num_classes=5)
-    published.save_file({f'timm_model.{k}': v for k, v in state_dict.items()}, tmp_path / 'a.safetensors')
-    out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', tmp_path / 'out')
-    assert 'safetensors; weights under timm_model' in caplog.text
-    assert torch.equal(load_file(out / 'model.safetensors')['head.weight'], state_dict['head.weight'])
 
 
 @pytest.mark.parametrize('name', ['pos_embed', 'head.weight', 'head.bias', 'patch_embed.attention1.norm1.weight'])
@@ -259,47 +205,29 @@ def test_half_precision_becomes_float32(tmp_path):
     assert {v.dtype for v in load_file(out / 'model.safetensors').values()} == {torch.float32}
 
 
-@pytest.mark.parametrize('kwargs', [dict(num_classes=10), dict(num_classes=3, img_size=96)], ids=str)
-def test_transformers(tmp_path, kwargs, monkeypatch):
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+def test_transformers_knows_classes_and_image_size_of_ones_own(tmp_path):
     transformers = pytest.importorskip('transformers', reason='pip install transformers')
-    torch.save(published.tiny(**kwargs), tmp_path / 'tiny.pth')
-    name = 'test_t2t_vit.mnist' if kwargs == dict(num_classes=10) else 'test_t2t_vit'
-    file = pretrained_file(name) if name.endswith('mnist') else tmp_path / 'tiny.pth'
-    out = convert(file, name, tmp_path / 'out')
-    pixels = np.random.RandomState(0).randint(0, 255, (70, 90, 3), np.uint8)
-    image = Image.fromarray(pixels)
-
-    model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    torch.save(published.tiny(num_classes=3, img_size=96), tmp_path / 'own.pth')
+    out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out')
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (70, 90, 3), np.uint8))
     inputs = transformers.AutoImageProcessor.from_pretrained(out)(image)
-    expected_model = timm.create_model(f'local-dir:{out}', pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(expected_model), is_training=False)
+    assert inputs['pixel_values'].shape == (1, 3, 96, 96)
+    model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     with torch.inference_mode():
-        expected = expected_model(transform(image).unsqueeze(0))
-        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-6)
-
-    answer = transformers.pipeline('image-classification', model=str(out), device='cpu')(image, top_k=1)[0]
-    best = expected.argmax().item()
-    digits = 'zero one two three four five six seven eight nine'.split()
-    assert answer['label'] == (digits[best] if name.endswith('mnist') else f'LABEL_{best}')
-    assert answer['score'] == pytest.approx(expected.softmax(dim=1).max().item(), abs=1e-6)
+        torch.testing.assert_close(
+            model(**inputs).logits, model_logits(out, inputs['pixel_values']), rtol=0, atol=1e-6)
+    assert list(model.config.id2label.values()) == ['LABEL_0', 'LABEL_1', 'LABEL_2']
 
 
 def fails(file: Path, model: str, words: str | None, error: type = UserError) -> None:
-    out = file.parent / 'out'
     with pytest.raises(error, match=words):
-        convert(file, model, out)
+        convert(file, model, file.parent / 'out')
     assert sorted(file.parent.iterdir()) == ([file] if file.exists() else [])
 
 
 def test_wrong_architecture_is_named(tmp_path):
     published.official_plain(tmp_path / 'a.pth')
     fails(tmp_path / 'a.pth', 't2t_vit_10', 'looks like t2t_vit_7, not like t2t_vit_10: use --model t2t_vit_7')
-
-
-def test_wrong_classes(tiny_file):
-    torch.save(published.tiny(num_classes=7), tiny_file)
-    fails(tiny_file, 'test_t2t_vit.mnist', 'has 7 classes, test_t2t_vit.mnist has 10')
 
 
 def test_missing_and_unexpected_names(tiny_file):
@@ -310,12 +238,15 @@ def test_missing_and_unexpected_names(tiny_file):
     fails(tiny_file, 'test_t2t_vit', r'missing patch_embed.attention1.w; unexpected extra')
 
 
-@pytest.mark.parametrize('model, words', [
-    ('t2t_vit_8', "no architecture 't2t_vit_8'; there are"),
-    ('test_t2t_vit.cifar', "no tag 'cifar'; its tags are test_t2t_vit.mnist"),
-    ('t2t_vit_c_14.in1k', 'it has no tags'),
+@pytest.mark.parametrize('classes, model, words', [
+    (7, 'test_t2t_vit.mnist', 'has 7 classes, test_t2t_vit.mnist has 10'),
+    (10, 'test_t2t_vit.mnist', 'size of tiny.pth should be 1374720 .* use --model test_t2t_vit'),
+    (10, 't2t_vit_8', "no architecture 't2t_vit_8'; there are"),
+    (10, 'test_t2t_vit.cifar', "no tag 'cifar'; its tags are test_t2t_vit.mnist"),
+    (10, 't2t_vit_c_14.in1k', 'it has no tags'),
 ])
-def test_unknown_model(tiny_file, model, words):
+def test_a_name_that_is_not_that_of_the_weights(tiny_file, classes, model, words):
+    torch.save(published.tiny(num_classes=classes), tiny_file)
     fails(tiny_file, model, words)
 
 
@@ -348,20 +279,15 @@ def test_no_checkpoint(tmp_path, content, words):
     fails(tmp_path / 'a.pth', 'test_t2t_vit', words)
 
 
-def write_legacy(state_dict, path):
-    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
-
-
 def write_paddle(state_dict, path):
     path.write_bytes(pickle.dumps({k: v.numpy() for k, v in state_dict.items()}, protocol=4))
 
 
-def write_safetensors(state_dict, path):
-    published.save_file(state_dict, path)
+write_legacy = partial(torch.save, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize('part', [0.999, 0.5, 0.01])
-@pytest.mark.parametrize('write', [torch.save, write_legacy, write_paddle, write_safetensors])
+@pytest.mark.parametrize('write', [torch.save, write_legacy, write_paddle, published.save_file])
 def test_cut_short(tmp_path, write, part):
     file = tmp_path / 'a.pth'
     write(published.tiny(), file)
@@ -384,59 +310,10 @@ def test_pickled_objects_are_refused(tmp_path):
     fails(tmp_path / 'a.pth', 'test_t2t_vit', 'asks for pathlib.*nothing was loaded')
 
 
-def test_other_weights_are_not_the_published_ones(tiny_file):
-    fails(
-        tiny_file, 'test_t2t_vit.mnist', 'size of tiny.pth should be 1374720 .* use --model test_t2t_vit',
-        IntegrityError)
-
-
-def test_full_directory_is_refused(tiny_file):
-    out = tiny_file.parent / 'out'
-    out.mkdir()
-    (out / 'mine').write_text('kept')
-    with pytest.raises(UserError, match='not empty'):
-        convert(tiny_file, 'test_t2t_vit', out)
-    assert os.listdir(out) == ['mine']
-    with pytest.raises(UserError, match='is not a folder'):
-        convert(tiny_file, 'test_t2t_vit', tiny_file)
-    with pytest.raises(UserError, match='There is no folder'):
-        convert(tiny_file, 'test_t2t_vit', out / 'a' / 'b')
-
-
-def test_empty_directory_is_taken(tiny_file):
+def test_an_empty_directory_is_taken_and_a_file_is_not(tiny_file):
     out = tiny_file.parent / 'out'
     out.mkdir()
     convert(tiny_file, 'test_t2t_vit', out)
     assert sorted(os.listdir(out)) == FILES
-    assert out.stat().st_mode & 0o777 == 0o777 & ~_umask()
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-@pytest.mark.parametrize('step', ['save_config_for_hf', 'architecture_card'])
-@pytest.mark.parametrize('error', [OSError('No space left on device'), KeyboardInterrupt()], ids=['full', 'interrupt'])
-def test_failure_while_writing_leaves_nothing(tiny_file, monkeypatch, step, error):
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(f't2t_timm.hub.convert.{step}', fail)
-    fails(tiny_file, 'test_t2t_vit', None, type(error))
-
-
-@pytest.mark.slow
-def test_killed_while_writing(tiny_file):
-    script = (
-        'import os, signal, sys\n'
-        'import t2t_timm.hub.convert as c\n'
-        'c.save_config_for_hf = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n'
-        'c.convert(sys.argv[1], "test_t2t_vit", sys.argv[2])\n'
-    )
-    out = tiny_file.parent / 'out'
-    done = warm.run(script, str(tiny_file), str(out))
-    assert done.returncode == -9, done.stderr
-    assert not out.exists()
-    assert sorted(os.listdir(convert(tiny_file, 'test_t2t_vit', out))) == FILES
+    with pytest.raises(UserError, match='is not a folder'):
+        convert(tiny_file, 'test_t2t_vit', tiny_file)

@@ -8,9 +8,8 @@ from timm.models import create_model
 from timm.models._hub import save_for_hf
 
 from t2t_timm.cli import main
-from t2t_timm.errors import UserError
 from t2t_timm.hub.cards import architecture_card, for_repo
-from t2t_timm.hub.push import FILES, default_repo, push
+from t2t_timm.hub.push import FILES
 from t2t_timm.version import REPOSITORY
 
 CARD = '---\nlibrary_name: timm\nlicense: apache-2.0\n---\n# A card, with an ü\n'
@@ -27,67 +26,63 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def no_network(monkeypatch):
+def dry_run(folder, monkeypatch, capsys, caplog):
+    """A function that pushes without a network and returns the exit code and what was printed and logged."""
     def refuse(*args, **kwargs):
         raise AssertionError('a connection was opened')
     monkeypatch.setattr('socket.socket.connect', refuse)
     monkeypatch.setattr('socket.getaddrinfo', refuse)
-
-
-def test_the_default_repo_is_the_one_that_pretrained_loads(folder, monkeypatch):
     monkeypatch.delenv('T2T_TIMM_HUB_NAMESPACE', raising=False)
-    assert default_repo(folder) == 't2t-timm/t2t_vit_7.in1k'
-    monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
-    assert default_repo(folder) == 'someone/t2t_vit_7.in1k'
-
-
-def test_dry_run_shows_what_would_go_and_keeps_off_the_network(folder, no_network, capsys, caplog):
     caplog.set_level('INFO')
-    assert main(['push', str(folder), 'someone/model', '--dry-run']) == 0
-    assert capsys.readouterr().out == 'hf-hub:someone/model\n'
+
+    def dry_run(*args):
+        code = main(['push', str(folder), *args, '--dry-run'])
+        return code, *capsys.readouterr(), caplog.text
+    return dry_run
+
+
+def test_dry_run_shows_what_would_go(folder, dry_run):
+    code, out, _, log = dry_run('someone/model')
     files = ', '.join(f'{name} ({(folder / name).stat().st_size} bytes)' for name in FILES)
-    assert caplog.messages == [f'Not uploaded, as this is a dry run: {files} to someone/model.']
+    assert (code, out) == (0, 'hf-hub:someone/model\n')
+    assert f'Not uploaded, as this is a dry run: {files} to someone/model.' in log
 
 
-@pytest.mark.parametrize('name', FILES)
-def test_a_missing_file_is_named(folder, no_network, capsys, name):
-    (folder / name).unlink()
-    assert main(['push', str(folder)]) == 1
-    assert re.search(rf'has no {name}: name a folder that `t2t-timm convert` wrote', capsys.readouterr().err)
+def test_the_default_repo_is_the_one_that_pretrained_loads(dry_run, monkeypatch):
+    assert dry_run()[1] == 'hf-hub:t2t-timm/t2t_vit_7.in1k\n'
+    monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
+    assert dry_run()[1] == 'hf-hub:someone/t2t_vit_7.in1k\n'
 
 
-@pytest.mark.parametrize('config, message', [
-    ('not json', 'is not valid JSON'),
-    ('[]', 'is not a timm config'),
-    ('{"architecture": "t2t_vit_7"}', 'names no architecture and tag'),
+@pytest.mark.parametrize('file, content, repo, words', [
+    *((name, None, 'a/b', f'has no {name}: name a folder that `t2t-timm convert` wrote') for name in FILES),
+    ('README.md', b'\xfc', 'a/b', 'README.md is not a text file in UTF-8'),
+    ('config.json', b'not json', '', 'is not readable JSON'),
+    ('config.json', b'[]', '', 'names no architecture and tag'),
+    ('config.json', b'{"architecture": "t2t_vit_7"}', '', 'names no architecture and tag'),
+    *(('README.md', b'', repo, 'is not the name of a Hub repo') for repo in ('a/b/c', 'some one/model', '../model')),
 ])
-def test_a_config_that_names_no_repo(folder, no_network, config, message):
-    (folder / 'config.json').write_text(config)
-    with pytest.raises(UserError, match=message):
-        push(folder)
+def test_what_cannot_be_pushed(folder, dry_run, file, content, repo, words):
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    code, out, err, _ = dry_run(*filter(None, [repo]))
+    assert (code, out) == (1, '') and words in err
 
 
-@pytest.mark.parametrize('repo', ['a/b/c', 'some one/model', '../model'])
-def test_a_name_that_is_no_repo(folder, no_network, repo):
-    with pytest.raises(UserError, match='is not the name of a Hub repo'):
-        push(folder, repo)
-
-
-def test_a_card_with_places_to_fill_in_is_refused_unless_forced(folder, no_network, capsys, caplog):
-    caplog.set_level('INFO')
-    (folder / 'README.md').write_text(architecture_card('t2t_vit_7', 3, (3, 224, 224)), encoding='utf-8')
-    command = ['push', str(folder), 'someone/model', '--dry-run']
-    assert main(command) == 1
-    assert capsys.readouterr().err == (
+def test_a_card_with_places_to_fill_in_is_refused_unless_forced(folder, dry_run):
+    text = architecture_card('t2t_vit_7', 3, (3, 224, 224))
+    (folder / 'README.md').write_text(text, encoding='utf-8')
+    code, _, err, _ = dry_run('someone/model')
+    assert code == 1 and err == (
         f't2t-timm push: {folder / "README.md"} does not say yet: Trained by, Trained on, Accuracy, Use and limits, '
         'Licence. Write it there, or upload the card as it is with --force.\n')
-    assert main([*command, '--force']) == 0
-    text = (folder / 'README.md').read_text(encoding='utf-8')
-    (folder / 'README.md').write_text(text.replace('FILL IN', 'me'), encoding='utf-8')
-    assert main(command) == 0
-    size = len(for_repo(text.replace('FILL IN', 'me'), 'someone/model').encode())
-    assert f'README.md ({size} bytes) to someone/model.' in caplog.messages[-1]
-    assert ('put its address in the place of OWNER' in caplog.text) == ('/OWNER/' in REPOSITORY)
+    assert dry_run('someone/model', '--force')[0] == 0
+    text = text.replace('FILL IN', 'me')
+    (folder / 'README.md').write_text(text, encoding='utf-8')
+    code, _, _, log = dry_run('someone/model')
+    assert code == 0 and f'README.md ({len(for_repo(text, "someone/model").encode())} bytes) to someone/model.' in log
+    assert ('put its address in the place of OWNER' in log) == ('/OWNER/' in REPOSITORY)
 
 
 @pytest.mark.slow
@@ -107,20 +102,16 @@ def test_push_push_again_and_pull_back(folder, hosts, start_client):
             ],
         ),
     ))
+    commits = []
     for command in pushed['commands']:
-        assert command['code'] == 0, command['err']
-    first, again, update = pushed['commands']
-    assert first['out'] == again['out'] == update['out'] == f'hf-hub:{hub}\n'
-    assert re.search(r'someone/t2t_vit_7.in1k is now at commit [0-9a-f]{40}', first['log'][-1])
-    assert re.search(r'already holds the same files; nothing has been changed', again['log'][-1])
-    assert re.search(r'someone/t2t_vit_7.in1k is now at commit [0-9a-f]{40}', update['log'][-1])
+        assert (command['code'], command['out']) == (0, f'hf-hub:{hub}\n'), command['err']
+        commits.append(re.search(r'someone/t2t_vit_7.in1k is at commit ([0-9a-f]{40})', command['log'][-1])[1])
+    assert commits[0] == commits[1] != commits[2]
     repo = hosts.hub.repos[hub]
     assert repo.commits == 3  # the repo's own first commit, and two of ours
-    assert len(hosts.hub.seen(f'/api/models/{hub}/commit/main', 'POST')) == 2
     card = (CARD + f"More: 'hf-hub:{hub}', model='{hub}'.\r\n").encode()
     for name in FILES:
         assert repo.files[name] == (card if name == 'README.md' else (changed / name).read_bytes())
-
     digests = {case: r.get('digest', r) for case, r in pushed['cases'].items()}
     assert digests == dict.fromkeys(['tag', 'hf-hub', 'local-dir'], Weights(1, **TINY).digest)
 

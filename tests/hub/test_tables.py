@@ -12,11 +12,7 @@ from t2t_timm.hub.tables import models_csv, models_json, models_table, weights_o
 from t2t_timm.weights.manifest import load_manifest, weight_entry
 
 NAME = 't2t_vit_14.in1k'
-
-
-def know_hub(monkeypatch):
-    known = replace(weight_entry(NAME), hub=dict(sha256='0' * 64, size=9))
-    monkeypatch.setitem(load_manifest()['weights'], NAME, known)
+NOWHERE = 'nowhere: offline and in no cache'
 
 
 @pytest.fixture(autouse=True)
@@ -28,66 +24,44 @@ def caches(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def cache_on_hub(root, repo):
-    folder = root / 'hub' / f'models--{repo.replace("/", "--")}'
-    snapshot = folder / 'snapshots' / ('a' * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / 'model.safetensors').write_bytes(b'')
-    (folder / 'refs').mkdir()
-    (folder / 'refs' / 'main').write_text('a' * 40)
-
-
-def cache_release(root):
-    file = root / 'torch' / 'hub' / 'checkpoints' / weight_entry(NAME).file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b'')
-
-
-def test_origin_without_caches(monkeypatch):
+@pytest.mark.parametrize('known, cached, env, expected, offline', [
+    (False, '', {}, 'the release', NOWHERE),
+    (False, '', dict(HUB_ONLY='1'), 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known', NOWHERE),
+    (True, '', {}, f'the Hub (t2t-timm/{NAME}), then the release', NOWHERE),
+    (True, '', dict(HUB_NAMESPACE='someone'), f'the Hub (someone/{NAME}), then the release', NOWHERE),
+    (True, '', dict(HUB_NAMESPACE='someone', HUB_ONLY='1'), f'the Hub (someone/{NAME}) only', NOWHERE),
+    (False, 'release', {}, 'the release downloaded before', 'the release downloaded before'),
+    (True, 'release', {}, f'the Hub (t2t-timm/{NAME}), then the release downloaded before',
+     'the release downloaded before'),
+    (True, 'release', dict(HUB_ONLY='1'), f'the Hub (t2t-timm/{NAME}) only', NOWHERE),
+    (False, 'hub', {}, 'the release', NOWHERE),  # whoever put it there
+    (True, 'hub', {}, f'the Hub cache (t2t-timm/{NAME})', f'the Hub cache (t2t-timm/{NAME})'),
+    (True, 'hub', dict(HUB_NAMESPACE='someone'), f'the Hub (someone/{NAME}), then the release', NOWHERE),
+])
+def test_origin(tmp_path, monkeypatch, known, cached, env, expected, offline):
+    if known:
+        entry = replace(weight_entry(NAME), hub=dict(sha256='0' * 64, size=9))
+        monkeypatch.setitem(load_manifest()['weights'], NAME, entry)
+    for path, content in {
+            'release': {f'torch/hub/checkpoints/{weight_entry(NAME).file}': ''},
+            'hub': {f'hub/models--t2t-timm--{NAME}/snapshots/{"a" * 40}/model.safetensors': '',
+                    f'hub/models--t2t-timm--{NAME}/refs/main': 'a' * 40},
+    }.get(cached, {}).items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(content)
+    for key, value in env.items():
+        monkeypatch.setenv(f'T2T_TIMM_{key}', value)
+    assert weights_origin(NAME) == expected
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert weights_origin(NAME) == offline
     assert weights_origin('test_t2t_vit.mnist') == 'the package'
-    assert weights_origin(NAME) == 'the release'
-    monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
-    assert weights_origin(NAME) == 'nowhere: T2T_TIMM_HUB_ONLY, and no hash on the Hub is known'
-    monkeypatch.delenv('T2T_TIMM_HUB_ONLY')
-    know_hub(monkeypatch)
-    assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release'
-    monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
-    assert weights_origin(NAME) == f'the Hub (someone/{NAME}), then the release'
-    monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
-    assert weights_origin(NAME) == f'the Hub (someone/{NAME}) only'
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    assert weights_origin(NAME) == 'nowhere: offline and in no cache'
-
-
-def test_origin_with_the_release_downloaded(tmp_path, monkeypatch):
-    cache_release(tmp_path)
-    assert weights_origin(NAME) == 'the release downloaded before'
-    know_hub(monkeypatch)
-    assert weights_origin(NAME) == f'the Hub (t2t-timm/{NAME}), then the release downloaded before'
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    assert weights_origin(NAME) == 'the release downloaded before'
-    monkeypatch.setenv('T2T_TIMM_HUB_ONLY', '1')
-    assert weights_origin(NAME) == 'nowhere: offline and in no cache'
-
-
-def test_origin_in_the_hub_cache(tmp_path, monkeypatch):
-    cache_on_hub(tmp_path, f't2t-timm/{NAME}')
-    assert weights_origin(NAME) == 'the release'  # whoever put it there
-    know_hub(monkeypatch)
-    assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    assert weights_origin(NAME) == f'the Hub cache (t2t-timm/{NAME})'
-    monkeypatch.setenv('T2T_TIMM_HUB_NAMESPACE', 'someone')
-    assert weights_origin(NAME) == 'nowhere: offline and in no cache'
 
 
 def test_table():
     header, *rows = (re.split('  +', row) for row in models_table().split('\n'))
     assert [row[0] for row in rows] == list(load_manifest()['weights'])
-    row = dict(zip(('name', 'params', 'macs', 'size', 'top1', 'reporter', 'source'), rows[3], strict=False))
-    assert row == dict(
-        name=NAME, params='21.47', macs='4.78', size='86.2', top1='81.500', reporter='timm pull request 2426',
-        source="the authors' repository")
+    assert rows[3] == [
+        NAME, '21.47', '4.78', '86.2', '81.500', 'timm pull request 2426', "the authors' repository", 'the release']
     assert header[:3] == ['weights', 'params (M)', 'MACs (G)']
 
 
@@ -107,8 +81,8 @@ def test_json_has_what_the_table_has():
     models = json.loads(models_json())
     for model, row in zip(models, models_table().split('\n')[1:], strict=True):
         name, params, macs, size, top1, reporter, source, origin = re.split('  +', row)
-        assert [model['name'], model['reported_by'] or '-', model['source'], model['weights_from']] == [
+        assert [model['name'], model['reported_by'], model['source'], model['weights_from']] == [
             name, reporter, source, origin]
         assert (f'{model["params"] / 1e6:.2f}', f'{model["macs"] / 1e9:.2f}') == (params, macs)
         assert size.startswith('~') if model['size'] is None else f'{model["size"] / 1e6:.1f}' == size
-        assert top1 == ('-' if model['top1'] is None else f'{model["top1"]:.3f}')
+        assert top1 == f'{model["top1"]:.3f}'
