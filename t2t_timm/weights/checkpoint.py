@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .fit import first_layer
-from .names import find_weights, first_names, some
+from .names import abbreviate, find_weights, first_names
 from .paddle import as_tensor, is_transposed, load_paddle
-from .pickles import dry_run
+from .pickles import Inert, dry_run
 from .record import Record, record_of
 
 __all__ = ['Checkpoint', 'load_file', 'read_checkpoint']
@@ -40,19 +40,9 @@ class Checkpoint(NamedTuple):
     record: Record  # what the model was and what it was fed, as far as the file and the config.json beside it say
 
 
-class _Inert:
-    """Stands for an object that is not needed: neither its class nor its content is used."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 # Checkpoints hold these beside tensors: numpy's numbers, the statistics of mmengine's runner, and fastai's lists. torch
 # finds them by their names.
-_READ_PAST = [type(name, (_Inert,), {'__module__': module}) for module, name in (
+_READ_PAST = [type(name, (Inert,), {'__module__': module}) for module, name in (
     ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
     ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
     ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),  # the last in older protocols
@@ -141,7 +131,7 @@ def _checked_tensors(weights: dict[Any, Any], fmt: str, path: Path) -> dict[str,
         state_dict[name] = tensor
     damaged = [k for k, v in state_dict.items() if not v.float().isfinite().all()]
     if damaged:
-        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {some(damaged)}.')
+        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {abbreviate(damaged)}.')
     return state_dict
 
 
@@ -159,8 +149,6 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
             nothing that says which to take.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f'There is no file {path}.')
     loaded, fmt = load_file(path)
     if not isinstance(loaded, dict):
         raise UserError(f'{path} holds a {type(loaded).__name__}, not a state dict.')

@@ -102,20 +102,22 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
 
 
 # These depend on the image size and the input channels rather than on the architecture.
-_ADAPTED = re.compile(r'patch_embed\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
-_OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$')
+_ADAPTED = re.compile(r'patch_embed\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)')
+_OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$|pos_embed$')
 
 
-def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(state_dict: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     # An adapted tensor keeps its name; tensors that depend on options of the model may be missing.
-    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not _OPTIONAL.match(k)}
-    return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
+    return {
+        k: () if _ADAPTED.fullmatch(k) else tuple(getattr(v, 'shape', ()))
+        for k, v in state_dict.items() if not _OPTIONAL.match(k)}
 
 
 @lru_cache(maxsize=None)
-def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-    model = model_entrypoint(architecture)(device='meta')
-    return dict(_shapes(model.state_dict()), pos_embed=tuple(model.pos_embed.shape))
+def _usual(architecture: str) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    # The shapes of an architecture, and that of its position table.
+    state_dict = model_entrypoint(architecture)(device='meta').state_dict()
+    return _shapes(state_dict), state_dict['pos_embed'].shape
 
 
 def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str | None:
@@ -126,18 +128,10 @@ def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str 
         preferred: Architecture to return if several fit and this is one of them; by default the one whose image size
             fits too.
     """
-    shapes = _shapes(state_dict)
-    shapes.pop('pos_embed', None)
-    table = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
-    candidates = {}
-    for architecture in list_models('*t2t_vit*'):
-        expected = dict(_architecture_shapes(architecture))
-        pos_embed = expected.pop('pos_embed')
-        if expected == shapes:
-            candidates[architecture] = pos_embed
-    if preferred in candidates:
-        return preferred
-    return next((k for k, v in candidates.items() if v == table), next(iter(candidates), None))
+    shapes, table = _shapes(state_dict), getattr(state_dict.get('pos_embed'), 'shape', ())
+    fitting = [architecture for architecture in list_models('*t2t_vit*') if _usual(architecture)[0] == shapes]
+    return preferred if preferred in fitting else next(
+        (architecture for architecture in fitting if _usual(architecture)[1] == table), next(iter(fitting), None))
 
 
 def _no_t2t_vit(state_dict: dict[str, Any]) -> ValueError:

@@ -113,7 +113,7 @@ def hub_repo(name: str, namespace: str | None = None) -> str:
 
 
 def weights_repo(name: str) -> str | None:
-    """Return the Hub repo that an architecture.tag's weights may come from, None if they may come from no repo.
+    """Return the Hub repo that an architecture.tag's weights may come from, None if the Hub must not be used.
 
     A namespace that the user names is the user's. In the project's own, only files whose hash the manifest knows are
     asked for: until somebody owns that name, anybody could serve weights under it.
