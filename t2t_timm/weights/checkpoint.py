@@ -25,7 +25,6 @@ from .record import Record, record_of
 
 __all__ = ['Checkpoint', 'load_file', 'read_checkpoint']
 
-_LEGACY_PICKLES = 5  # magic number, protocol, kinds of integers, what was saved, list of storages
 _TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
 
 _ONE_AT_A_TIME = Lock()  # torch's safe globals are those of all threads
@@ -56,15 +55,13 @@ def _check_torch(file: BinaryIO) -> None:
     file.seek(0)
     if file.read(2) != b'PK':
         file.seek(0)
-        dry_run(file, size, _LEGACY_PICKLES)
-        return
+        return dry_run(file, size, 5)  # magic number, protocol, kinds of integers, what was saved, list of storages
     with ZipFile(file) as members:
         for info in members.infolist():
             if info.compress_type != ZIP_STORED or info.file_size > size:
                 raise ValueError(f'its part {info.filename!r} is compressed, which torch.save does not do')
-        for name in members.namelist():
-            if name.endswith('/data.pkl'):
-                dry_run(io.BytesIO(members.read(name)), size, 1)
+            if info.filename.endswith('/data.pkl'):
+                dry_run(io.BytesIO(members.read(info)), size, 1)
 
 
 def _load_torch(file: BinaryIO) -> Any:
@@ -93,7 +90,6 @@ def load_file(path: Path) -> tuple[Any, str]:
     """Return what a checkpoint file holds, and its format in words; a UserError says why it cannot be read safely."""
     with open(path, 'rb') as f:
         start = f.read(32)
-        f.seek(0)
         # It goes before pickles, as the length that it begins with may look like one.
         if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size:
             try:

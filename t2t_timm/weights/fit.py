@@ -155,19 +155,11 @@ def _check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
 
 
 def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cfg: bool = False) -> None:
-    """Make the position table (1, 1 + N, C) of a state dict fit a model's grid, resampled bicubically if that differs.
+    """Make the position table (1, 1 + N, C) of a state dict fit a model's grid, in place, resampled bicubically.
 
     A table does not say whether its N positions are 4 x 9 or 6 x 6. Known are the grids of the model, of its pretrained
-    cfg, and of the published files. Nor does it say how many prefix tokens it has: as many as the model's, or the class
-    token alone, as published.
-
-    Args:
-        state_dict: State dict, changed in place.
-        model: T2TViT that will load it.
-        came_with_cfg: The model's pretrained cfg is the checkpoint's too, and goes before the model's own grid.
-
-    Raises:
-        ValueError: N is that of no grid that is known, or a class token is missing.
+    cfg (which goes first if it is the checkpoint's too), and of the published files. Nor does a table say how many
+    prefix tokens it has: as many as the model's, or the class token alone, as published.
     """
     table, own = state_dict.get('pos_embed'), model.pos_embed
     if table is None or own is None:
@@ -192,8 +184,7 @@ def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cf
         raise ValueError(
             f'The checkpoint has positions of {num_tokens} tokens, this model of {grid_size[0]} x {grid_size[1]}, and '
             f'nothing says which rows and columns the {num_tokens} form. Create the model with the img_size that the '
-            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).'
-        )
+            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).')
     if grid != grid_size:
         table = resample_abs_pos_embed(
             table, list(grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)
