@@ -59,7 +59,7 @@ class Transition(nn.Module):
 
 
 class FinalNorm(LayerNorm):
-    """LayerNorm that leaves tokens of another width alone, as intermediate ones are."""
+    """LayerNorm that skips tokens whose width differs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens (B, N, C) to (B, N, C)."""
