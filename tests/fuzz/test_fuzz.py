@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 def fuzzed():
     """Outcomes and findings of seeded cases, and between them of one that there is not, which ends the process."""
     from fuzz.run import fuzz
-    trees, checkpoints = [f'tree:{seed}' for seed in range(25)], [f'checkpoint:{seed}' for seed in range(30, 55)]
+    trees, checkpoints = [f'tree:{seed}' for seed in range(25)], [f'checkpoint:{seed}' for seed in range(70, 95)]
     return fuzz([*trees, 'nothing:1', *checkpoints])
 
 
