@@ -134,7 +134,7 @@ def check_file(file: str | Path, known: dict[str, Any], name: str) -> bool:
         value = str(size) if key == 'size' else file_hash(file, key.removesuffix('_prefix'))[:len(expected)]
         if value != expected:
             raise IntegrityError(f'{name}: the {key} of {file_name} should be {expected} but is {value}.')
-    has_hash = any(key.startswith('sha') for key in checked)
+    has_hash = bool(set(checked) - {'size'})
     if has_hash:
         _logger.info(f'{name}: verified ({", ".join(checked)}).')
     else:
@@ -215,15 +215,12 @@ def release_file(name: str, cache_dir: str | Path | None = None) -> Path:
 
 def _download_release(entry: Published, part: Path) -> None:
     assert entry.url is not None  # what has no path has a url
-    error = _connection_error(entry.url)
-    if error is not None:
+    if error := _connection_error(entry.url):
         raise error
     # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
-    with open(part, 'ab' if entry.has_hash else 'wb') as f:
+    with open(part, 'ab' if entry.facts.keys() - {'size'} else 'wb') as f:
         try:
-            http_get(
-                entry.url, f,
-                resume_size=f.tell(), expected_size=entry.size, displayed_filename=entry.file)
+            http_get(entry.url, f, resume_size=f.tell(), expected_size=entry.size, displayed_filename=entry.file)
         except HfHubHTTPError as e:
             if e.response.status_code == 416:  # the beginning is longer than the file
                 f.truncate(0)

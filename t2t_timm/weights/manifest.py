@@ -62,11 +62,6 @@ class Published:
         known = {k: getattr(self, k) for k in ('size', 'sha256', 'sha384', 'sha256_prefix')}
         return {k: v for k, v in known.items() if v is not None}
 
-    @property
-    def has_hash(self) -> bool:
-        """Whether a hash is known, or a part of one."""
-        return any(key.startswith('sha') for key in self.facts)
-
 
 def known_name(name: str) -> ModelName:
     """Split architecture[.tag]; a UserError says so if this package does not know both."""

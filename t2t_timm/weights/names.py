@@ -153,32 +153,34 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
     aux = rename(weights)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    meta = checkpoint.get('meta')
-    config = meta.get('cfg') or meta.get('config') if isinstance(meta, dict) else None
     if "OpenMMLab's names" in notes:
-        if not isinstance(config, str):  # timm's own loaders take the state dict out first
-            notes.append("nothing says that mmpretrain 1.0.0rc7 or later trained it, whose attention has another scale")
-        elif re.search(r'default_scope\W+mmpretrain\b', config):
-            _rescale_queries(weights, int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1]))
-            notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
+        notes += _usual_scale(weights, checkpoint.get('meta'))
     return weights, notes
 
 
-def _rescale_queries(weights: dict[str, Any], num_heads: int) -> None:
-    """Scale queries trained with attention times sqrt(h), h the width of a head, for attention over sqrt(d).
+def _usual_scale(weights: dict[str, Any], meta: Any) -> list[str]:
+    """Scale, in place, queries that mmpretrain trained with attention times sqrt(h), h the width of a head.
 
-    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one: d = h in the blocks, the
-    input width in the tokens. So the queries become sqrt(h d) times as large. mmcls, before it, divided by sqrt(d).
-    Where num_heads is 0, not known, a head of the blocks is 64 wide.
+    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one; here, and in mmcls before it,
+    attention is over sqrt(d): d = h in the blocks, the input width in the tokens. So the queries become sqrt(h d) times
+    as large. The config in the file's meta says who trained it, and h; if it does not say h, that is 64 in the blocks.
     """
+    config = meta.get('cfg') or meta.get('config') if isinstance(meta, dict) else None
+    if not isinstance(config, str):  # timm's own loaders take the state dict out first
+        return ['nothing says that mmpretrain 1.0.0rc7 or later trained it, whose attention has another scale']
+    if not re.search(r'default_scope\W+mmpretrain\b', config):
+        return []
+    num_heads = int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1])
     for name, weight in list(weights.items()):
         if re.search(r'\battn\.qkv\.(weight|bias)$', name):
-            if weight.layout != torch.strided or weight.is_nested or not weight.ndim or not weight.is_contiguous():
+            if not isinstance(weight, torch.Tensor) or weight.layout != torch.strided or weight.is_nested or (
+                    not weight.ndim or not weight.is_contiguous()):
                 raise ValueError(f'{name} is not a plain matrix of numbers. Nothing was loaded.')
             queries = weight.shape[0] // 3
             width = queries // (num_heads or max(queries // 64, 1))
             factor = width if name.startswith('blocks.') else math.sqrt(queries * weight.shape[-1])
             weights[name] = torch.cat([weight[:queries].float() * factor, weight[queries:].float()])
+    return ["mmpretrain's scale of the attention, sqrt(head width), moved into the queries"]
 
 
 def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:

@@ -105,7 +105,7 @@ class _Unpickler(GuardedUnpickler):
 
 
 def load_paddle(file: BinaryIO) -> Any:
-    """Read, from a named binary file, what paddle.save or pickle.dump wrote of arrays, for as_tensor, and dicts of them.
+    """Read what paddle.save or pickle.dump wrote into a file of arrays, which as_tensor takes, and dicts of them.
 
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.
