@@ -153,16 +153,9 @@ def file_hash(file: str | Path, algorithm: str = 'sha256') -> str:
 
 def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: str | Path | None) -> Path:
     error = None if constants.HF_HUB_OFFLINE else _connection_error(constants.ENDPOINT)
-
-    def download() -> str:
-        return hf_hub_download(
-            repo, HF_SAFE_WEIGHTS_NAME,
-            cache_dir=cache_dir,
-            local_files_only=error is not None,
-            library_name='t2t-timm',
-            library_version=__version__,
-        )
-
+    download = partial(
+        hf_hub_download, repo, HF_SAFE_WEIGHTS_NAME, cache_dir=cache_dir, local_files_only=error is not None,
+        library_name='t2t-timm', library_version=__version__)
     try:
         file = retrying(download, name)
     except GatedRepoError as e:

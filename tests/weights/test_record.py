@@ -295,7 +295,7 @@ def test_mmpretrains_scale(tmp_path):
     for attn in (*tokens, *(block.attn for block in expected.blocks)):
         attn.fused_attn = False
         attn.scale = math.sqrt(64)
-    images = published.images().double()
+    images = published.images()[:1].double()
     with torch.inference_mode():
         logits = expected.eval().double()(images)
         model = timm.create_model(f'local-dir:{out}', pretrained=True).eval().double()
@@ -350,7 +350,6 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(img_size=torch.tensor(56)), r'tensor\(56\)'),
     (dict(img_size=4096, crop_pct=0.1), 'at most 8192 when divided by crop_pct'),
     (dict(crop_mode='nonsense'), 'crop_mode should be center, squash or border'),
-    (dict(model_kwargs=dict(num_heads=True)), 'num_heads should be a number, not True'),
     (dict(model_kwargs=dict(depth=10**7)), 'fewer than such a model has blocks'),
     (dict(model_kwargs=dict(img_size=10**6)), 'a side between 8 and 4096'),
     (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*, which makes a T2TFeaturePyramid'),
