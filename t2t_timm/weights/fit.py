@@ -66,14 +66,10 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     The token transformer's attention scale follows the input width, so its queries are rescaled.
 
     Args:
-        state_dict: State dict under the names of the models.
-        in_chans: Channels that the model reads.
+        state_dict: State dict under the names of the models, with a layer that reads the image.
+        in_chans: Channels that the model reads, another number than the layer's.
     """
-    base_chans = input_channels(state_dict)
-    if base_chans in (0, in_chans):
-        return state_dict
-
-    key, state_dict = first_layer(state_dict), dict(state_dict)
+    base_chans, key, state_dict = input_channels(state_dict), first_layer(state_dict), dict(state_dict)
     weight = state_dict[f'{key}.weight']
     shape, dtype, device = weight.shape, weight.dtype, weight.device
     weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
