@@ -38,13 +38,6 @@ class Weights:
         return _pickled(state_dict=self.state_dict)
 
     @cached_property
-    def legacy_pickle(self) -> bytes:
-        """The same as torch before 1.6 wrote it."""
-        file = io.BytesIO()
-        torch.save({'state_dict': self.state_dict}, file, _use_new_zipfile_serialization=False)
-        return file.getvalue()
-
-    @cached_property
     def training_pickle(self) -> bytes:
         """The same weights as the authors published theirs: averaged beside plain ones, DDP's prefix, arguments."""
         return _pickled(

@@ -16,8 +16,7 @@ TORCHVISION = {'2.5.1': '0.20.1'}  # timm needs it, and each release works with 
 
 def _options():
     config = ConfigParser(interpolation=None)
-    if not config.read(SETUP):
-        raise FileNotFoundError(SETUP)
+    config.read_string(SETUP.read_text(encoding='utf-8'))
     return config['options']
 
 

@@ -82,12 +82,12 @@ def convert(
 def _compare_with_manifest(file: Path, name: str) -> str:
     # What the card has to say of a file that could not be compared with the published one.
     try:
-        compared = check_file(file, weight_entry(name).facts, name)
+        has_hash = check_file(file, weight_entry(name).facts, name)
     except IntegrityError as e:
         raise IntegrityError(
             f'{e} It is not the published file: for weights of your own use --model {known_name(name).architecture}.'
         ) from e
-    return '' if any(key.startswith('sha') for key in compared) else (
+    return '' if has_hash else (
         f'Converted from a file {file.name} of {file.stat().st_size} bytes, SHA-256 {file_hash(file)}. No hash of the '
         'published file is known, so it could not be compared.')
 

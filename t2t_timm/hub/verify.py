@@ -121,7 +121,7 @@ def _configured(folder: str) -> T2TViT:
 
 
 def config_fault(folder: str) -> str | None:
-    """Return what is wrong with a folder's config.json in words, if it is what timm has no words for."""
+    """Return what is wrong with a folder's config.json in words, where timm's own error is unclear; else None."""
     try:
         args = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8')).get('model_args', {})
     except (OSError, ValueError, AttributeError):

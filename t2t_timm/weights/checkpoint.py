@@ -18,14 +18,13 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .fit import first_layer
-from .names import find_weights, first_names, some
+from .names import abbreviate, find_weights, first_names
 from .paddle import as_tensor, is_transposed, load_paddle
-from .pickles import dry_run
+from .pickles import Inert, dry_run
 from .record import Record, record_of
 
 __all__ = ['Checkpoint', 'load_file', 'read_checkpoint']
 
-_LEGACY_PICKLES = 5  # magic number, protocol, kinds of integers, what was saved, list of storages
 _TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the magic number that torch.save wrote before 1.6
 
 _ONE_AT_A_TIME = Lock()  # torch's safe globals are those of all threads
@@ -40,19 +39,9 @@ class Checkpoint(NamedTuple):
     record: Record  # what the model was and what it was fed, as far as the file and the config.json beside it say
 
 
-class _Inert:
-    """Stands for an object that is not needed: neither its class nor its content is used."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 # Checkpoints hold these beside tensors: numpy's numbers, the statistics of mmengine's runner, and fastai's lists. torch
 # finds them by their names.
-_READ_PAST = [type(name, (_Inert,), {'__module__': module}) for module, name in (
+_READ_PAST = [type(name, (Inert,), {'__module__': module}) for module, name in (
     ('numpy._core.multiarray', '_reconstruct'), ('numpy.core.multiarray', '_reconstruct'),
     ('numpy._core.multiarray', 'scalar'), ('numpy.core.multiarray', 'scalar'),
     ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),  # the last in older protocols
@@ -66,15 +55,13 @@ def _check_torch(file: BinaryIO) -> None:
     file.seek(0)
     if file.read(2) != b'PK':
         file.seek(0)
-        dry_run(file, size, _LEGACY_PICKLES)
-        return
+        return dry_run(file, size, 5)  # magic number, protocol, kinds of integers, what was saved, list of storages
     with ZipFile(file) as members:
         for info in members.infolist():
             if info.compress_type != ZIP_STORED or info.file_size > size:
                 raise ValueError(f'its part {info.filename!r} is compressed, which torch.save does not do')
-        for name in members.namelist():
-            if name.endswith('/data.pkl'):
-                dry_run(io.BytesIO(members.read(name)), size, 1)
+            if info.filename.endswith('/data.pkl'):
+                dry_run(io.BytesIO(members.read(info)), size, 1)
 
 
 def _load_torch(file: BinaryIO) -> Any:
@@ -103,7 +90,6 @@ def load_file(path: Path) -> tuple[Any, str]:
     """Return what a checkpoint file holds, and its format in words; a UserError says why it cannot be read safely."""
     with open(path, 'rb') as f:
         start = f.read(32)
-        f.seek(0)
         # It goes before pickles, as the length that it begins with may look like one.
         if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size:
             try:
@@ -141,7 +127,7 @@ def _checked_tensors(weights: dict[Any, Any], fmt: str, path: Path) -> dict[str,
         state_dict[name] = tensor
     damaged = [k for k, v in state_dict.items() if not v.float().isfinite().all()]
     if damaged:
-        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {some(damaged)}.')
+        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {abbreviate(damaged)}.')
     return state_dict
 
 
@@ -159,8 +145,6 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
             nothing that says which to take.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f'There is no file {path}.')
     loaded, fmt = load_file(path)
     if not isinstance(loaded, dict):
         raise UserError(f'{path} holds a {type(loaded).__name__}, not a state dict.')

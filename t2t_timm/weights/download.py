@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_session, hf_hub_download
 from huggingface_hub.errors import (
@@ -32,13 +32,11 @@ __all__ = [
     'release_file', 'retrying',
 ]
 
-PathLike = Union[str, 'os.PathLike[str]']
 T = TypeVar('T')
 
 OFFLINE = 'Offline mode is on (HF_HUB_OFFLINE=1)'
 PART = '.incomplete'  # end of the name of a file that is being downloaded
 RETRY_WAITS = (1, 4)  # seconds between attempts, beyond what huggingface_hub repeats by itself
-
 _UNREACHABLE = ('ConnectError', 'ConnectTimeout')  # names, as the HTTP client has changed twice
 # Base class of the errors of huggingface_hub's HTTP client.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -54,7 +52,7 @@ class IntegrityError(UserError):
     """A file is not the one that the manifest describes."""
 
 
-def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
+def pretrained_file(name: str, cache_dir: str | Path | None = None) -> Path:
     """Return the local file of an architecture.tag's weights, downloaded if necessary and checked.
 
     A file inside the package is taken from there. Others come from the publisher's release, which T2T_TIMM_HUB_ONLY=1
@@ -86,7 +84,7 @@ def pretrained_file(name: str, cache_dir: PathLike | None = None) -> Path:
         raise DownloadError(f'{name} cannot be kept: {file_reason(e)}.') from None
 
 
-def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:
+def _find_file(name: str, entry: Published, cache_dir: str | Path | None) -> Path:
     if entry.path:
         _logger.info(f'{name}: in the package, {entry.file}.')
         check_file(entry.path, entry.facts, name)
@@ -104,8 +102,6 @@ def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:
     _logger.info(f'{name}: asking the Hub for {repo}.')
     try:
         return _hub_file(name, repo, entry.hub, cache_dir)
-    except GatedRepoError as e:
-        raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
     except RepositoryNotFoundError as e:
         if hub_only:
             raise DownloadError(
@@ -120,36 +116,33 @@ def _find_file(name: str, entry: Published, cache_dir: PathLike | None) -> Path:
     return release_file(name, cache_dir)
 
 
-def check_file(file: PathLike, known: dict[str, Any], name: str) -> list[str]:
-    """Compare a file with what is known of it.
+def check_file(file: str | Path, known: dict[str, Any], name: str) -> bool:
+    """Compare a file with what is known of it, and return whether a hash, or a part of one, was among that.
 
     Args:
         file: File to check.
         known: Any of size, sha256, sha384 and sha256_prefix, as the manifest has them.
         name: What the file is, for messages.
 
-    Returns:
-        The names of the fields that were compared.
-
     Raises:
         IntegrityError: The file differs.
     """
     size, file_name = os.path.getsize(file), os.path.basename(file).removesuffix(PART)
-    checked = [key for key in ('size', 'sha256', 'sha384', 'sha256_prefix') if known.get(key) is not None]
+    checked = [key for key in ('size', 'sha256', 'sha384', 'sha256_prefix') if key in known]
     for key in checked:
         expected = str(known[key]).lower()
-        value = str(size) if key == 'size' else file_hash(file, key.removesuffix('_prefix'))
-        value = value[:len(expected)] if key == 'sha256_prefix' else value
+        value = str(size) if key == 'size' else file_hash(file, key.removesuffix('_prefix'))[:len(expected)]
         if value != expected:
             raise IntegrityError(f'{name}: the {key} of {file_name} should be {expected} but is {value}.')
-    if any(key.startswith('sha') for key in checked):
+    has_hash = bool(set(checked) - {'size'})
+    if has_hash:
         _logger.info(f'{name}: verified ({", ".join(checked)}).')
     else:
         _logger.warning(f'{name}: unverified, as the manifest has no hash of {file_name} ({size} bytes).')
-    return checked
+    return has_hash
 
 
-def file_hash(file: PathLike, algorithm: str = 'sha256') -> str:
+def file_hash(file: str | Path, algorithm: str = 'sha256') -> str:
     """Return the hex digest of a file."""
     digest = hashlib.new(algorithm)
     with open(file, 'rb') as f:
@@ -158,20 +151,15 @@ def file_hash(file: PathLike, algorithm: str = 'sha256') -> str:
     return digest.hexdigest()
 
 
-def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike | None) -> Path:
+def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: str | Path | None) -> Path:
     error = None if constants.HF_HUB_OFFLINE else _connection_error(constants.ENDPOINT)
-
-    def download() -> str:
-        return hf_hub_download(
-            repo, HF_SAFE_WEIGHTS_NAME,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            local_files_only=error is not None,
-            library_name='t2t-timm',
-            library_version=__version__,
-        )
-
+    download = partial(
+        hf_hub_download, repo, HF_SAFE_WEIGHTS_NAME, cache_dir=cache_dir, local_files_only=error is not None,
+        library_name='t2t-timm', library_version=__version__)
     try:
         file = retrying(download, name)
+    except GatedRepoError as e:
+        raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
     except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
         raise e from error or e.__cause__
     except EntryNotFoundError as e:
@@ -186,7 +174,7 @@ def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: PathLike |
     return Path(file)
 
 
-def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
+def release_file(name: str, cache_dir: str | Path | None = None) -> Path:
     """Return the local file of the publisher's release of an architecture.tag, downloaded if need be and checked.
 
     Args:
@@ -206,7 +194,7 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
                 if not file.is_file():  # Another process may have been here first.
                     part = file.with_name(file.name + PART)
                     retrying(partial(_download_release, entry, part), name)
-                    _check_download(part, entry.facts, name, entry.has_hash)
+                    _check_download(part, entry.facts, name, is_new=True)
                     os.replace(part, file)
                     return file
         except IntegrityError:
@@ -220,30 +208,26 @@ def release_file(name: str, cache_dir: PathLike | None = None) -> Path:
 
 def _download_release(entry: Published, part: Path) -> None:
     assert entry.url is not None  # what has no path has a url
-    error = _connection_error(entry.url)
-    if error is not None:
+    if error := _connection_error(entry.url):
         raise error
     # Resume what an earlier run left only if a hash can tell whether beginning and end belong together.
-    with open(part, 'ab' if entry.has_hash else 'wb') as f:
+    with open(part, 'ab' if entry.facts.keys() - {'size'} else 'wb') as f:
         try:
-            http_get(
-                entry.url, f,
-                resume_size=f.tell(), expected_size=entry.size, displayed_filename=entry.file)
+            http_get(entry.url, f, resume_size=f.tell(), expected_size=entry.size, displayed_filename=entry.file)
         except HfHubHTTPError as e:
             if e.response.status_code == 416:  # the beginning is longer than the file
                 f.truncate(0)
             raise
 
 
-def release_path(entry: Published, cache_dir: PathLike | None) -> Path:
+def release_path(entry: Published, cache_dir: str | Path | None) -> Path:
     return Path(cache_dir or get_cache_dir()).expanduser() / entry.file
 
 
-def _check_download(file: PathLike, known: dict[str, Any], name: str, has_hash: bool = True) -> None:
+def _check_download(file: str | Path, known: dict[str, Any], name: str, is_new: bool = False) -> None:
     try:
-        check_file(file, known, name)
-        if not has_hash:  # then only reading it tells a gateway's own page or a file without its end
-            load_file(Path(file))
+        if not check_file(file, known, name) and is_new:
+            load_file(Path(file))  # only reading it tells a gateway's own page or a file without its end
     except UserError as e:
         _delete(file)
         text = str(e).replace(PART, '').rstrip('.')
@@ -279,7 +263,7 @@ def _may_pass(e: BaseException) -> bool:
     status = getattr(getattr(e, 'response', None), 'status_code', None)
     if status is not None:
         return status in (408, 416, 429) or status >= 500
-    if isinstance(e, (LocalEntryNotFoundError, ValueError)) or type(e).__name__ in _UNREACHABLE:
+    if isinstance(e, LocalEntryNotFoundError) or type(e).__name__ in _UNREACHABLE:
         return False
     return isinstance(e, _HTTPError) or isinstance(e, OSError) and e.errno is None
 
@@ -291,7 +275,7 @@ def reason(e: BaseException) -> str:
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
 
 
-def _delete(file: PathLike) -> None:
+def _delete(file: str | Path) -> None:
     # A Hub cache holds links to blobs, which may be links to a store shared by several caches.
     file = Path(file)
     while file.is_symlink():

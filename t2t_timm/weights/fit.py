@@ -66,14 +66,10 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
     The token transformer's attention scale follows the input width, so its queries are rescaled.
 
     Args:
-        state_dict: State dict under the names of the models.
-        in_chans: Channels that the model reads.
+        state_dict: State dict under the names of the models, with a layer that reads the image.
+        in_chans: Channels that the model reads, another number than the layer's.
     """
-    base_chans = input_channels(state_dict)
-    if base_chans in (0, in_chans):
-        return state_dict
-
-    key, state_dict = first_layer(state_dict), dict(state_dict)
+    base_chans, key, state_dict = input_channels(state_dict), first_layer(state_dict), dict(state_dict)
     weight = state_dict[f'{key}.weight']
     shape, dtype, device = weight.shape, weight.dtype, weight.device
     weight = weight.cpu().double().reshape(shape[0], base_chans, PATCH_SIZE)  # some devices have no float64
@@ -102,20 +98,22 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
 
 
 # These depend on the image size and the input channels rather than on the architecture.
-_ADAPTED = re.compile(r'patch_embed\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)|pos_embed')
-_OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$')
+_ADAPTED = re.compile(r'patch_embed\.(attention1\.(norm1|kqv|attn\.qkv)|soft_split0)\.(weight|bias)')
+_OPTIONAL = re.compile(r'(head|attn_pool)\.|(cls|reg)_token$|pos_embed$')
 
 
-def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(state_dict: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     # An adapted tensor keeps its name; tensors that depend on options of the model may be missing.
-    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in state_dict.items() if not _OPTIONAL.match(k)}
-    return {k: () if _ADAPTED.fullmatch(k) else shape for k, shape in shapes.items()}
+    return {
+        k: () if _ADAPTED.fullmatch(k) else tuple(getattr(v, 'shape', ()))
+        for k, v in state_dict.items() if not _OPTIONAL.match(k)}
 
 
 @lru_cache(maxsize=None)
-def _architecture_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-    model = model_entrypoint(architecture)(device='meta')
-    return dict(_shapes(model.state_dict()), pos_embed=tuple(model.pos_embed.shape))
+def _usual(architecture: str) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    # The shapes of an architecture, and that of its position table.
+    state_dict = model_entrypoint(architecture)(device='meta').state_dict()
+    return _shapes(state_dict), state_dict['pos_embed'].shape
 
 
 def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str | None:
@@ -126,18 +124,10 @@ def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str 
         preferred: Architecture to return if several fit and this is one of them; by default the one whose image size
             fits too.
     """
-    shapes = _shapes(state_dict)
-    shapes.pop('pos_embed', None)
-    table = tuple(getattr(state_dict.get('pos_embed'), 'shape', ()))
-    candidates = {}
-    for architecture in list_models('*t2t_vit*'):
-        expected = dict(_architecture_shapes(architecture))
-        pos_embed = expected.pop('pos_embed')
-        if expected == shapes:
-            candidates[architecture] = pos_embed
-    if preferred in candidates:
-        return preferred
-    return next((k for k, v in candidates.items() if v == table), next(iter(candidates), None))
+    shapes, table = _shapes(state_dict), getattr(state_dict.get('pos_embed'), 'shape', ())
+    fitting = [architecture for architecture in list_models('*t2t_vit*') if _usual(architecture)[0] == shapes]
+    return preferred if preferred in fitting else next(
+        (architecture for architecture in fitting if _usual(architecture)[1] == table), next(iter(fitting), None))
 
 
 def _no_t2t_vit(state_dict: dict[str, Any]) -> ValueError:
@@ -161,19 +151,11 @@ def _check_architecture(state_dict: dict[str, Any], model: nn.Module) -> None:
 
 
 def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cfg: bool = False) -> None:
-    """Make the position table (1, 1 + N, C) of a state dict fit a model's grid, resampled bicubically if that differs.
+    """Make the position table (1, 1 + N, C) of a state dict fit a model's grid, in place, resampled bicubically.
 
     A table does not say whether its N positions are 4 x 9 or 6 x 6. Known are the grids of the model, of its pretrained
-    cfg, and of the published files. Nor does it say how many prefix tokens it has: as many as the model's, or the class
-    token alone, as published.
-
-    Args:
-        state_dict: State dict, changed in place.
-        model: T2TViT that will load it.
-        came_with_cfg: The model's pretrained cfg is the checkpoint's too, and goes before the model's own grid.
-
-    Raises:
-        ValueError: N is that of no grid that is known, or a class token is missing.
+    cfg (which goes first if it is the checkpoint's too), and of the published files. Nor does a table say how many
+    prefix tokens it has: as many as the model's, or the class token alone, as published.
     """
     table, own = state_dict.get('pos_embed'), model.pos_embed
     if table is None or own is None:
@@ -198,8 +180,7 @@ def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cf
         raise ValueError(
             f'The checkpoint has positions of {num_tokens} tokens, this model of {grid_size[0]} x {grid_size[1]}, and '
             f'nothing says which rows and columns the {num_tokens} form. Create the model with the img_size that the '
-            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).'
-        )
+            f'checkpoint was trained with, load it, and then call set_input_size({img_size}).')
     if grid != grid_size:
         table = resample_abs_pos_embed(
             table, list(grid_size), old_size=list(grid), num_prefix_tokens=num_prefix, verbose=True)

@@ -62,11 +62,6 @@ class Published:
         known = {k: getattr(self, k) for k in ('size', 'sha256', 'sha384', 'sha256_prefix')}
         return {k: v for k, v in known.items() if v is not None}
 
-    @property
-    def has_hash(self) -> bool:
-        """Whether a hash is known, or a part of one."""
-        return any(key.startswith('sha') for key in self.facts)
-
 
 def known_name(name: str) -> ModelName:
     """Split architecture[.tag]; a UserError says so if this package does not know both."""
@@ -114,7 +109,7 @@ def hub_repo(name: str, namespace: str | None = None) -> str:
 
 
 def weights_repo(name: str) -> str | None:
-    """Return the Hub repo that an architecture.tag's weights may come from, None if they may come from no repo.
+    """Return the Hub repo that an architecture.tag's weights may come from, None if the Hub must not be used.
 
     A namespace that the user names is the user's. In the project's own, only files whose hash the manifest knows are
     asked for: until somebody owns that name, anybody could serve weights under it.

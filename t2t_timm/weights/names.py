@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['find_weights', 'first_names', 'rename', 'some']
+__all__ = ['abbreviate', 'find_weights', 'first_names', 'rename']
 
 _DEPTH = 6  # dicts inside dicts
 _LONGEST = 256  # characters of a name; a short file can hold a long one in many dicts
@@ -38,7 +38,7 @@ _FOREIGN = {
 }
 
 
-def some(names: Iterable[str]) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """Return the first three names, and how many more there are."""
     names = list(names)
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
@@ -69,8 +69,7 @@ def _tensors(outer: dict[Any, Any]) -> dict[str, Any]:
 def first_names(checkpoint: dict[Any, Any]) -> str:
     """Return the names that a checkpoint begins with: of its tensors or, if it has none, of whatever it holds."""
     tensors = (f'{path}{name}' for path, outer in _dicts(checkpoint) for name in _tensors(outer))
-    names = list(islice(tensors, 3)) or list(islice(filter(_is_name, checkpoint), 3))
-    return ', '.join(names) or 'nothing'
+    return ', '.join(list(islice(tensors, 3)) or islice(filter(_is_name, checkpoint), 3)) or 'nothing'
 
 
 def _models(checkpoint: dict[Any, Any]) -> dict[str, tuple[dict[str, Any], str]]:
@@ -84,7 +83,7 @@ def _models(checkpoint: dict[Any, Any]) -> dict[str, tuple[dict[str, Any], str]]
 
 
 def _shown(keys: Iterable[str]) -> str:
-    return some(repr(key) if key else 'no key' for key in keys)
+    return abbreviate(repr(key) if key else 'no key' for key in keys)
 
 
 def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
@@ -127,7 +126,7 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
         return dict(checkpoint), []
     chosen = _choose(models, key, swapped='message_hub' in checkpoint)
     tensors, prefix = models.pop(chosen)
-    notes = [f'weights under {chosen}' + (f', leaving {some(models)} aside' if models else '')] if chosen else []
+    notes = [f'weights under {chosen}' + (f', leaving {abbreviate(models)} aside' if models else '')] if chosen else []
     # mmcv's EMAHook keeps a buffer per parameter. At the end of an epoch it swaps the two, for evaluation and for the
     # file, which therefore has the averaged weights under the plain names.
     buffers = {f'ema_{name.replace(".", "_")}' for name in tensors} & tensors.keys()
@@ -150,39 +149,38 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
                 weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
             weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
     if rest:
-        notes.append(f'{some(rest)} left out')
+        notes.append(f'{abbreviate(rest)} left out')
     aux = rename(weights)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')
-    meta = checkpoint.get('meta')
-    config = meta.get('cfg') or meta.get('config') if isinstance(meta, dict) else None
     if "OpenMMLab's names" in notes:
-        if not isinstance(config, str):  # timm's own loaders take the state dict out first
-            notes.append("nothing says that mmpretrain 1.0.0rc7 or later trained it, whose attention has another scale")
-        elif re.search(r'default_scope\W+mmpretrain\b', config):
-            _rescale_queries(weights, int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1]))
-            notes.append("mmpretrain's scale of the attention, sqrt(head width), moved into the queries")
+        notes += _usual_scale(weights, checkpoint.get('meta'))
     return weights, notes
 
 
-def _rescale_queries(weights: dict[str, Any], num_heads: int) -> None:
-    """Scale queries trained with attention times sqrt(h), h the width of a head, for attention over sqrt(d).
+def _usual_scale(weights: dict[str, Any], meta: Any) -> list[str]:
+    """Scale, in place, queries that mmpretrain trained with attention times sqrt(h), h the width of a head.
 
-    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one: d = h in the blocks, the
-    input width in the tokens. So the queries become sqrt(h d) times as large. mmcls, before it, divided by sqrt(d).
-
-    Args:
-        weights: State dict under the names of the models, changed in place.
-        num_heads: Heads of the blocks; 0 if it is not known, then each is 64 wide.
+    mmpretrain 1.0.0rc7 to 1.2.0 does so wherever a scale is given, and T2T-ViT gives one; here, and in mmcls before it,
+    attention is over sqrt(d): d = h in the blocks, the input width in the tokens. So the queries become sqrt(h d) times
+    as large. The config in the file's meta says who trained it, and h; if it does not say h, that is 64 in the blocks.
     """
+    config = meta.get('cfg') or meta.get('config') if isinstance(meta, dict) else None
+    if not isinstance(config, str):  # timm's own loaders take the state dict out first
+        return ['nothing says that mmpretrain 1.0.0rc7 or later trained it, whose attention has another scale']
+    if not re.search(r'default_scope\W+mmpretrain\b', config):
+        return []
+    num_heads = int((re.search(r'num_heads\W+(\d{1,4})\b', config) or [0, 0])[1])
     for name, weight in list(weights.items()):
         if re.search(r'\battn\.qkv\.(weight|bias)$', name):
-            if weight.layout != torch.strided or weight.is_nested or not weight.ndim or not weight.is_contiguous():
+            if not isinstance(weight, torch.Tensor) or weight.layout != torch.strided or weight.is_nested or (
+                    not weight.ndim or not weight.is_contiguous()):
                 raise ValueError(f'{name} is not a plain matrix of numbers. Nothing was loaded.')
             queries = weight.shape[0] // 3
             width = queries // (num_heads or max(queries // 64, 1))
             factor = width if name.startswith('blocks.') else math.sqrt(queries * weight.shape[-1])
             weights[name] = torch.cat([weight[:queries].float() * factor, weight[queries:].float()])
+    return ["mmpretrain's scale of the attention, sqrt(head width), moved into the queries"]
 
 
 def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:

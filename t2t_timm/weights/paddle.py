@@ -6,7 +6,6 @@ the bytes, the type and the shape of an array and checks them.
 import os
 import pickle
 import re
-from collections.abc import Callable
 from math import prod
 from typing import Any, BinaryIO, Literal
 
@@ -17,8 +16,6 @@ from ..errors import UserError
 from .pickles import GuardedUnpickler
 
 __all__ = ['as_tensor', 'is_transposed', 'load_paddle']
-
-PARAMETER_NAMES = 'StructuredToParameterName@@'  # paddle.save adds the parameters' other names under this key
 
 _DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
@@ -38,12 +35,19 @@ class _DType:
 
 
 class _Array:
-    """Stands for numpy.ndarray while its pickle is read; `value` is the array."""
+    """Stands for numpy.ndarray; `value` is the array, once it is known."""
     value: np.ndarray
+
+    def __init__(self, *args: Any) -> None:
+        pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
         self.value = _make_array(data, dtype, shape, 'F' if is_fortran else 'C')
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
 
 
 def _make_array(data: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C') -> np.ndarray:
@@ -58,28 +62,30 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C
 class _Unpickler(GuardedUnpickler):
     """Admits numpy arrays and the containers that paddle.save puts them in."""
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+    def find_class(self, module: str, name: str) -> Any:
         module = re.sub(r'^numpy\._core\b', 'numpy.core', module).replace('__builtin__', 'builtins')
-        try:
-            # bound methods, which a pickle cannot change
-            return getattr(self, _ADMITTED[module, name])
-        except KeyError:
-            raise pickle.UnpicklingError(f'{module}.{name}, which is not a numpy array') from None
-
-    def _ndarray(self, *args: Any) -> None:
-        raise pickle.UnpicklingError('a numpy.ndarray made by hand')
-
-    def _reconstruct(self, *args: Any) -> _Array:
-        return _Array()
-
-    def _dtype(self, code: Any, *args: Any) -> _DType:
-        return _DType(code)
+        admitted = {  # a pickle can set attributes of functions, but not of bound methods, nor of these two classes
+            ('numpy', 'ndarray'): _Array,
+            ('numpy', 'dtype'): _DType,
+            ('numpy.core.multiarray', '_reconstruct'): _Array,
+            ('numpy.core.multiarray', 'scalar'): self._scalar,
+            ('numpy.core.numeric', '_frombuffer'): self._frombuffer,
+            ('_codecs', 'encode'): self._encode,
+            ('builtins', 'bytes'): self._bytes,
+            ('builtins', 'tuple'): self._tuple,
+            ('collections', 'OrderedDict'): self._ordered_dict,
+        }
+        if (module, name) not in admitted:
+            raise pickle.UnpicklingError(f'{module}.{name}, which is not a numpy array')
+        return admitted[module, name]
 
     def _scalar(self, dtype: Any, data: Any) -> Any:
         return _make_array(data, dtype, ())[()]
 
-    def _frombuffer(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-        return _make_array(data, dtype, shape, 'F' if order == 'F' else 'C')
+    def _frombuffer(self, data: Any, dtype: Any, shape: Any, order: str) -> _Array:
+        array = _Array()
+        array.__setstate__((1, shape, dtype, order == 'F', data))
+        return array
 
     def _encode(self, text: str, encoding: str) -> bytes:
         self.spend(text)
@@ -88,60 +94,30 @@ class _Unpickler(GuardedUnpickler):
     def _bytes(self) -> bytes:
         return b''  # it writes empty bytes so
 
-    def _tuple(self, items: Any = ()) -> tuple:
+    def _tuple(self, items: Any = ()) -> Any:
         self.spend(items)
-        return tuple(items)
+        items = tuple(items)  # paddle.save writes a tensor inside another dict so: (name, array)
+        return items[1] if len(items) == 2 and isinstance(items[0], str) else items
 
     def _ordered_dict(self, items: Any = ()) -> dict:
         self.spend(items)
         return dict(items)
 
 
-_ADMITTED = {
-    ('numpy', 'ndarray'): '_ndarray',
-    ('numpy', 'dtype'): '_dtype',
-    ('numpy.core.multiarray', '_reconstruct'): '_reconstruct',
-    ('numpy.core.multiarray', 'scalar'): '_scalar',
-    ('numpy.core.numeric', '_frombuffer'): '_frombuffer',
-    ('_codecs', 'encode'): '_encode',
-    ('builtins', 'bytes'): '_bytes',
-    ('builtins', 'tuple'): '_tuple',
-    ('collections', 'OrderedDict'): '_ordered_dict',
-}
-
-
-def _plain(value: Any, done: dict[int, Any]) -> Any:
-    # Put arrays in the place of their stand-ins. A tensor inside another dict is saved as (name, array).
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        return _plain(value[1], done)
-    if not isinstance(value, dict):
-        return value
-    if id(value) not in done:  # a dict may hold another twice, which holds a third twice, and so on
-        result = done[id(value)] = {}
-        result.update({k: _plain(v, done) for k, v in value.items() if k != PARAMETER_NAMES})
-    return done[id(value)]
-
-
-def load_paddle(file: BinaryIO) -> dict[str, Any]:
-    """Read, from a binary file, what paddle.save or pickle.dump wrote of a dict of arrays, nested dicts kept.
+def load_paddle(file: BinaryIO) -> Any:
+    """Read what paddle.save or pickle.dump wrote into a file of arrays, which as_tensor takes, and dicts of them.
 
     Raises:
         UserError: The file holds something else than numpy arrays, or it is damaged.
     """
-    name = getattr(file, 'name', 'The file')
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        loaded = _plain(_Unpickler(file, size).load(), {})
+        return _Unpickler(file, size).load()
     except Exception as e:  # a damaged pickle can raise nearly anything
-        reason = str(e) or type(e).__name__
         raise UserError(
-            f'{name} is not a Paddle parameter file: {reason}. Only numpy arrays are read from a pickle.') from e
-    if not isinstance(loaded, dict):
-        raise UserError(f'{name} is not a Paddle parameter file: it holds a {type(loaded).__name__}, not a dict.')
-    return loaded
+            f'{file.name} is not a Paddle parameter file: {str(e) or type(e).__name__}. Only numpy arrays are read '
+            'from a pickle.') from e
 
 
 def is_transposed(state_dict: dict[str, torch.Tensor]) -> bool:
@@ -154,7 +130,7 @@ def is_transposed(state_dict: dict[str, torch.Tensor]) -> bool:
 
 
 def as_tensor(value: Any) -> torch.Tensor | None:
-    """Return a tensor or array as a tensor, None for all else."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.astype(value.dtype.newbyteorder('=')))
+    """Return a tensor, or an array of load_paddle, as a tensor; None for all else."""
+    if isinstance(value, _Array):
+        return torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder('=')))
     return value if isinstance(value, torch.Tensor) else None

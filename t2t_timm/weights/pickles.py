@@ -4,9 +4,9 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
-__all__ = ['GuardedUnpickler', 'dry_run']
+__all__ = ['GuardedUnpickler', 'Inert', 'dry_run']
 
-_ROOM = 4  # a file may copy this many times its size: texts become bytes, and bytes an array
+_COPIES = 4  # a file may copy this many times its size: texts become bytes, and bytes an array
 
 
 class GuardedUnpickler(pickle._Unpickler):
@@ -25,7 +25,7 @@ class GuardedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(file, encoding='latin1')
-        self.room = 1 << 20 | _ROOM * size
+        self.left = 1 << 20 | _COPIES * size
 
     def spend(self, value: Any) -> None:
         """Count a copy of a value: a short file can ask for a long one again and again.
@@ -33,8 +33,8 @@ class GuardedUnpickler(pickle._Unpickler):
         Raises:
             pickle.UnpicklingError: The copies are larger than the file explains.
         """
-        self.room -= len(value) if hasattr(type(value), '__len__') else 0
-        if self.room < 0:
+        self.left -= len(value) if hasattr(type(value), '__len__') else 0
+        if self.left < 0:
             raise pickle.UnpicklingError('it unpacks to more than its size explains')
 
     def load_bytearray8(self) -> None:
@@ -44,50 +44,35 @@ class GuardedUnpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-class _Anything(dict):
-    """Stands for whatever a pickle makes; takes what is done to it and does nothing."""
+class Inert(dict):
+    """Stands for an object that is not needed: takes whatever a pickle does to it, and does nothing."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # may stand for a key
 
     def __init__(self, *args: Any) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        """Take an item."""
-
-    def extend(self, items: Any) -> None:
-        """Take items."""
+    __setstate__ = append = extend = __init__
 
 
 class _DryUnpickler(GuardedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
-        def new(cls: type, *args: Any) -> _Anything:
+        def new(cls: type, *args: Any) -> Inert:
             for value in args:
                 self.spend(value)
-            return _Anything.__new__(cls)
+            return Inert.__new__(cls)
 
-        return type(name, (_Anything,), {'__new__': new})
+        return type(name, (Inert,), {'__new__': new})
 
-    def persistent_load(self, pid: Any) -> _Anything:
-        return _Anything()
+    def persistent_load(self, pid: Any) -> Inert:
+        return Inert()
 
 
 def dry_run(file: IO[bytes], size: int, count: int) -> None:
-    """Read pickles, making nothing of them, before another unpickler does.
+    """Read `count` pickles of a file of `size` bytes, making nothing of them, before another unpickler does.
 
     torch's own puts what cannot be called into its error as text, which a dict of the same dict twice, and so on, can
-    make endless; and it copies a list as often as a file asks.
-
-    Args:
-        file: Open binary file.
-        size: Bytes of the whole file.
-        count: How many pickles follow one another.
-
-    Raises:
-        Exception: Of nearly any kind; the pickle is damaged.
+    make endless; and it copies a list as often as a file asks. A damaged pickle raises nearly any exception.
     """
     for _ in range(count):
         _DryUnpickler(file, size).load()

@@ -25,7 +25,6 @@ _FUNCTION = (
     'class_token', 'no_embed_class', 'reg_tokens', 'pool_include_prefix', 'token_type', 'qkv_bias', 'qk_norm',
     'init_values', 'fc_norm', 'pre_norm', 'final_norm', 'embed_dim', 'depth', 'mlp_ratio',
 )
-_NUMBERS = ('num_heads', 'embed_dim', 'depth', 'mlp_ratio', 'reg_tokens', 'token_dim', 'crop_pct', 'num_classes')
 # Arguments of timm.create_model that train, place or load a model and do not change it.
 _TRAINING = re.compile(
     r'pretrained.*|checkpoint_path|cache_dir|device|dtype|scriptable|weight_init|fix_init|num_classes|in_chans|drop_.*|'
@@ -81,8 +80,6 @@ class Record:
                     raise UserError(
                         f'{source}: {key}={shown(value)}, which a config.json cannot hold: it should be a number, a '
                         'text, a truth value, or a list of these.')
-                if key in _NUMBERS and isinstance(value, bool):
-                    raise UserError(f'{source}: {key} should be a number, not {value}.')
                 mine[key] = value
                 self.sources[key] = source
 

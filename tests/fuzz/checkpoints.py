@@ -6,7 +6,6 @@ import pickle
 import pickletools
 import struct
 import zipfile
-import zlib
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 
 from .data import mutate_bytes, mutate_json, number, word
 
-__all__ = ['FORMATS', 'mutated_checkpoint', 'mutated_config', 'whole_file']
+__all__ = ['FORMATS', 'copies', 'laughs', 'mutated_checkpoint', 'mutated_config', 'whole_file']
 
 LARGEST = 16 << 20  # bytes; some formats write out what others say in strides
 
@@ -137,15 +136,14 @@ def _resaved(rng: Random, fmt: str) -> bytes:
 # ---------------------------------------------------------------- pickles
 
 _GLOBALS = (
-    ('os', 'system'), ('posix', 'system'), ('builtins', 'eval'), ('builtins', 'exec'), ('builtins', 'getattr'),
-    ('__builtin__', 'eval'), ('builtins', 'bytearray'), ('builtins', 'tuple'), ('builtins', 'bytes'),
-    ('subprocess', 'Popen'), ('torch', 'load'), ('torch.hub', 'load'), ('torch', 'Tensor'), ('torch', 'Size'),
-    ('torch', 'FloatStorage'), ('torch._utils', '_rebuild_tensor_v2'), ('torch._utils', '_rebuild_parameter'),
-    ('torch._utils', '_rebuild_sparse_tensor'), ('torch._utils', '_rebuild_meta_tensor_no_storage'),
-    ('torch.nn.parameter', 'Parameter'), ('torch._tensor', '_rebuild_from_type_v2'), ('torch', 'device'),
+    ('os', 'system'), ('posix', 'system'), ('builtins', 'eval'), ('builtins', 'getattr'), ('__builtin__', 'eval'),
+    ('builtins', 'bytearray'), ('builtins', 'tuple'), ('builtins', 'bytes'), ('torch', 'load'), ('torch.hub', 'load'),
+    ('torch', 'Tensor'), ('torch', 'FloatStorage'), ('torch._utils', '_rebuild_tensor_v2'), ('torch', 'device'),
+    ('torch._utils', '_rebuild_parameter'), ('torch._utils', '_rebuild_sparse_tensor'),
+    ('torch._utils', '_rebuild_meta_tensor_no_storage'), ('torch._tensor', '_rebuild_from_type_v2'),
     ('collections', 'OrderedDict'), ('collections', 'Counter'), ('argparse', 'Namespace'), ('_codecs', 'encode'),
-    ('numpy', 'ndarray'), ('numpy', 'dtype'), ('numpy.core.multiarray', '_reconstruct'), ('importlib', 'import_module'),
-    ('numpy.core.multiarray', 'scalar'), ('numpy.core.numeric', '_frombuffer'), ('numpy', 'load'), ('shutil', 'rmtree'),
+    ('numpy', 'ndarray'), ('numpy', 'dtype'), ('numpy.core.multiarray', '_reconstruct'),
+    ('numpy.core.multiarray', 'scalar'), ('numpy.core.numeric', '_frombuffer'), ('shutil', 'rmtree'),
     ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('t2t_timm.files', 'new_folder'), ('x' * 200, 'y.z'),
 )
 _CALL = b'(S"touch executed"\ntR'
@@ -166,16 +164,16 @@ def _int(value: int) -> bytes:
     return b'\x8a' + bytes([len(data)]) + data
 
 
-def _laughs(depth: int) -> bytes:
+def laughs(depth: int) -> bytes:
     """Return opcodes of a dict whose two values are the same dict, and so on: short to write, long to walk."""
     levels = (b'}q%c(X\x01\0\0\0ah%cX\x01\0\0\0bh%cu' % (200 + i % 2, 201 - i % 2, 201 - i % 2) for i in range(depth))
     return b'}q\xc9' + b''.join(levels)
 
 
-def _copies(count: int) -> bytes:
-    """Return opcodes that ask many times for a copy of one long string."""
-    one = b'c_codecs\nencode\nq\xca0' + _text('x' * 2**20) + b'q\xcb0](' + b'h\xcah\xcbX\x06\0\0\0latin1\x86R' * count
-    return one + b'e'
+def copies(count: int) -> bytes:
+    """Return opcodes that ask so many times for a copy of one long string."""
+    one = b'c_codecs\nencode\nq\xca0' + _text('x' * 2**20) + b'q\xcb0]('
+    return one + b'h\xcah\xcbX\x06\0\0\0latin1\x86R' * count + b'e'
 
 
 def _op(rng: Random) -> bytes:
@@ -196,9 +194,9 @@ def _op(rng: Random) -> bytes:
         lambda: b'I' + b'9' * rng.choice((10, 5000, 200_000)) + b'\n',
         lambda: rng.choice((
             b'Q', b'Pevil\n', b'\x82\x01', b'iposix\nsystem\n', b'o', b'\x92', b'2', b'0', b'.', b'\x97\x98')),
-        lambda: _laughs(rng.choice((3, 40, 60))) + b'0',
-        lambda: _laughs(40) + b's' * rng.randrange(2),
-        lambda: _copies(rng.choice((3, 4000))) + b'0',
+        lambda: laughs(rng.choice((3, 40, 60))) + b'0',
+        lambda: laughs(40) + b's' * rng.randrange(2),
+        lambda: copies(rng.choice((3, 4000))) + b'0',
     ))()
 
 
@@ -228,43 +226,10 @@ def mutate_pickle(rng: Random, data: bytes) -> bytes:
 
 # ---------------------------------------------------------------- zips and safetensors
 
-@lru_cache
-def _bomb(megabytes: int) -> tuple[bytes, int]:
-    """Return zeros deflated, and their checksum."""
-    packer, block, check = zlib.compressobj(1, zlib.DEFLATED, -15), bytes(2**20), 0
-    parts = []
-    for _ in range(megabytes):
-        parts.append(packer.compress(block))
-        check = zlib.crc32(block, check)
-    return b''.join([*parts, packer.flush()]), check
-
-
-def _with_bomb(data: bytes, name: str, megabytes: int) -> bytes:
-    """Return a zip whose member `name` unpacks to so many zeros."""
-    packed, check = _bomb(megabytes)
-    buffer, size = io.BytesIO(), megabytes << 20
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, 'w') as new:
-        for info in old.infolist():
-            content = old.read(info)
-            new.writestr(info, packed if info.filename == name else content)
-    out = bytearray(buffer.getvalue())
-    with zipfile.ZipFile(io.BytesIO(out)) as new:
-        info, central = new.getinfo(name), new.start_dir
-        while out[central + 46:central + 46 + len(name)] != name.encode():
-            central = out.find(b'PK\x01\x02', central + 4)
-    struct.pack_into('<H', out, info.header_offset + 8, 8)
-    struct.pack_into('<III', out, info.header_offset + 14, check, len(packed), size)
-    struct.pack_into('<H', out, central + 10, 8)
-    struct.pack_into('<III', out, central + 16, check, len(packed), size)
-    return bytes(out)
-
-
 def mutate_zip(rng: Random, data: bytes, other: bytes) -> bytes:
-    """Write a zip again with a member mutated, dropped, renamed, repeated or compressed; or a bomb."""
+    """Write a zip again with a member mutated, dropped, renamed, repeated or compressed."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         members = [(info.filename, old.read(info)) for info in old.infolist()]
-    if rng.random() < .03:
-        return _with_bomb(data, rng.choice(members)[0], rng.choice((3, 1200)))
     buffer, chosen = io.BytesIO(), rng.randrange(len(members))
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
     with zipfile.ZipFile(buffer, 'w') as new:

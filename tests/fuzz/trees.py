@@ -36,15 +36,13 @@ def write_originals(folder: Path) -> None:
     (folder / 'val.txt').write_text('\n'.join(_lines()) + '\n')
 
 
-def _tar(members: list[tarfile.TarInfo] | None = None, fmt: int = tarfile.GNU_FORMAT) -> bytes:
+def _tar(pax_headers: dict[str, str] | None = None, fmt: int = tarfile.GNU_FORMAT) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w', format=fmt) as tar:
         for i, name in enumerate(NAMES):
-            member = members[i] if members else tarfile.TarInfo(name)
-            data = _image(i)
-            member.size = member.size or len(data)
-            filled = io.BytesIO(data.ljust(min(member.size, 4096), b'\0'))
-            tar.addfile(member, filled if member.isreg() else None)
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(_image(i)), pax_headers or {}
+            tar.addfile(member, io.BytesIO(_image(i)))
     return buffer.getvalue()
 
 
@@ -65,41 +63,20 @@ def mutated_list(rng: Random) -> bytes:
     return mutate_bytes(rng, data, _tar()) if rng.random() < .4 else data
 
 
-def _senseless_member(rng: Random, member: tarfile.TarInfo) -> None:
-    kind = rng.randrange(6)
-    if kind == 0:
-        member.name = rng.choice((
-            f'../{member.name}', f'/tmp/evil/{member.name}', f'a\\{member.name}', word(rng),
-            f'{word(rng)}/{member.name}',
-            member.name.lower(), f'{rng.choice(SYNSETS)}/{member.name}', f'{"d/" * 500}{member.name}')) or 'x'
-    elif kind == 1:
-        member.type = rng.choice((
-            tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE,
-            b'Z'))
-        member.linkname = rng.choice(('/etc/passwd', '../../evil', member.name, NAMES[0], ''))
-    elif kind == 2:
-        member.size = rng.choice((1, 10, 4096, abs(number(rng)) % 8**11))
-    elif kind == 3:
-        member.pax_headers = {
-            rng.choice(('path', 'size', 'GNU.sparse.size', 'GNU.sparse.map', 'linkpath', 'mtime', 'charset')):
-            rng.choice((word(rng), str(number(rng)), '0,1,99999999999,1')).replace('\ud800', '')}
-    elif kind == 4:
-        member.mode, member.uid = rng.choice((0, 0o7777)), rng.choice((0, 2**20))
-    else:
-        member.mtime = rng.choice((0, 8**11 - 1, -1))
-
-
-def _flip_header(rng: Random, data: bytes) -> bytes:
+def _change_header(rng: Random, data: bytes) -> bytes:
     """Change a header block of a tar and make its checksum right again."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         offset = rng.choice(tar.getmembers()).offset
     block = bytearray(data[offset:offset + 512])
-    field, size = rng.choice(((0, 100), (124, 12), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155)))
+    field, size = rng.choice(((0, 100), (0, 100), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155)))
+    path = rng.choice((
+        f'../{NAMES[0]}', f'/tmp/evil/{NAMES[0]}', f'a\\{NAMES[0]}', word(rng), f'{rng.choice(SYNSETS)}/{NAMES[0]}',
+        '/etc/passwd', '../../evil', *NAMES[:2]))
     new = rng.choice((
         rng.randbytes(size), bytes(size), b'\xff' * size, b'\x80' + (abs(number(rng)) % 2**80).to_bytes(11, 'big'),
-        b'%011o\0' % (abs(number(rng)) % 8**11), rng.choice((b'S', b'L', b'K', b'x', b'g', b'1', b'5'))))
-    block[field:field + len(new)] = new[:512 - field]
-    block = block[:512]
+        b'%011o\0' % (abs(number(rng)) % 8**11), rng.choice(b'0123567SLKxgZ').to_bytes(1, 'big'),
+        path.encode('utf-8', 'surrogatepass')))
+    block[field:field + size] = new[:size].ljust(size, b'\0')
     block[148:156] = b' ' * 8
     block[148:156] = b'%06o\0 ' % sum(block)
     return data[:offset] + bytes(block) + data[offset + 512:]
@@ -107,20 +84,15 @@ def _flip_header(rng: Random, data: bytes) -> bytes:
 
 def mutated_tar(rng: Random) -> bytes:
     """Return the bytes of a mutated tar of images, sometimes compressed."""
-    kind = rng.randrange(4)
-    data = _tar()
+    kind, data = rng.randrange(4), _tar()
     if kind == 0:
-        members = [tarfile.TarInfo(name) for name in NAMES]
-        for _ in range(rng.choice((1, 1, 3))):
-            _senseless_member(rng, rng.choice(members))
-        try:
-            data = _tar(members, rng.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)))
-        except (ValueError, OSError, UnicodeError):  # tarfile's own writer refuses some
-            kind = 2
+        key = rng.choice(('path', 'size', 'GNU.sparse.size', 'GNU.sparse.map', 'linkpath', 'mtime', 'charset'))
+        value = rng.choice((word(rng), str(number(rng)), '0,1,99999999999,1')).replace('\ud800', '')
+        data = _tar({key: value}, tarfile.PAX_FORMAT)
     if kind == 1:
         for _ in range(rng.choice((1, 1, 4))):
             try:
-                data = _flip_header(rng, data)
+                data = _change_header(rng, data)
             except Exception:  # a second change of what the first made unreadable
                 break
     pack = rng.choice((bytes, bytes, gzip.compress, bz2.compress, lzma.compress))

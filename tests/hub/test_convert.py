@@ -271,7 +271,7 @@ def test_no_file(tmp_path):
     (b'', 'is empty'),
     (b'<html>not found</html>', 'not a checkpoint of a known format'),
     (b'PK\x03\x04 and no zip', 'not a readable PyTorch checkpoint'),
-    (pickle.dumps([1, 2]), 'holds a list, not a dict'),
+    (pickle.dumps([1, 2]), 'holds a list, not a state dict'),
     (pickle.dumps({'a': 1}), 'holds no T2T-ViT'),
 ])
 def test_no_checkpoint(tmp_path, content, words):

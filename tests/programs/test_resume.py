@@ -10,8 +10,6 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, NativeScaler
 
-from t2t_timm.cli import main
-
 STATE = ('epoch', 'state_dict', 'state_dict_ema', 'optimizer')
 
 
@@ -138,17 +136,3 @@ def test_a_resumed_epoch_draws_what_the_first_drew(page, interrupted):
     resume = '--epochs 3 --resume out/killed/checkpoint-1.pth.tar'
     assert last_batch('again', resume) == first
     assert last_batch('otherwise', f'{resume} --seed 43') != first
-
-
-@pytest.mark.slow
-def test_truncated_checkpoint(page, interrupted, capsys):
-    folder = page.folder / 'out' / 'killed'
-    assert (folder / 'last.pth.tar').samefile(folder / 'checkpoint-3.pth.tar')
-    whole = (folder / 'last.pth.tar').read_bytes()
-    (folder / 'cut.pth.tar').write_bytes(whole[:len(whole) // 2])
-    out = page.run(page.command('--experiment killed').replace('killed/last', 'killed/cut'), fails=True)
-    assert 'PytorchStreamReader failed reading zip archive' in out
-    assert main(['verify', str(folder / 'cut.pth.tar')]) == 1
-    assert 'is not a readable PyTorch checkpoint, or it is cut short' in capsys.readouterr().out
-    assert main(['verify', str(folder / 'checkpoint-1.pth.tar')]) == 0
-    assert 'loads strictly: yes' in capsys.readouterr().out

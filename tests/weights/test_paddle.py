@@ -1,7 +1,5 @@
 """Paddle files: numbers are read, nothing else is."""
-import io
 import pickle
-import random
 import types
 
 import numpy as np
@@ -12,16 +10,7 @@ import warm
 
 from t2t_timm.errors import UserError
 from t2t_timm.weights.checkpoint import read_checkpoint
-from t2t_timm.weights.names import find_weights
-from t2t_timm.weights.paddle import load_paddle
-
-
-def test_square_weights_are_transposed(tmp_path):
-    published.paddle_article(tmp_path / 'a.pdparams')
-    state_dict = read_checkpoint(tmp_path / 'a.pdparams').state_dict
-    for name, expected in find_weights(published.tensors('t2t_vit_7'))[0].items():
-        assert torch.equal(state_dict[name], expected), name
-    assert expected.shape and state_dict['blocks.0.attn.proj.weight'].shape == (256, 256)
+from t2t_timm.weights.paddle import as_tensor, load_paddle
 
 
 @pytest.mark.parametrize('value', [
@@ -38,6 +27,15 @@ def test_paddle_admits_numbers_only(tmp_path, value, protocol):
         read_checkpoint(tmp_path / 'a.pdparams')
 
 
+def assert_read(file, arrays):
+    """That a file holds these arrays and nothing else."""
+    with open(file, 'rb') as f:
+        loaded = load_paddle(f)
+    assert list(loaded) == list(arrays)
+    for name, value in arrays.items():
+        assert torch.equal(as_tensor(loaded[name]), torch.tensor(value.astype(value.dtype.newbyteorder('='))))
+
+
 @pytest.mark.parametrize('protocol', range(6))
 def test_paddle_arrays(tmp_path, protocol):
     arrays = {
@@ -45,17 +43,27 @@ def test_paddle_arrays(tmp_path, protocol):
         'fortran': np.asfortranarray(np.arange(6., dtype='f8').reshape(2, 3)),
         'big': np.arange(6, dtype='>i4').reshape(3, 2),
         'half': np.ones(2, 'f2'),
-        'scalar': np.float32(2.5),
         'empty': np.zeros((0, 3), 'f4'),
     }
-    (tmp_path / 'a').write_bytes(pickle.dumps({**arrays, 'epoch': 3}, protocol=protocol))
+    (tmp_path / 'a').write_bytes(pickle.dumps(arrays, protocol=protocol))
+    assert_read(tmp_path / 'a', arrays)
+
+
+class Tensor:
+    """What paddle.save makes of a tensor inside another dict."""
+
+    def __reduce__(self):
+        return tuple, (('linear_0.w_0', np.ones(2, 'f4')),)
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4])
+def test_a_dict_inside_another(tmp_path, protocol):
+    saved = {'epoch': 3, 'loss': np.float32(2.5), 'model': {'a': Tensor()}, 'betas': (.9, .99)}
+    (tmp_path / 'a').write_bytes(pickle.dumps(saved, protocol=protocol))
     with open(tmp_path / 'a', 'rb') as f:
         loaded = load_paddle(f)
-    assert loaded.pop('epoch') == 3
-    assert list(loaded) == list(arrays)
-    for name, value in arrays.items():
-        np.testing.assert_array_equal(loaded[name], value)
-        assert loaded[name].dtype == value.dtype
+    assert torch.equal(as_tensor(loaded.pop('model')['a']), torch.ones(2))
+    assert loaded == {'epoch': 3, 'loss': 2.5, 'betas': (.9, .99)}
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
@@ -63,51 +71,28 @@ def test_paddle_itself(tmp_path, protocol):
     paddle = pytest.importorskip('paddle', reason='pip install paddlepaddle')
     state = published.foreign('paddle_article', 't2t_vit_7', True)
     paddle.save({k: paddle.to_tensor(v) for k, v in state.items()}, str(tmp_path / 'a.pdparams'), protocol=protocol)
-    with open(tmp_path / 'a.pdparams', 'rb') as f:
-        loaded = load_paddle(f)
-    assert list(loaded) == list(state)
-    for name, value in state.items():
-        np.testing.assert_array_equal(loaded[name], value)
-
-
-def test_damaged_in_any_place(tmp_path):
-    """A byte changed anywhere is a clear error or still a dict of numbers, and never anything else."""
-    arrays = {'a': np.arange(4, dtype='f4').reshape(2, 2), 'b': np.float64(1.)}
-    rng = random.Random(0)
-    outcomes = set()
-    for protocol in (2, 4, 5):
-        whole = pickle.dumps(arrays, protocol=protocol)
-        for _ in range(500):
-            damaged = bytearray(whole)
-            for _ in range(rng.choice((1, 1, 2, 5))):
-                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            try:
-                loaded = load_paddle(io.BytesIO(bytes(damaged)))
-            except UserError:
-                outcomes.add('refused')
-            else:
-                assert all(not isinstance(v, np.ndarray) or v.dtype.kind in 'biuf' for v in loaded.values())
-                outcomes.add('read')
-    assert outcomes == {'refused', 'read'}
+    assert_read(tmp_path / 'a.pdparams', state)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('claim', [
-    b'\x96' + (6 << 30).to_bytes(8, 'little') + b'abc',  # bytearray of 6 GB
-    b'\x8e' + (6 << 30).to_bytes(8, 'little') + b'abc',  # bytes
-    b'\x95' + (6 << 30).to_bytes(8, 'little') + b'abc',  # frame
-    b'Nr' + (1 << 31).to_bytes(4, 'little') + b'.',  # entry of the memo
-], ids=['bytearray', 'bytes', 'frame', 'memo'])
-def test_claims_of_size_take_no_memory(claim):
+def test_claims_of_size_take_no_memory(tmp_path):
+    huge = (6 << 30).to_bytes(8, 'little') + b'abc'
+    memo = b'Nr' + (1 << 31).to_bytes(4, 'little')
+    claims = dict(bytearray=b'\x96' + huge, bytes=b'\x8e' + huge, frame=b'\x95' + huge, memo=memo)
+    for name, claim in claims.items():
+        (tmp_path / name).write_bytes(b'\x80\x05' + claim + b'.')
     code = (
-        'import io, resource, sys\n'
-        'from t2t_timm.weights.paddle import load_paddle\n'
+        'import resource, sys\n'
+        'from t2t_timm.errors import UserError\n'
+        'from t2t_timm.weights.checkpoint import read_checkpoint\n'
         'before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-        'try: load_paddle(io.BytesIO(bytes.fromhex(sys.argv[1])))\n'
-        'except RuntimeError: pass\n'
+        'for file in sys.argv[1:]:\n'
+        '    try: read_checkpoint(file)\n'
+        '    except UserError: pass\n'
+        '    else: sys.exit(2)\n'
         'sys.exit(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 100 << 10)\n'
     )
-    assert warm.run(code, (b'\x80\x05' + claim).hex()).returncode == 0
+    assert warm.run(code, *(str(tmp_path / name) for name in claims)).returncode == 0
 
 
 def test_what_is_built_by_hand(tmp_path):
@@ -122,5 +107,6 @@ def test_what_is_built_by_hand(tmp_path):
         b'cnumpy\ndtype.__class__\n.',
     ]
     for attack in attacks:
-        with pytest.raises(UserError, match='not a Paddle parameter file'):
-            load_paddle(io.BytesIO(b'\x80\x02' + attack))
+        (tmp_path / 'a').write_bytes(b'\x80\x02' + attack)
+        with pytest.raises(UserError, match='not a Paddle parameter file|not a state dict'):
+            read_checkpoint(tmp_path / 'a')

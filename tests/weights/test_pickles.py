@@ -1,23 +1,17 @@
 """Pickles that would hang or fill the memory of who reads them: refused in time. Found by fuzzing."""
 import io
 import pickle
-import struct
 import zipfile
 
 import published
 import pytest
 import torch
+from fuzz.checkpoints import copies, laughs
 
 from t2t_timm.errors import UserError
 from t2t_timm.weights.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.timeout(20)
-
-
-def laughs(depth):
-    """Opcodes of a dict that holds another twice, which holds a third twice, and so on; it is left on the stack."""
-    levels = (b'}q%c(X\x01\0\0\0ah%cX\x01\0\0\0bh%cu' % (i % 2, 1 - i % 2, 1 - i % 2) for i in range(depth))
-    return b'}q\x01' + b''.join(levels)
 
 
 def test_a_dict_of_the_same_dict_twice_in_a_paddle_file(tmp_path):
@@ -45,9 +39,7 @@ def test_a_call_of_a_dict_of_the_same_dict_twice_in_a_torch_file(tmp_path, zippe
 
 
 def test_many_copies_of_a_long_text(tmp_path):
-    text = b'X' + struct.pack('<I', 2**20) + b'x' * 2**20
-    one = b'h\x00h\x01X\x06\0\0\0latin1\x86R'
-    (tmp_path / 'a').write_bytes(b'\x80\x02c_codecs\nencode\nq\x000' + text + b'q\x010](' + one * 100_000 + b'e.')
+    (tmp_path / 'a').write_bytes(b'\x80\x02' + copies(100_000) + b'.')
     with pytest.raises(UserError, match='more than its size explains'):
         read_checkpoint(tmp_path / 'a')
 
