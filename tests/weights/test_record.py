@@ -352,7 +352,7 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(crop_mode='nonsense'), 'crop_mode should be center, squash or border'),
     (dict(model_kwargs=dict(depth=10**7)), 'fewer than such a model has blocks'),
     (dict(model_kwargs=dict(img_size=10**6)), 'a side between 8 and 4096'),
-    (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*, which makes a T2TFeaturePyramid'),
+    (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*: it makes a T2TFeaturePyramid'),
     (dict(model_kwargs={3: 4}), 'model_args as names with values, not <dict>'),
 ], ids=str)
 def test_a_record_that_cannot_be_kept(own, refused, tmp_path, args, words):
