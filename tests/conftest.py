@@ -105,13 +105,6 @@ def fused(request):
         yield request.param
 
 
-@pytest.fixture
-def launch_bound(monkeypatch):
-    """Make the fused operations take the ways with the fewest launches, as for few tokens on an accelerator."""
-    for room in ('performer', 'soft_split'):
-        monkeypatch.setattr(f't2t_timm.ops.{room}.is_launch_bound', lambda *args: True)
-
-
 @pytest.fixture(params=[False, True], ids=['not reentrant', 'reentrant'])
 def reentrant(request):
     """Run a test with both kinds of gradient checkpoints that timm can make."""
