@@ -1,6 +1,5 @@
 """Fixtures that all tests share."""
 import gc
-import importlib.util
 import json
 import os
 import sys
@@ -59,10 +58,8 @@ def timm_scripts():
 @pytest.fixture(scope='session')
 def golden_weights():
     """The generator of deterministic weights and images behind the golden outputs."""
-    spec = importlib.util.spec_from_file_location('golden_weights', DATA / 'golden_weights.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import golden_weights
+    return golden_weights
 
 
 @pytest.fixture(scope='session')

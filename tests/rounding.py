@@ -1,6 +1,4 @@
 """Devices that this machine may not have, stood for by tensor modes: TF32's rounding, and no float64."""
-from typing import Iterable
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -47,11 +45,8 @@ class NoFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        for x in self.tensors(args, kwargs, out):
-            if x.dtype in (torch.float64, torch.complex128) and x.device.type == self.device:
+        for x in tree_leaves((args, kwargs, out)):
+            if isinstance(x, torch.Tensor) and x.dtype in (torch.float64, torch.complex128) \
+                    and x.device.type == self.device:
                 raise TypeError(f'{func}: {self.device} has no float64')
         return out
-
-    @staticmethod
-    def tensors(*trees) -> Iterable[torch.Tensor]:
-        return (x for x in tree_leaves(trees) if isinstance(x, torch.Tensor))

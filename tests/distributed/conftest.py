@@ -21,12 +21,6 @@ if sys.platform == 'linux':
     os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')  # not the address that this machine's name may resolve to
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 @contextmanager
 def time_limit():
     """End the processes that were started in it if they take longer than TIMEOUT."""
@@ -48,7 +42,9 @@ def torchrun():
     def torchrun(program, *args, nodes=1):
         node_args = [['--standalone']]
         if nodes > 1:
-            port = str(free_port())
+            with socket.socket() as s:
+                s.bind(('127.0.0.1', 0))
+                port = str(s.getsockname()[1])
             node_args = [
                 ['--nnodes', str(nodes), '--node-rank', str(i), '--master-addr', '127.0.0.1', '--master-port', port]
                 for i in range(nodes)]

@@ -9,36 +9,26 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict
-from unittest import mock
 
 import timm
 import torch
 import torch.nn as nn
 from timm.data import create_dataset, create_loader
-from timm.models import load_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, init_distributed_device, unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
+from t2t_timm.ops import can_fuse
+
 MODELS = {'performer': dict(depth=2), 'transformer': dict(depth=2, token_type='transformer')}
 DDP_WAYS = ('ddp', 'static_graph', 'checkpointing', 'accumulation')
-FSDP_WAYS = ('fsdp', 'fsdp_checkpointing', 'fsdp_official')
+FSDP_WAYS = ('fsdp', 'fsdp_checkpointing')
 
 
 def create_model(name: str, seed: int) -> nn.Module:
     """Return a small model in float64, without dropout, which each rank would draw for itself."""
     torch.manual_seed(seed)
     return timm.create_model('test_t2t_vit', num_classes=10, token_drop_rate=0., **MODELS[name]).double().train()
-
-
-def from_official_file(name: str, path: Path) -> nn.Module:
-    """Return a model that has loaded the weights of seed 0 from a file that has the authors' names."""
-    state_dict = create_model(name, seed=0).state_dict()
-    state_dict = {f"module.{k.replace('patch_embed.', 'tokens_to_token.')}": v for k, v in state_dict.items()}
-    torch.save({'state_dict_ema': state_dict}, path)
-    model = create_model(name, seed=1)
-    load_checkpoint(model, str(path))
-    return model
 
 
 def load_batch(data_dir: str, batch_size: int, distributed: bool = False):
@@ -72,7 +62,7 @@ def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Ten
     """Take a step under DistributedDataParallel."""
     if torch.distributed.get_rank() == 1:
         model.pos_embed.zero_()  # a fixed table: make one that only rank 0 can have repaired
-    start = {k: v.detach().clone() for k, v in (*model.named_buffers(), ('pos_embed', model.pos_embed))}
+    start = {k: v.clone() for k, v in model.named_buffers()}
     model.set_grad_checkpointing(way == 'checkpointing')
     optimizer, ema = create_optimizer(model), ModelEmaV3(model)
     parallel = DistributedDataParallel(model, static_graph=way == 'static_graph')
@@ -80,14 +70,13 @@ def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Ten
     for _ in range(2):  # a static graph is recorded in the first backward pass and used in the second
         model.zero_grad()
         for i, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True)):
-            with parallel.no_sync() if i < chunks - 1 else nullcontext(), mock.patch.object(
-                    model, '_class_token_features', wraps=model._class_token_features) as class_token:
+            with parallel.no_sync() if i < chunks - 1 else nullcontext():
                 (loss_of(parallel, x, y) / chunks).backward()
     grads = gradients(model)
     optimizer.step()
     ema.update(unwrap_model(parallel), step=1)
     return dict(start=start, grads=grads, state=full(model.state_dict()), ema=full(ema.module.state_dict()),
-                class_token_alone=class_token.called)
+                fused=can_fuse(images, model, *model.blocks))
 
 
 def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
@@ -121,13 +110,9 @@ def main() -> None:
     images, labels = load_batch(args.data_dir, args.batch_size, distributed=True)
     for case in args.cases:
         name, way = case.split('-')
-        sharded = way in FSDP_WAYS
         # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
-        if way == 'fsdp_official':
-            model = from_official_file(name, args.output / f'official.{rank}.pth')
-        else:
-            model = create_model(name, seed=0 if sharded else rank)
-        result = (fsdp_step if sharded else ddp_step)(model, way, images, labels)
+        step, seed = (fsdp_step, 0) if way in FSDP_WAYS else (ddp_step, rank)
+        result = step(create_model(name, seed), way, images, labels)
         torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
     torch.distributed.destroy_process_group()
 

@@ -2,9 +2,6 @@
 
     python train_ddp.py --data-dir digits --output one --batch-size 64
     torchrun --nproc-per-node 2 train_ddp.py --data-dir digits --output two --batch-size 32
-    torchrun --nproc-per-node 1 train_ddp.py --data-dir digits --output same --batch-size 64
-
-The last reads the images in the order in which the two ranks read them; the first shuffles them otherwise.
 
 What timm's train.py does, but for the device_ids that it hands to DistributedDataParallel, which torch refuses on the
 CPU. Rank 0 appends a line of JSON to OUTPUT/log.jsonl for each epoch, and keeps OUTPUT/last.pth.tar to --resume from.
@@ -38,10 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-dir', required=True, help='ImageFolders train/ and validation/')
     parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--img-size', type=int, default=28)
     parser.add_argument('--batch-size', type=int, default=32, help='of each process')
     parser.add_argument('--epochs', type=int, default=10)
-    parser.add_argument('--lr', type=float, default=2e-3, help='of the global batch, as given')
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--exact', action='store_true', help='no dropout, no augmentation: no random number')
     parser.add_argument('--resume', help='checkpoint to go on from')
@@ -55,9 +50,8 @@ def parse_args() -> argparse.Namespace:
 def make_loader(args: argparse.Namespace, split: str):
     """Return timm's loader of a split; in several processes each reads its own part."""
     is_training = split == 'train'
-    size = (3, args.img_size, args.img_size)
     return create_loader(
-        create_dataset('', root=args.data_dir, split=split, is_training=is_training), input_size=size,
+        create_dataset('', root=args.data_dir, split=split, is_training=is_training), input_size=(3, 28, 28),
         batch_size=args.batch_size, is_training=is_training, no_aug=args.exact, scale=(0.7, 1.), hflip=0.,
         color_jitter=0., interpolation='bicubic', crop_pct=1., num_workers=0, distributed=args.distributed,
         use_prefetcher=False)
@@ -99,15 +93,12 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     init_distributed_device(args)
-    if torch.distributed.is_torchelastic_launched() and not args.distributed:
-        torch.distributed.init_process_group('gloo')  # for timm a single rank is not distributed
-        args.distributed = True
     random_seed(args.seed, args.rank)  # as train.py does: every rank starts from other weights, and DDP takes rank 0's
 
     model = timm.create_model(
-        args.model, num_classes=10, img_size=args.img_size, token_drop_rate=0. if args.exact else 0.1)
+        args.model, num_classes=10, img_size=28, token_drop_rate=0. if args.exact else 0.1)
     loader, loader_eval = make_loader(args, 'train'), make_loader(args, 'validation')
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05)
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=2e-3, weight_decay=0.05)
     start_epoch = resume_checkpoint(model, args.resume, optimizer, log_info=False) if args.resume else 0
     ema = ModelEmaV3(model, decay=0.95)
     if args.resume:

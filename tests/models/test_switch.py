@@ -60,6 +60,7 @@ def test_script_runs_the_equations(model, images, expected, fused, tmp_path):
 def test_trace(model, images, expected, fused):
     traced = torch.jit.trace(model, images, check_trace=False)
     torch.testing.assert_close(traced(images), expected)
+    torch.testing.assert_close(traced(images[:1]), expected[:1])
     assert has_convolutions(traced.inlined_graph) == fused
 
 
