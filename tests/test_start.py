@@ -10,7 +10,7 @@ from t2t_timm.cli import main
 
 QUICK = [
     ['--help'], ['--version'], ['clasify'], ['classify', '--help'], ['recipe', 't2t_vit_14'], ['recipe', 'nothing']]
-CLI = [sys.executable, '-m', 't2t_timm.cli']
+CLI = [sys.executable, '-m', '_t2t_timm_cli']
 
 
 @pytest.mark.parametrize('argv', QUICK, ids=' '.join)

@@ -2,7 +2,6 @@
 
 A layer asks `can_fuse`. How an operation is executed (traced, compiled, device, dtype), the operation asks itself.
 """
-import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,6 +14,8 @@ import torch
 import torch.nn as nn
 from torch.nn.modules import module as _global
 
+from _t2t_timm_autoload import is_off
+
 from .execution import is_exporting
 
 __all__ = ['POINTWISE', 'can_fuse', 'is_plain', 'is_plain_call', 'register', 'set_fused']
@@ -26,8 +27,7 @@ _here: ContextVar[tuple[bool, ...]] = ContextVar('set_fused', default=())  # wha
 _entered: list['set_fused'] = []  # the same of all contexts
 # The calls that set the default, the last one of which counts. A call may still become a context manager, which sets no
 # default, as long as somebody has what it gave; the first one here cannot.
-_calls: list[tuple[Callable[[], Any], bool]] = [
-    (lambda: None, os.environ.get('T2T_TIMM_FUSED', '1').lower() not in ('0', 'false', 'no', 'off'))]
+_calls: list[tuple[Callable[[], Any], bool]] = [(lambda: None, not is_off('T2T_TIMM_FUSED'))]
 _default = _anywhere = _calls[0][1]
 _COMPILES_CONTEXTS = torch.__version__ >= '2.14'  # older compilers cannot read a context variable
 

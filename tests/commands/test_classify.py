@@ -281,7 +281,7 @@ def test_what_a_cut_run_leaves(digits, tmp_path, monkeypatch, resumed):
 def test_a_killed_run_loses_nothing(tmp_path):
     """A real SIGKILL; what is resumed is what a run without it gives."""
     extract_heldout(tmp_path / 'digits')
-    command = [sys.executable, '-m', 't2t_timm.cli', 'classify', 'digits', '--model', 'test_t2t_vit', '--json',
+    command = [sys.executable, '-m', '_t2t_timm_cli', 'classify', 'digits', '--model', 'test_t2t_vit', '--json',
                '--embeddings', '--topk', '3', '--workers', '1']
     left = tmp_path / 'cut.json.incomplete'
     process = subprocess.Popen([*command, '--out', 'cut.json'], cwd=tmp_path)
