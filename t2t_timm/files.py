@@ -85,7 +85,7 @@ def naming(path: Path, part: Path) -> Iterator[None]:
 def _disk_error(e: Exception, part: Path) -> OSError | None:
     """Return the system's error behind one that was raised while a file or folder `part` was written, if there is one.
 
-    Libraries raise errors of their own, in their own words, when a disk is full: whether it is full is tried.
+    Libraries raise errors of their own, in their own words, when a disk is full: write 1 MiB to test.
     """
     if isinstance(e, OSError) and e.errno is not None:
         if e.filename is None:

@@ -406,7 +406,6 @@ def test_an_unknown_option_shows_the_usage_of_its_command(capsys):
 @pytest.mark.parametrize('argv, words', [
     (['clasify', 'a.png'], r"invalid choice: 'clasify' \(choose from .*\)\. Did you mean classify\?\n"),
     (['val_tree'], r"invalid choice: 'val_tree' \(choose from .*\)\. Did you mean val-tree\?\n"),
-    (['convert', 'a.pth', '--modle=x', '--out', 'b'], r'are required: --model\. Did you mean --model\?\n'),
     (['classify', 'a.png', '--mod', 'x', '--zzz'], r'unrecognized arguments: --zzz\n'),  # --mod is --model
     (['zzz'], r"invalid choice: 'zzz' \(choose from .*\)\n"),
 ])

@@ -15,7 +15,7 @@ from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
-from ..errors import UserError, nearest
+from ..errors import UserError, suggestion
 from ..files import new_file
 from ..models import T2TViT
 from ..version import __version__
@@ -120,7 +120,7 @@ def _names(tags: Sequence[str]) -> list[str]:
     if wrong:
         raise UserError(
             f'No tag with a release is called {", ".join(wrong)}; there are {", ".join(released)}.'
-            f'{nearest(wrong[0], released)}')
+            f'{suggestion(wrong[0], released)}')
     return list(dict.fromkeys(tags)) or released
 
 

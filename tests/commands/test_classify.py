@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from t2t_timm.cli import main
-from t2t_timm.commands.classify import classify, write_results
-from t2t_timm.commands.images import ImageReader, image_reader
+from t2t_timm.commands.classify import classify
+from t2t_timm.commands.images import ImageReader
+from t2t_timm.commands.results import write_results
 from t2t_timm.digits import extract_heldout
 from t2t_timm.files import sole_writer
 
@@ -51,7 +52,7 @@ def run(capsys, *argv):
 @pytest.mark.parametrize('batch_size', [1, 2, 5, 99])
 def test_batches(digits, batch_size):
     model = timm.create_model('test_t2t_vit', pretrained=True).eval()
-    read = image_reader(model)
+    read = ImageReader(model)
     results = list(classify([str(digits / f'{i}.png') for i in range(5)], 'test_t2t_vit', 10, batch_size))
     for i, result in enumerate(results):
         with torch.inference_mode():
@@ -66,7 +67,7 @@ def test_image_size(digits):
     model = timm.create_model('test_t2t_vit', pretrained=True, img_size=(40, 72)).eval()
     result, = classify([str(digits / '0.png')], 'test_t2t_vit', 1, img_size=(40, 72))
     with torch.inference_mode():
-        expected = model(image_reader(model)(str(digits / '0.png'))).softmax(dim=1).max().item()
+        expected = model(ImageReader(model)(str(digits / '0.png'))).softmax(dim=1).max().item()
     assert result['classes'][0]['probability'] == pytest.approx(expected, abs=1e-5)
 
 
@@ -92,7 +93,7 @@ def test_results_come_as_they_come(digits):
             assert len(seen) == i  # what was given before has been written
             yield result
 
-    assert write_results(results(), 'text', File()) == 0
+    write_results(results(), 'text', File())
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -199,7 +200,7 @@ def test_a_worker_that_is_killed_is_one_sentence(digits, monkeypatch, capsys):
 def test_embeddings_are_those_of_timm(digits):
     results = list(classify([str(digits)], 'test_t2t_vit', 1, embeddings=True))
     model = timm.create_model('test_t2t_vit', pretrained=True, num_classes=0).eval()
-    read = image_reader(model)
+    read = ImageReader(model)
     for result in results:
         with torch.inference_mode():
             expected = model(read(result['image']))[0]
@@ -305,7 +306,11 @@ def test_a_killed_run_loses_nothing(tmp_path):
 
 
 class Bar:
-    def update(self):
+    def update(self, number):
         pass
 
-    close = update
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass

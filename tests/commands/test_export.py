@@ -16,7 +16,7 @@ from t2t_timm.cli import main
 from t2t_timm.commands import export, formats
 from t2t_timm.commands.export import export_model
 from t2t_timm.commands.formats import FORMATS, OPSET
-from t2t_timm.commands.images import ImageReader, image_reader
+from t2t_timm.commands.images import ImageReader
 from t2t_timm.commands.quantize import SUBSET, Calibration, measure_agreement, quantize_onnx
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
@@ -181,7 +181,7 @@ def test_float16(request, tmp_path, digits, format):
     whole = export_model(model, file, format)
     done = export_model(model, file, format, dtype='float16')
     assert 1e-5 < done.max_diff < 2e-2 and done.size < 0.8 * whole.size
-    x = torch.cat([image_reader(model)(str(p)) for p in sorted(folder.iterdir())])
+    x = torch.cat([ImageReader(model)(str(p)) for p in sorted(folder.iterdir())])
     if format == 'onnx':
         import onnx
         assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in onnx.load(file).graph.initializer)
@@ -236,7 +236,7 @@ def test_int8(request, tmp_path, digits, format):
     done = export_model(model, file, format, 'int8', folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == (
         ['model.onnx'] if format == 'onnx' else ['model.bin', 'model.xml'])
-    read = image_reader(model)
+    read = ImageReader(model)
     x = torch.cat([read(str(p)) for p in sorted(folder.iterdir())])
     if format == 'onnx':
         session = tool.InferenceSession(str(file), providers=['CPUExecutionProvider'])

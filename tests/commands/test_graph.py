@@ -9,7 +9,7 @@ from flat import flat_images
 
 from t2t_timm.commands.constants import fold_constants
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.images import image_reader
+from t2t_timm.commands.images import ImageReader
 from t2t_timm.digits import extract_heldout
 
 TOKEN_TYPES = ('performer', 'transformer')
@@ -37,7 +37,7 @@ def run_in_float16(tmp_path):
 @pytest.mark.slow
 def test_float16_reads_the_digits(run_in_float16, tmp_path):
     model = timm.create_model('test_t2t_vit', pretrained=True).eval()
-    run, read = run_in_float16(model), image_reader(model)
+    run, read = run_in_float16(model), ImageReader(model)
     files = sorted(extract_heldout(tmp_path / 'digits').glob('*/*'))
     logits = torch.cat([run(torch.cat([read(str(f)) for f in files[i:i + 50]])) for i in range(0, len(files), 50)])
     targets = torch.tensor([int(f.parent.name[0]) for f in files])

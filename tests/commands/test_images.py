@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from t2t_timm.commands.images import find_images, image_reader, open_image
+from t2t_timm.commands.images import ImageReader, find_images, open_image
 from t2t_timm.commands.pictures import read_image
 
 FORMATS = ['png', 'jpg', 'jpeg', 'webp', 'bmp', 'tif', 'tiff', 'gif', 'avif']
@@ -76,7 +76,7 @@ def test_every_exif_orientation_for_every_command(tmp_path, pixels, model, orien
     Image.fromarray(pixels).save(file, exif=exif)
     Image.fromarray(np.ascontiguousarray(turned(pixels))).save(upright)
     np.testing.assert_array_equal(np.asarray(open_image(file))[..., 0], turned(pixels))
-    assert torch.equal(image_reader(model)(file), image_reader(model)(upright))
+    assert torch.equal(ImageReader(model)(file), ImageReader(model)(upright))
     assert read_image(file, model).tobytes() == read_image(upright, model).tobytes()
 
 
@@ -161,10 +161,10 @@ def test_colours_of_16_bits(tmp_path):
 def test_a_thin_image_is_not_resized(tmp_path, model, size):
     Image.new('L', size).save(tmp_path / 'a.png')
     with pytest.raises(ValueError, match=r'^it has [16]\S* x \S+ pixels .* limit of 178,956,970 in all: crop it$'):
-        image_reader(model)(str(tmp_path / 'a.png'))
+        ImageReader(model)(str(tmp_path / 'a.png'))
     assert read_image(str(tmp_path / 'a.png'), model).size == (56, 56)  # cropped first
     Image.new('L', (size[0] // 100 or 1, size[1] // 100 or 1)).save(tmp_path / 'a.png')
-    assert image_reader(model)(str(tmp_path / 'a.png')).shape == (1, 3, 56, 56)
+    assert ImageReader(model)(str(tmp_path / 'a.png')).shape == (1, 3, 56, 56)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -178,7 +178,7 @@ def test_what_is_read_is_timms_transform(tmp_path, pixels, channels, mode):
         config[name] = (np.mean(config[name]),)
     with Image.open(tmp_path / 'a.png') as image:
         expected = timm.data.create_transform(**config)(image.convert('L' if channels == 1 else 'RGB'))
-    assert torch.equal(image_reader(model)(str(tmp_path / 'a.png'))[0], expected)
+    assert torch.equal(ImageReader(model)(str(tmp_path / 'a.png'))[0], expected)
 
 
 @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n and no more', None])

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.images import image_reader
+from t2t_timm.commands.images import ImageReader
 from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 
@@ -67,7 +67,7 @@ def test_preprocessing_is_timms(exported, digits):
     file = digits / '3_three' / '1509.png'
     processor = getattr(transformers, 'ViTImageProcessorPil', transformers.ViTImageProcessor).from_pretrained(folder)
     pixels = processor(Image.open(file).convert('RGB'), return_tensors='pt')['pixel_values']
-    torch.testing.assert_close(pixels, image_reader(model)(str(file)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels, ImageReader(model)(str(file)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('dtype', ['fp32', 'q8'])
