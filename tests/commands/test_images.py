@@ -26,6 +26,16 @@ def pixels():
     return np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
 
 
+def test_names_and_globs(tmp_path):
+    for name in ('b/2.jpg', 'b/c/1.PNG', 'a.txt', '[x].png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    assert find_images([folder]) == [f'{folder}/[x].png', f'{folder}/b/2.jpg', f'{folder}/b/c/1.PNG']
+    assert find_images([f'{folder}/[x].png']) == [f'{folder}/[x].png']  # a name, though it looks like a glob
+    assert find_images([f'{folder}/**/*.jpg', f'{folder}/*.gif']) == [f'{folder}/b/2.jpg', f'{folder}/*.gif']
+
+
 def test_folders_give_images_and_name_the_rest(tmp_path, caplog):
     names = [f'b/{i}.{name}' for i, name in enumerate(FORMATS)] + ['B.PNG']
     for name in [*names, 'notes.txt', '.DS_Store', 'c/d', 'z.csv']:
@@ -63,6 +73,12 @@ def test_formats(tmp_path, suffix):
     image = open_image(str(tmp_path / f'a.{suffix}'))
     assert image.mode == 'RGB'
     np.testing.assert_allclose(np.asarray(image).astype(int), np.broadcast_to(color, (16, 16, 3)), atol=4)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'CMYK', '1'])
+def test_other_modes(tmp_path, mode):
+    Image.new('RGB', (3, 2)).convert(mode).save(tmp_path / 'a.tiff')
+    assert open_image(str(tmp_path / 'a.tiff')).getextrema() == ((0, 0),) * 3
 
 
 @pytest.mark.parametrize('orientation, turned', [
