@@ -41,7 +41,7 @@ def test_ctrl_c_while_packages_are_imported(tmp_path):
     assert process.stdout.read(9) == b'importing'
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
-    assert (process.returncode, out, err) == (130, b'', b't2t-timm models: interrupted\n')
+    assert (process.returncode, out, err) == (-signal.SIGINT, b'', b'')
 
 
 @pytest.mark.parametrize('error', [None, RuntimeError, ValueError])

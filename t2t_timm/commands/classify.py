@@ -3,13 +3,14 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
 from huggingface_hub.utils import tqdm
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..models import T2TViT
@@ -86,44 +87,28 @@ def classify(
     net = load_t2t_vit(model, **kwargs).to(device)
     if net.num_classes < 1 and not embeddings:
         raise UserError(f'{model} has no classifier.')
-    images = _Images(files, ImageReader(net))
-    loader = DataLoader(
-        images, batch_size, num_workers=workers, collate_fn=_collate, worker_init_fn=_ignore_ctrl_c,
+    reader = ImageReader(net)
+    loader: DataLoader = DataLoader(
+        files, batch_size, num_workers=workers,  # type: ignore[arg-type]  # a list is a dataset
+        collate_fn=partial(_read, reader), worker_init_fn=_ignore_ctrl_c,
         pin_memory=torch.device(device).type == 'cuda')
     bar = tqdm(total=len(files), unit='image', delay=1, disable=None if progress else True)
-    return _classify(net, images.reader, loader, bar, topk, amp, embeddings)
+    return _classify(net, reader, loader, bar, topk, amp, embeddings)
 
 
 def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextManager:
     return nullcontext() if amp is None else torch.autocast(device.type, amp)  # not every device has it
 
 
-class _Images(Dataset):
-    """Files, and the pixels of each or why it cannot be read."""
-
-    def __init__(self, files: list[str], reader: ImageReader) -> None:
-        self.files = files
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | str]:
-        file = self.files[index]
-        try:
-            return file, self.reader.pixels(file)
-        except ValueError as e:
-            return file, str(e)
-
-
-def _collate(
-        images: list[tuple[str, torch.Tensor | str]],
-) -> tuple[list[str], torch.Tensor | None, list[dict[str, Any]]]:
+def _read(reader: ImageReader, files: list[str]) -> tuple[list[str], torch.Tensor | None, list[dict[str, Any]]]:
     """Return the files that could be read, their pixels, and the results of the others."""
-    pixels = [x for _, x in images if isinstance(x, torch.Tensor)]
-    files = [file for file, x in images if isinstance(x, torch.Tensor)]
-    errors = [dict(image=file, error=x) for file, x in images if isinstance(x, str)]
-    return files, torch.stack(pixels) if pixels else None, errors
+    pixels, errors = {}, []
+    for i, file in enumerate(files):
+        try:
+            pixels[i] = reader.pixels(file)
+        except ValueError as e:
+            errors.append(dict(image=file, error=str(e)))
+    return [files[i] for i in pixels], torch.stack([*pixels.values()]) if pixels else None, errors
 
 
 def _ignore_ctrl_c(worker: int) -> None:

@@ -121,10 +121,10 @@ class Source:
 class Format(NamedTuple):
     """What export knows of a format."""
     suffixes: tuple[str, ...]  # ends of a file's name, the usual one first; none for a folder
-    write: Callable[[Source, Path], None]
+    write: Callable[[Source, Path], Any]
     run: Callable[[Path], Run]  # runs what was written
     packages: tuple[str, ...] = ()  # that it needs
-    quantize: Callable[[Source, Path, Calibration], None] | None = None  # makes what was written an int8 model
+    quantize: Callable[[Source, Path, Calibration], Any] | None = None  # makes what was written an int8 model
     quantize_packages: tuple[str, ...] = ()
     run_int8: Callable[[Path], Run] | None = None  # if not by `run`
     has_float16: bool = False
@@ -132,19 +132,11 @@ class Format(NamedTuple):
     is_fixed: bool = False  # for one image at a time, of one size
 
 
-def _write_onnx(source: Source, file: Path) -> None:
-    shutil.copyfile(source.onnx_file(half=source.half), file)
-
-
 def _run_onnx(file: Path) -> Run:
     import onnxruntime
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(['logits'], {name: x.numpy()})[0])
-
-
-def _quantize_onnx(source: Source, file: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file(), file)
 
 
 def _convert_to_openvino(onnx_file: Path):
@@ -185,14 +177,6 @@ def _save(save: Callable[[io.BytesIO], Any], file: Path) -> None:
     save(buffer)
     # A view of the buffer that an error keeps alive crashes Python 3.12.1 (cpython issue 111049).
     file.write_bytes(buffer.getvalue())
-
-
-def _write_export(source: Source, file: Path) -> None:
-    _save(partial(torch.export.save, source.program()), file)
-
-
-def _run_export(file: Path) -> Run:
-    return torch.export.load(file).module()
 
 
 @contextmanager
@@ -302,22 +286,37 @@ def _write_transformers_js(source: Source, folder: Path) -> None:
     shutil.copyfile(source.onnx_file('pixel_values'), folder / 'onnx' / 'model.onnx')
 
 
-def _quantize_transformers_js(source: Source, folder: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx')
-
-
 _ONNX = ('onnx', 'onnxscript', 'onnxruntime')
 FORMATS = {
     'onnx': Format(
-        ('.onnx',), _write_onnx, _run_onnx, _ONNX, _quantize_onnx, has_float16=True, has_opset=True),
+        ('.onnx',),
+        write=lambda source, file: shutil.copyfile(source.onnx_file(half=source.half), file),
+        run=_run_onnx,
+        packages=_ONNX,
+        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(), file),
+        has_float16=True,
+        has_opset=True),
     'openvino': Format(
-        ('.xml',), _write_openvino, _run_openvino, ('openvino', 'onnx', 'onnxscript'), _quantize_openvino, ('nncf',),
+        ('.xml',),
+        write=_write_openvino,
+        run=_run_openvino,
+        packages=('openvino', 'onnx', 'onnxscript'),
+        quantize=_quantize_openvino,
+        quantize_packages=('nncf',),
         has_float16=True),
-    'export': Format(('.pt2',), _write_export, _run_export),
+    'export': Format(
+        ('.pt2',),
+        write=lambda source, file: _save(partial(torch.export.save, source.program()), file),
+        run=lambda file: torch.export.load(file).module()),
     'aoti': Format(('.pt2',), _write_aoti, _run_aoti),
     'torchscript': Format(('.pt', '.pth', '.ts'), _write_torchscript, _run_torchscript),
-    'executorch': Format(('.pte',), _write_executorch, _run_executorch, ('executorch',), is_fixed=True),
+    'executorch': Format(('.pte',), _write_executorch, _run_executorch, packages=('executorch',), is_fixed=True),
     'transformers.js': Format(
-        (), _write_transformers_js, lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'), _ONNX,
-        _quantize_transformers_js, run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
+        (),
+        write=_write_transformers_js,
+        run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
+        packages=_ONNX,
+        quantize=lambda source, folder, calibration: quantize_onnx(
+            source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx'),
+        run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
 }

@@ -1,7 +1,7 @@
 """int8 models from exported ones, and how well they agree with the model on images."""
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +70,9 @@ class Calibration:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
         self._reader, self._files = ImageReader(model), files
         count = min(len(files), SUBSET)
-        some = [files[i * len(files) // count] for i in range(count)]
-        self._kept = {file: self._pixels(file) for file in _progress(some, 'Reading')}
+        subset = [files[i * len(files) // count] for i in range(count)]
+        progress = tqdm(subset, desc='Reading', unit='image', delay=1, disable=None)
+        self._kept = {file: self._pixels(file) for file in progress}
         if not self.subset():
             raise UserError(f'None of the images in {Path(files[0]).parent} can be read.')
 
@@ -91,14 +92,10 @@ class Calibration:
         return self._reader.normalize(pixels[None])
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for file in _progress(self._files, 'Comparing'):
+        for file in tqdm(self._files, desc='Comparing', unit='image', delay=1, disable=None):
             pixels = self._kept[file] if file in self._kept else self._pixels(file)
             if pixels is not None:
                 yield file, self.normalize(pixels)
-
-
-def _progress(files: list[str], what: str) -> Iterable[str]:
-    return tqdm(files, desc=what, unit='image', delay=1, disable=None)
 
 
 def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agreement:
