@@ -177,6 +177,9 @@ class ImageReader:
     Args:
         model: Model that the images are for.
 
+    Attributes:
+        mode: Pillow's name of the model's colour channels.
+
     Raises:
         UserError: The model reads neither 1 nor 3 channels.
     """
@@ -186,7 +189,7 @@ class ImageReader:
             raise UserError(f'Image files are read with 1 or 3 channels, but the model reads {model.in_chans}.')
         size = model.patch_embed.img_size
         config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *size)))
-        self._mode = 'L' if model.in_chans == 1 else 'RGB'
+        self.mode = 'L' if model.in_chans == 1 else 'RGB'
         self._transform = create_transform(**config, is_training=False, use_prefetcher=True)  # without normalization
         mean, std = (torch.tensor(config[k]) for k in ('mean', 'std'))
         if len(mean) != model.in_chans:  # of colours, for grey images: their average, as timm's loader has it
@@ -207,7 +210,7 @@ class ImageReader:
         image = open_image(file)
         with _as_value_error():
             self._check_size(image)
-            return self._transform(image.convert(self._mode))
+            return self._transform(image.convert(self.mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""

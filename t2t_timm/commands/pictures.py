@@ -43,10 +43,7 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     Raises:
         UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
     """
-    mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
-    if mode is None:
-        raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    image = require_image(file).convert(mode)
+    image = require_image(file).convert(ImageReader(model).mode)
     height, width = model.patch_embed.img_size
     left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
     if left < 0.99:
@@ -79,7 +76,7 @@ def step_attention(
     k, q, _ = step.kqv(tokens).cpu().double().chunk(3, dim=-1)  # some devices have no float64
     w = step.w.cpu().double()
     k, q = (t @ w.T - t.square().sum(dim=-1, keepdim=True) / 2 for t in (k, q[queries]))  # log phi, but for 1 / sqrt(m)
-    logs = torch.stack([torch.logsumexp(k + row, dim=-1) for row in q])  # large norms would leave the range of exp
+    logs = torch.logsumexp(k + q[:, None], dim=-1)  # large norms would leave the range of exp
     total = torch.logsumexp(logs, dim=-1).exp() / len(w)
     return logs.softmax(dim=-1), total / (total + step.eps)
 
