@@ -15,19 +15,15 @@ from timm.data.readers import get_img_extensions
 
 from ..errors import UserError, printable
 from ..models import T2TViT
+from ..weights.names import abbreviate
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['ImageReader', 'abbreviate', 'find_images', 'open_image', 'require_image', 'walk_files']
+__all__ = ['ImageReader', 'find_images', 'open_image', 'require_image', 'walk_files']
 
 EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
 BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 BLACK, WHITE = (280, 340), (281, 341)  # MinSampleValue and MaxSampleValue, also as TIFF has them for signed or float
-
-
-def abbreviate(names: list[str]) -> str:
-    """Return the first three names."""
-    return ', '.join(names[:3]) + ', ...' * (len(names) > 3)
 
 
 def find_images(names: list[str]) -> list[str]:

@@ -18,7 +18,8 @@ from timm.data.readers import get_img_extensions
 
 from ..errors import UserError
 from ..files import is_part, new_file, new_text_file, sole_writer
-from .images import abbreviate, walk_files
+from ..weights.names import abbreviate
+from .images import walk_files
 
 _logger = logging.getLogger(__name__)
 

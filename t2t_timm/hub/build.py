@@ -18,7 +18,7 @@ from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint
 from ..weights.fit import input_channels, looks_like
 from ..weights.manifest import ModelName, known_name
-from ..weights.names import some
+from ..weights.names import abbreviate
 from ..weights.record import PREPROCESSING, shown
 
 __all__ = ['build', 'check_fit', 'full_name', 'usual_cfg']
@@ -211,7 +211,7 @@ def check_fit(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[s
         )
     args = checkpoint.record.model_args
     with_args = f' with {_listed(args)}' if args and not tag else ''
-    differences = '; '.join(f'{what} {some(names)}' for what, names in (
+    differences = '; '.join(f'{what} {abbreviate(names)}' for what, names in (
         ('missing', [k for k in expected if k not in actual]),
         ('unexpected', [k for k in actual if k not in expected]),
         ('of another shape', [

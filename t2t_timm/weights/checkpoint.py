@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .fit import first_layer
-from .names import find_weights, first_names, some
+from .names import abbreviate, find_weights, first_names
 from .paddle import as_tensor, is_transposed, load_paddle
 from .pickles import dry_run
 from .record import Record, record_of
@@ -141,7 +141,7 @@ def _checked_tensors(weights: dict[Any, Any], fmt: str, path: Path) -> dict[str,
         state_dict[name] = tensor
     damaged = [k for k, v in state_dict.items() if not v.float().isfinite().all()]
     if damaged:
-        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {some(damaged)}.')
+        raise UserError(f'{path} is damaged: it has values that are not finite in float32, in {abbreviate(damaged)}.')
     return state_dict
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['find_weights', 'first_names', 'rename', 'some']
+__all__ = ['abbreviate', 'find_weights', 'first_names', 'rename']
 
 _DEPTH = 6  # dicts inside dicts
 _LONGEST = 256  # characters of a name; a short file can hold a long one in many dicts
@@ -38,7 +38,7 @@ _FOREIGN = {
 }
 
 
-def some(names: Iterable[str]) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """Return the first three names, and how many more there are."""
     names = list(names)
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
@@ -84,7 +84,7 @@ def _models(checkpoint: dict[Any, Any]) -> dict[str, tuple[dict[str, Any], str]]
 
 
 def _shown(keys: Iterable[str]) -> str:
-    return some(repr(key) if key else 'no key' for key in keys)
+    return abbreviate(repr(key) if key else 'no key' for key in keys)
 
 
 def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
@@ -127,7 +127,7 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
         return dict(checkpoint), []
     chosen = _choose(models, key, swapped='message_hub' in checkpoint)
     tensors, prefix = models.pop(chosen)
-    notes = [f'weights under {chosen}' + (f', leaving {some(models)} aside' if models else '')] if chosen else []
+    notes = [f'weights under {chosen}' + (f', leaving {abbreviate(models)} aside' if models else '')] if chosen else []
     # mmcv's EMAHook keeps a buffer per parameter. At the end of an epoch it swaps the two, for evaluation and for the
     # file, which therefore has the averaged weights under the plain names.
     buffers = {f'ema_{name.replace(".", "_")}' for name in tensors} & tensors.keys()
@@ -150,7 +150,7 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
                 weights = {re.sub(pattern, name, k): v for k, v in weights.items()}
             weights.update({f'head.{k[len(head):]}': rest.pop(k) for k in list(rest) if k.startswith(head)})
     if rest:
-        notes.append(f'{some(rest)} left out')
+        notes.append(f'{abbreviate(rest)} left out')
     aux = rename(weights)
     if aux:
         notes.append(f'auxiliary head of token labeling left out ({", ".join(aux)})')

@@ -43,7 +43,7 @@ def test_folders_give_images_and_name_the_rest(tmp_path, caplog):
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == sorted(os.path.join(tmp_path, name) for name in names)
     shown = ', '.join(os.path.join(tmp_path, name) for name in ('.DS_Store', 'c/d', 'notes.txt'))
-    assert caplog.messages == [f'Skipped 4 that have no extension of an image: {shown}, ....']
+    assert caplog.messages == [f'Skipped 4 that have no extension of an image: {shown} and 1 more.']
 
 
 def test_links_of_a_folder(tmp_path, caplog):

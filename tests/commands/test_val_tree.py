@@ -265,7 +265,7 @@ main(['val-tree', 'ILSVRC2012_img_val.tar', 'val.txt', 'val'])
 
 @pytest.mark.parametrize('text, words', [
     ('a.JPEG 1\nb.JPEG\nc.JPEG 1 2\nd.JPEG 1.5\ne.JPEG\u0661 1\nf.txt 1\n',
-     "Unreadable lines: 5 (line 2 'b.JPEG', line 3 'c.JPEG 1 2', line 4 'd.JPEG 1.5', ...)"),
+     "Unreadable lines: 5 (line 2 'b.JPEG', line 3 'c.JPEG 1 2', line 4 'd.JPEG 1.5' and 2 more)"),
     ('a.JPEG 1000\nb.JPEG -1\nc.JPEG 0\n', "Labels outside 0 to 999: 2 (line 1 'a.JPEG 1000', line 2 'b.JPEG -1')"),
     ('a.JPEG 1000\nb.JPEG 1\n', "(line 1 'a.JPEG 1000'). The labels seem to be counted from 1; timm counts from 0"),
     ('a.JPEG 1\n\nval/a.jpeg 1\n', "Names listed twice: 1 (line 3 'val/a.jpeg 1')"),
@@ -284,7 +284,7 @@ def test_mistakes_in_the_list(mistake, text, words):
 
 @pytest.mark.parametrize('kind', ['folder', 'tar'])
 @pytest.mark.parametrize('images, words', [
-    (list(IMAGES.items())[5:], f": 5 ('{NAMES[0]}', '{NAMES[1]}', '{NAMES[2]}', ...)"),
+    (list(IMAGES.items())[5:], f": 5 ('{NAMES[0]}', '{NAMES[1]}', '{NAMES[2]}' and 2 more)"),
     ([*IMAGES.items(), ('a.jpg', b'more'), ('b/c.PNG', b'more')], "Not in the list: 2 ("),
     ([*IMAGES.items(), (f'b/{NAMES[0]}', b'more')], f"There twice: 1 ('{NAMES[0]}')"),
     ([*list(IMAGES.items())[1:], (NAMES[0], b'')], f"Empty, or no regular file: 1 ('{NAMES[0]}')"),
