@@ -128,7 +128,7 @@ class Export:
             check_target(self.path, *kind.suffixes)
         else:
             check_new_folder(self.path)
-        self.images = [] if self.calibration is None else calibration_files(self.calibration)
+        self.files = [] if self.calibration is None else calibration_files(self.calibration)
         if name == 'openvino':
             _check_pair(self.path)
         missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
@@ -152,7 +152,7 @@ class Export:
         path, kind, format = self.path, self.kind, self.format
         model = deepcopy(model).cpu().float().eval()  # whose weights are not those of torch.inference_mode
         images = _images(model, kind.is_fixed)
-        data = Calibration(self.images, model) if self.images else None
+        data = Calibration(self.files, model) if self.files else None
         with folder_beside(path) as tmp:
             file = tmp / f'model{"".join(kind.suffixes[:1])}'
             source = Source(model, images[0], tmp, self.opset, self.half)

@@ -362,21 +362,21 @@ def test_what_a_cut_run_leaves(five, tmp_path, monkeypatch, resumed):
 @pytest.mark.slow
 def test_a_killed_run_loses_nothing(heldout, tmp_path):
     """A real SIGKILL; what is resumed is what a run without it gives."""
-    command = [sys.executable, '-m', '_t2t_timm_cli', 'classify', heldout, '--model', 'test_t2t_vit', '--json',
-               '--embeddings', '--topk', '3', '--workers', '1']
+    command = [sys.executable, '-m', '_t2t_timm_cli', 'classify', *sorted(heldout.iterdir())[:3], '--json',
+               '--model', 'test_t2t_vit', '--embeddings', '--topk', '3', '--workers', '1']
     left = tmp_path / 'cut.json.incomplete'
     process = subprocess.Popen([*command, '--out', 'cut.json'], cwd=tmp_path)
-    while not left.exists() or left.read_bytes().count(b'\n') < 100:
+    while not left.exists() or left.read_bytes().count(b'\n') < 40:
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
     kept = left.read_bytes().count(b'\n') - 1
-    assert 99 <= kept < 1000 and not (tmp_path / 'cut.json').exists()
+    assert 39 <= kept < 300 and not (tmp_path / 'cut.json').exists()
     for name in ('cut.json', 'whole.json'):
         subprocess.run([*command, '--resume', '--out', name], cwd=tmp_path, check=True)
     cut, whole = (json.loads((tmp_path / name).read_text()) for name in ('cut.json', 'whole.json'))
-    assert len(whole) == 1000 and [r['image'] for r in cut] == [r['image'] for r in whole]
+    assert len(whole) == 300 and [r['image'] for r in cut] == [r['image'] for r in whole]
     for a, b in zip(cut, whole, strict=True):
         assert a['embedding'] == pytest.approx(b['embedding'], rel=1e-4, abs=1e-5)
         assert [c['index'] for c in a['classes']] == [c['index'] for c in b['classes']]
