@@ -12,7 +12,7 @@ __all__ = ['main']
 def main() -> int:
     """Run the command line and return its exit code."""
     if 't2t_timm' not in sys.modules:
-        sys.modules['t2t_timm'] = module_from_spec(find_spec('t2t_timm'))  # type: ignore[arg-type]  # it is installed
+        sys.modules['t2t_timm'] = module_from_spec(find_spec('t2t_timm'))
     from t2t_timm.cli import main
     return main()
 
