@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ['UserError', 'file_reason', 'suggestion', 'printable', 'require_timm']
+__all__ = ['UserError', 'file_reason', 'printable', 'require_timm', 'suggestion']
 
 _LONGEST = 1500  # characters
 
