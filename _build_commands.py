@@ -25,21 +25,12 @@ class editable_wheel(_editable_wheel):
 
     def _select_strategy(self, *args, **kwargs):
         strategy = super()._select_strategy(*args, **kwargs)
-        return _WithStartFiles(strategy)
 
+        class WithStartFiles(type(strategy)):
+            def __call__(self, wheel, files, mapping):
+                super().__call__(wheel, files, mapping)
+                for name in START_FILES:
+                    wheel.write(name, name)
 
-class _WithStartFiles:
-    def __init__(self, strategy):
-        self.strategy = strategy
-
-    def __enter__(self):
-        self.strategy.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        return self.strategy.__exit__(*exc)
-
-    def __call__(self, wheel, files, mapping):
-        self.strategy(wheel, files, mapping)
-        for name in START_FILES:
-            wheel.write(name, name)
+        strategy.__class__ = WithStartFiles
+        return strategy

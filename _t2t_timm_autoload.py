@@ -51,9 +51,14 @@ def register():
             'T2T_TIMM_AUTOLOAD=0 silences this.', RuntimeWarning, stacklevel=2)
 
 
+def is_off(variable: str) -> bool:
+    """Return True if a variable of the environment is set to a word for off."""
+    return os.environ.get(variable, '').lower() in ('0', 'false', 'no', 'off')
+
+
 def install():
     """Wait for timm.models to be imported, unless T2T_TIMM_AUTOLOAD=0."""
-    if os.environ.get('T2T_TIMM_AUTOLOAD', '1').lower() in ('0', 'false', 'no', 'off'):
+    if is_off('T2T_TIMM_AUTOLOAD'):
         return
     if _TARGET in sys.modules:
         register()

@@ -66,7 +66,7 @@ def main() -> None:
         save_for_hf(timm.create_model(args.model), f'{tmp}/model', safe_serialization=True)
         options = ['--model', f'local-dir:{tmp}/model', '--workers', args.workers, '--batch-size', args.batch_size,
                    '--device', args.device]
-        t2t = [sys.executable, '-m', 't2t_timm.cli', 'classify', str(photos), *options]
+        t2t = [sys.executable, '-m', '_t2t_timm_cli', 'classify', str(photos), *options]
         commands = {'classify': [*t2t, '--csv', '--out', 'ours.csv']}
         if args.inference:
             commands['inference.py'] = [

@@ -18,7 +18,7 @@ import timm
 import torch
 
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.images import image_reader
+from t2t_timm.commands.images import ImageReader
 from t2t_timm.digits import extract_heldout
 
 
@@ -55,7 +55,7 @@ def time_together(runs: dict, x: torch.Tensor, repeats: int) -> dict:
 
 def digits(model) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the held-out digits as the model reads them, and their classes."""
-    read = image_reader(model)
+    read = ImageReader(model)
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(Path(extract_heldout(os.path.join(folder, 'digits'))).glob('*/*'))
         return torch.cat([read(str(f)) for f in files]), torch.tensor([int(f.parent.name[0]) for f in files])

@@ -19,7 +19,7 @@ import torch
 from int8 import onnx_session, openvino_session
 
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.images import image_reader
+from t2t_timm.commands.images import ImageReader
 
 PAIRS = ('t2t_vit_14:deit_small_patch16_224', 't2t_vit_7:deit_tiny_patch16_224', 't2t_vit_t_14:deit_small_patch16_224')
 
@@ -77,7 +77,7 @@ def sessions(name: str, folder: str, calibration: str | None) -> dict[str, Calla
     else:
         export_reference(model, file)
     files = sorted(str(f) for f in Path(calibration).rglob('*') if f.is_file())[:300] if calibration else []
-    data = [image_reader(model)(f) for f in files]
+    data = [ImageReader(model)(f) for f in files]
     if importlib.util.find_spec('onnxruntime'):
         runs['onnxruntime float32'] = onnx_session(file, 1)
         if calibration:

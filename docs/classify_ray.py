@@ -21,7 +21,7 @@ import timm
 import torch
 
 from t2t_timm.commands.classify import class_names
-from t2t_timm.commands.images import find_images, image_reader
+from t2t_timm.commands.images import ImageReader, find_images
 
 
 class Classifier:
@@ -29,7 +29,7 @@ class Classifier:
 
     def __init__(self, model: str, topk: int, device: str) -> None:
         self.model = timm.create_model(model, pretrained=True).to(device).eval()
-        self.read, self.names = image_reader(self.model), class_names(self.model)
+        self.read, self.names = ImageReader(self.model), class_names(self.model)
         self.topk, self.device = min(topk, len(self.names)), device
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:

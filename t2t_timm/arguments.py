@@ -2,10 +2,10 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .errors import UserError, nearest
+from .errors import UserError, suggestion
 from .version import __version__
 
 __all__ = ['make_parser']
@@ -14,54 +14,37 @@ Run = Callable[[argparse.Namespace], int | None]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest behind its complaint of a command or an option that it does not know."""
-    words: Sequence[str] = ()
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(args, namespace)
+    """Adds a suggestion to its complaint about a command or an option that it does not know."""
 
     def error(self, message: str) -> NoReturn:
         command = re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if command:
-            hint = nearest(command[1], re.findall(r'[\w-]+', command[2]))
+            hint = suggestion(command[1], re.findall(r'[\w-]+', command[2]))
         else:
-            known = self._option_string_actions
-            options = [word.split('=')[0] for word in self.words if word.startswith('--')]
-            unknown = [option for option in options if not any(name.startswith(option) for name in known)]
-            hint = next(filter(None, (nearest(option, known) for option in unknown)), '')
+            unknown = re.findall(r'--[\w-]+', message.partition('unrecognized arguments: ')[2])
+            hint = next(filter(None, (suggestion(option, self._option_string_actions) for option in unknown)), '')
         super().error(f'{message}.{hint}' if hint else message)
 
 
-class _Commands:
-    """Adds commands to a parser."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-    def add(
-            self, name: str, module: str, run: Run, help: str, *examples: str, more: str = '',
-    ) -> argparse.ArgumentParser:
-        """Add a command, with the module that it needs, examples of its arguments and more text for its --help."""
-        title = 'example:' if len(examples) == 1 else 'examples:'
-        lines = [title, *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]
-        sub = self._commands.add_parser(
-            name, help=help, description=help, epilog='\n'.join(lines + ['', more] * bool(more)),
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.set_defaults(run=run, module=module, parser=sub)
-        return sub
+def _add_command(commands: Any, name: str, run: Run, help: str, *examples: str) -> argparse.ArgumentParser:
+    """Add a command to the parsers of commands, with examples of its arguments, and return its parser."""
+    title = 'example:' if len(examples) == 1 else 'examples:'
+    sub = commands.add_parser(
+        name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='\n'.join([title, *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]))
+    sub.set_defaults(run=run, parser=sub)
+    return sub
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser.
 
-    What it parses has `module`, which is to be imported first, `run`, which is called with it and returns an exit code
-    or None, and `parser`, which is the command's own.
+    What it parses has `run`, which is called with it and returns an exit code or None, and `parser`, the command's own.
     """
     parser = _Parser(
         prog='t2t-timm', description='T2T-ViT for timm.', epilog='`t2t-timm COMMAND --help` has examples.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-    commands = _Commands(parser)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     _add_use(commands)  # in the order of --help: what most people use comes first
     _add_pictures(commands)
     _add_checkpoints(commands)
@@ -70,19 +53,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(commands: _Commands) -> None:
-    sub = commands.add(
-        'recipe', '.recipes', _recipe,
+def _add_data(commands: Any) -> None:
+    sub = _add_command(
+        commands, 'recipe', _recipe,
         "Print the path of a training recipe for timm's train.py --config.", '', 't2t_vit_14')
     sub.add_argument('name', metavar='NAME', nargs='?', help='name of the recipe; without it, list all recipes')
 
-    sub = commands.add(
-        'digits', '.digits', _digits,
+    sub = _add_command(
+        commands, 'digits', _digits,
         'Write the 1,000 held-out images of test_t2t_vit, one folder per digit.', 'digits')
     sub.add_argument('out_dir', metavar='DIR', help='folder to write to; it must be empty or new')
 
-    sub = commands.add(
-        'val-tree', '.commands.val_tree', _val_tree,
+    sub = _add_command(
+        commands, 'val-tree', _val_tree,
         "Sort ImageNet's validation images by class, for timm's validate.py.",
         'ILSVRC2012_img_val.tar val.txt imagenet/val')
     sub.add_argument('images', metavar='IMAGES|TAR', help='folder or tar file with the images')
@@ -90,9 +73,9 @@ def _add_data(commands: _Commands) -> None:
     sub.add_argument('out', metavar='OUT', help='folder to create')
 
 
-def _add_publishing(commands: _Commands) -> None:
-    sub = commands.add(
-        'publish', '.hub.publish', _publish,
+def _add_publishing(commands: Any) -> None:
+    sub = _add_command(
+        commands, 'publish', _publish,
         "Convert the publishers' weights and upload each tag to a Hub repo of its own.",
         't2t_vit_14.in1k --namespace my-company')
     sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
@@ -103,14 +86,14 @@ def _add_publishing(commands: _Commands) -> None:
     sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
 
-    sub = commands.add('cards', '.hub.cards', _cards, 'Write the model card of every tag.', '--check')
+    sub = _add_command(commands, 'cards', _cards, 'Write the model card of every tag.', '--check')
     sub.add_argument('--out', metavar='DIR', default='model_cards', help='folder to write to (default: %(default)s)')
     sub.add_argument('--check', action='store_true', help='write nothing; exit code 1 if a card is out of date')
 
 
-def _add_checkpoints(commands: _Commands) -> None:
-    sub = commands.add(
-        'convert', '.hub.convert', _convert, 'Convert a checkpoint of any known format to a folder that timm can load.',
+def _add_checkpoints(commands: Any) -> None:
+    sub = _add_command(
+        commands, 'convert', _convert, 'Convert a checkpoint of any known format to a folder that timm can load.',
         '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
         'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
@@ -123,16 +106,16 @@ def _add_checkpoints(commands: _Commands) -> None:
         help='names of your classes: the training folder, with one folder per class, or a file with one name per line')
     _add_checkpoint(sub)
 
-    sub = commands.add(
-        'verify', '.hub.verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.",
+    sub = _add_command(
+        commands, 'verify', _verify, "Describe a checkpoint, check that it loads, and compare it with another.",
         'converted', 'converted model_best.pth.tar')
     sub.add_argument('first', metavar='DIR|FILE|TAG', help='converted folder, checkpoint file, or tag to download')
     sub.add_argument('second', metavar='SECOND', nargs='?', help='another one, which should give the same logits')
     sub.add_argument('--model', metavar='ARCH[.TAG]', help='architecture, if the file fits more than one')
     _add_checkpoint(sub)
 
-    sub = commands.add(
-        'push', '.hub.push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.',
+    sub = _add_command(
+        commands, 'push', _push, 'Upload the weights, config and model card of a converted folder to the Hub.',
         'converted me/my-t2t-vit --private')
     sub.add_argument('dir', metavar='DIR', help='folder written by `t2t-timm convert`')
     sub.add_argument('repo', metavar='REPO', nargs='?', help='Hub repo (default: t2t-timm/ARCH.TAG, from config.json)')
@@ -148,21 +131,21 @@ def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--key', help='which model to take of a file that holds several, such as teacher')
 
 
-def _add_use(commands: _Commands) -> None:
-    sub = commands.add(
-        'models', '.hub.tables', _models,
+def _add_use(commands: Any) -> None:
+    sub = _add_command(
+        commands, 'models', _models,
         'List all pretrained models, what they cost, and where their weights come from.',
         '', '--csv')
-    sub.add_argument(
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument(
         '--check', action='store_true',
         help='ask the Hub which weights are there and as this version expects them; exit code 1 unless all are')
-    form = sub.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print the list as JSON')
     form.add_argument(
         '--csv', action='store_true', help="print those of ImageNet in the columns of timm's results-imagenet.csv")
 
-    sub = commands.add(
-        'classify', '.commands.classify', _classify, 'Classify image files and print the most probable classes.',
+    sub = _add_command(
+        commands, 'classify', _classify, 'Classify image files and print the most probable classes.',
         'photo.jpg', 'photos/ --model local-dir:converted --csv --out classes.csv',
         'photos/ --workers 4 --embeddings --parquet --out vectors.parquet --resume')
     sub.add_argument('images', metavar='IMAGE', nargs='+', help='image files, folders or patterns such as "*.jpg"')
@@ -184,8 +167,8 @@ def _add_use(commands: _Commands) -> None:
     sub.add_argument(
         '--resume', action='store_true', help='go on with the results that a run with the same --out has left')
 
-    sub = commands.add(
-        'export', '.commands.export', _export,
+    sub = _add_command(
+        commands, 'export', _export,
         'Export a model; the file is kept only if its logits agree with the model.',
         't2t_vit_14 --out t2t.onnx', 'local-dir:converted --format openvino --dynamic --out t2t.xml')
     sub.add_argument('model', metavar='MODEL', help='model name, or local-dir:DIR for a converted folder')
@@ -205,12 +188,12 @@ def _add_use(commands: _Commands) -> None:
     _add_untrained(sub)
 
 
-def _add_pictures(commands: _Commands) -> None:
-    for name, run, help in (
-            ('attention', _attention, 'Draw what the class token, and some tokens of the token layers, attend to.'),
-            ('features', _features, 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
+def _add_pictures(commands: Any) -> None:
+    for name, help in (
+            ('attention', 'Draw what the class token, and some tokens of the token layers, attend to.'),
+            ('features', 'Draw channels of the feature maps, of the tokens-to-token stages and of blocks.'),
     ):
-        sub = commands.add(name, '.commands.pictures', run, help, f'photo.jpg --out {name}.png')
+        sub = _add_command(commands, name, _draw, help, f'photo.jpg --out {name}.png')
         sub.add_argument('image', metavar='IMAGE', help='image file')
         sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
@@ -230,6 +213,11 @@ def _add_untrained(sub: argparse.ArgumentParser) -> None:
 
 def _next_step(*commands: str) -> None:
     print('Next: ' + ', or '.join(f'`{command}`' for command in commands), file=sys.stderr)
+
+
+def _tell(verdict: Any) -> int:
+    print('\n'.join(verdict.lines))
+    return 0 if verdict.good else 1
 
 
 def _recipe(args: argparse.Namespace) -> None:
@@ -270,9 +258,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     from .hub.verify import verify
-    verdict = verify(args.first, args.second, args.model, key=args.key, **_img_size(args))
-    print('\n'.join(verdict.lines))
-    return 0 if verdict.good else 1
+    return _tell(verify(args.first, args.second, args.model, key=args.key, **_img_size(args)))
 
 
 def _cards(args: argparse.Namespace) -> None:
@@ -282,14 +268,8 @@ def _cards(args: argparse.Namespace) -> None:
 
 def _models(args: argparse.Namespace) -> int:
     if args.check:
-        if args.json or args.csv:
-            raise UserError(
-                f'--{"json" if args.json else "csv"} lists the models; --check prints what the Hub says: use one of '
-                'them.')
         from .hub.check import compare_with_hub
-        verdict = compare_with_hub()
-        print('\n'.join(verdict.lines))
-        return 0 if verdict.good else 1
+        return _tell(compare_with_hub())
     from .hub.tables import models_csv, models_json, models_table
     print(models_json() if args.json else models_csv() if args.csv else models_table())
     return 0
@@ -300,8 +280,8 @@ def _classify(args: argparse.Namespace) -> int:
 
     import torch
 
-    from .commands.classify import classify, write_results
-    from .commands.results import check_pyarrow, open_journal, write_file
+    from .commands.classify import classify
+    from .commands.results import check_pyarrow, open_journal, tell_errors, write_file, write_results
     from .files import check_target
     if args.embeddings and args.form not in ('json', 'parquet'):
         raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
@@ -314,19 +294,22 @@ def _classify(args: argparse.Namespace) -> int:
     options = dict(
         model=args.model, topk=args.topk, amp=args.amp and getattr(torch, args.amp), embeddings=args.embeddings,
         **_img_size(args))
+    failed: list[str] = []
 
     def results(skip: list[str]):
-        return classify(
+        return tell_errors(classify(
             args.images, batch_size=args.batch_size, device=args.device, workers=args.workers, skip=skip,
-            progress=args.out is not None or not sys.stdout.isatty(), **options)
+            progress=args.out is not None or not sys.stdout.isatty(), **options), failed)
 
     if args.out is None:
-        return write_results(results([]), args.form, sys.stdout)
-    with open_journal(Path(args.out), {k: str(v) for k, v in options.items()}, args.resume) as journal:
-        code = journal.add(results(journal.done))
-        write_file(journal.results(), args.form, Path(args.out))
-    print(args.out)
-    return code
+        write_results(results([]), args.form, sys.stdout)
+    else:
+        out = Path(args.out)
+        with open_journal(out, {k: str(v) for k, v in options.items()}, args.resume) as journal:
+            journal.add(results(journal.done))
+            write_file(journal.results(), args.form, out)
+        print(out)
+    return 1 if failed else 0
 
 
 def _img_size(args: argparse.Namespace) -> dict:
@@ -338,31 +321,28 @@ def _img_size(args: argparse.Namespace) -> dict:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .commands.export import check_arguments, export_model
+    from pathlib import Path
+
+    from .commands.export import Export
     from .commands.load import load_t2t_vit
-    check_arguments(args.out, args.format, args.quantize, args.calibration, args.opset, args.dtype, args.dynamic)
-    model = load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))
-    print(export_model(model, args.out, args.format, args.quantize, args.calibration, args.opset, args.dtype))
+    export = Export(
+        Path(args.out), args.format, args.quantize, args.calibration, args.opset, args.dtype, args.dynamic)
+    print(export.run(load_t2t_vit(args.model, args.untrained, dynamic_img_size=args.dynamic, **_img_size(args))))
 
 
-def _attention(args: argparse.Namespace) -> None:
-    from .commands.pictures import draw_attention
-    _draw(args, draw_attention)
-
-
-def _features(args: argparse.Namespace) -> None:
-    from .commands.pictures import draw_features
-    _draw(args, draw_features, args.blocks)
-
-
-def _draw(args: argparse.Namespace, draw: Callable, *options: list[int]) -> None:
+def _draw(args: argparse.Namespace) -> None:
     from .commands.images import require_image
     from .commands.load import load_t2t_vit
-    from .commands.pictures import check_matplotlib, read_image, save_picture
+    from .commands.pictures import check_matplotlib, draw_attention, draw_features, read_image, save_picture
     from .files import check_target
     check_matplotlib()
     check_target(args.out, '.png')
     require_image(args.image)  # before weights are fetched
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
-    figure = draw(model, read_image(args.image, model), args.model, *options, untrained=args.untrained)
-    print(save_picture(figure, args.out))
+    image = read_image(args.image, model)
+    if args.command == 'attention':
+        figure = draw_attention(model, image, args.model, args.untrained)
+    else:
+        figure = draw_features(model, image, args.model, args.blocks, args.untrained)
+    save_picture(figure, args.out)
+    print(args.out)

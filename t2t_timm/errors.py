@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ['UserError', 'file_reason', 'nearest', 'printable', 'require_timm']
+__all__ = ['UserError', 'file_reason', 'printable', 'require_timm', 'suggestion']
 
 _LONGEST = 1500  # characters
 
@@ -18,7 +18,7 @@ def printable(text: str) -> str:
         c if c.isprintable() or unicodedata.category(c) == 'Zs' else c.encode('unicode_escape').decode() for c in text)
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
+def suggestion(word: str, words: Iterable[str]) -> str:
     """Return a question for the most similar of `words`, to put behind a sentence, or nothing if there is none."""
     spelt = {w.replace('-', '_'): w for w in words}
     found = get_close_matches(word.lower().replace('-', '_'), spelt, n=3, cutoff=0.75)

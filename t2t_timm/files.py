@@ -26,13 +26,13 @@ def is_part(name: str) -> bool:
 
 
 def check_parent(path: Path) -> None:
-    """Check that a folder can be made at `path`: like files, it is made where a folder is, and parents never are.
+    """Check that there is a folder for a file or folder to write: parents are never made.
 
     Raises:
-        UserError: There is no folder to make it in.
+        UserError: There is none.
     """
-    if not path.absolute().parent.is_dir():
-        raise UserError(f'There is no folder {path.absolute().parent} to make {path.name} in.')
+    if not path.parent.is_dir():
+        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
 
 
 def check_new_folder(path: Path) -> None:
@@ -41,11 +41,11 @@ def check_new_folder(path: Path) -> None:
     Raises:
         UserError: There is no folder to make it in, or what is there already is no folder or not empty.
     """
+    check_parent(path)
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f'{path} exists and is not empty: name a new folder, or empty it.')
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f'{path} exists and is not a folder: name a new one.')
-    check_parent(path)
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:
@@ -60,8 +60,7 @@ def check_target(path: str | Path, *suffixes: str) -> None:
         OSError: Its folder is read-only.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
+    check_parent(path)
     if path.is_dir():
         raise UserError(f'{path} is a folder: name a file to write.')
     if path.suffix and path.suffix.lower() not in suffixes:
@@ -76,28 +75,22 @@ def naming(path: Path, part: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        error = _disk_error(e, part)
-        if error is None:
+        error = e if isinstance(e, OSError) and e.errno is not None else _full_disk(part)
+        if error is None or not (
+                error.errno in _FULL if error.filename is None else os.fsdecode(error.filename).startswith(str(part))):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from e
 
 
-def _disk_error(e: Exception, part: Path) -> OSError | None:
-    """Return the system's error behind one that was raised while a file or folder `part` was written, if there is one.
-
-    Libraries raise errors of their own, in their own words, when a disk is full: whether it is full is tried.
-    """
-    if isinstance(e, OSError) and e.errno is not None:
-        if e.filename is None:
-            return e if e.errno in _FULL else None
-        return e if os.fsdecode(e.filename).startswith(str(part)) else None
-    files = [p for p in (part, *part.rglob('*')) if p.is_file()]
+def _full_disk(part: Path) -> OSError | None:
+    """Return the error of a full disk, which libraries tell of in their own words: write 1 MiB to test."""
+    sizes = [p.stat().st_size for p in (part, *part.rglob('*')) if p.is_file()]
     try:
         with TemporaryFile(dir=part if part.is_dir() else part.parent) as file:
-            file.seek(max((p.stat().st_size for p in files), default=0))
+            file.seek(max(sizes, default=0))  # a file, too, may have reached its limit
             file.write(bytes(1 << 20))
-    except OSError as full:
-        return full if full.errno in _FULL else None
+    except OSError as e:
+        return OSError(e.errno, e.strerror)
     return None
 
 

@@ -56,6 +56,13 @@ def timm_scripts():
 
 
 @pytest.fixture(scope='session')
+def heldout(tmp_path_factory):
+    """The 1,000 digits that the embedded model was not trained on, one folder per digit."""
+    from t2t_timm.digits import extract_heldout
+    return extract_heldout(tmp_path_factory.mktemp('digits') / 'heldout')
+
+
+@pytest.fixture(scope='session')
 def golden_weights():
     """The generator of deterministic weights and images behind the golden outputs."""
     import golden_weights

@@ -34,11 +34,6 @@ def entry():
     return weight_entry('test_t2t_vit.mnist')
 
 
-@pytest.fixture(scope='module')
-def heldout(tmp_path_factory):
-    return extract_heldout(tmp_path_factory.mktemp('digits') / 'heldout')
-
-
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*args, **kwargs):
@@ -137,7 +132,8 @@ def test_extract_refuses_an_archive_that_escapes(tmp_path, monkeypatch, name, ki
     info.type, info.linkname = kind, '../../mine.txt' if kind == tarfile.SYMTYPE else ''
     with tarfile.open(tmp_path / 'bad.tar', 'w') as tar:
         tar.addfile(info)
-    monkeypatch.setattr(t2t_timm.digits, '_ARCHIVE', tmp_path / 'bad.tar')
+    bad = tarfile.open(tmp_path / 'bad.tar')
+    monkeypatch.setattr('tarfile.open', lambda file: bad)
     with pytest.raises(UserError, match='which is not a digit'):
         extract_heldout(tmp_path / 'out')
     assert [p.name for p in tmp_path.iterdir()] == ['bad.tar']

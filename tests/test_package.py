@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
-START_FILES = {'t2t_timm.pth', 't2t_timm.start', '_t2t_timm_autoload.py'}
+START_FILES = {'t2t_timm.pth', 't2t_timm.start', '_t2t_timm_autoload.py', '_t2t_timm_cli.py'}
 NOT_IN_SDIST = ('.ci/', '.github/', '.gitignore', '.pre-commit-config.yaml')
 
 

@@ -45,7 +45,7 @@ def test_a_console_without_the_letters(folder, encoding, monkeypatch):
 ])
 def test_the_c_locale(folder, env, printed):
     done = subprocess.run(
-        [sys.executable, '-m', 't2t_timm.cli', 'convert', folder / f'{NAME}.pth', '--model', 'test_t2t_vit', '--out',
+        [sys.executable, '-m', '_t2t_timm_cli', 'convert', folder / f'{NAME}.pth', '--model', 'test_t2t_vit', '--out',
          folder / 'out'],
         env=dict(os.environ, LC_ALL='C', **env), capture_output=True)
     assert done.returncode == 0 and printed in done.stderr, done.stderr

@@ -1,26 +1,23 @@
 """Classification of image files with a pretrained model."""
 import os
 import signal
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
 from huggingface_hub.utils import tqdm
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import ImageReader, find_images, image_reader
+from .images import ImageReader, find_images
 from .load import load_t2t_vit
-from .results import write_results
 
-__all__ = ['class_names', 'classify', 'write_results']
-
-Batch = tuple[list[tuple[str, str | None]], torch.Tensor | None]  # files, each with its error; pixels of the others
+__all__ = ['class_names', 'classify']
 
 
 def class_names(model: T2TViT) -> list[str]:
@@ -59,7 +56,7 @@ def classify(
         workers: Processes that read images; 0 reads them in this one.
         amp: Lower precision of autocast; None computes in float32.
         embeddings: Give the vector of pooled features too, which the classifier reads; a model may then have none.
-        skip: Files to leave out, each as often as it is named here.
+        skip: Files to leave out.
         **kwargs: Further arguments of timm.create_model.
 
     Returns:
@@ -78,7 +75,8 @@ def classify(
         raise UserError(f'There are no images in {", ".join(names)}.')
     if not any(os.path.exists(file) for file in files):  # before weights are fetched
         raise UserError(f'There is no file {", ".join(files)}.')
-    files = _without(files, skip)
+    done = set(skip)
+    files = [file for file in files if file not in done]
     if not files:
         return iter(())
     try:
@@ -89,69 +87,44 @@ def classify(
     net = load_t2t_vit(model, **kwargs).to(device)
     if net.num_classes < 1 and not embeddings:
         raise UserError(f'{model} has no classifier.')
-    reader = image_reader(net)
-    loader = DataLoader(
-        _Images(files, reader), batch_size, num_workers=workers, collate_fn=_collate, worker_init_fn=_ignore_ctrl_c,
+    reader = ImageReader(net)
+    loader: DataLoader = DataLoader(
+        files, batch_size, num_workers=workers,  # type: ignore[arg-type]  # a list is a dataset
+        collate_fn=partial(_read, reader), worker_init_fn=_ignore_ctrl_c,
         pin_memory=torch.device(device).type == 'cuda')
     bar = tqdm(total=len(files), unit='image', delay=1, disable=None if progress else True)
     return _classify(net, reader, loader, bar, topk, amp, embeddings)
-
-
-def _without(files: list[str], skip: Iterable[str]) -> list[str]:
-    done, left = Counter(skip), []
-    for file in files:
-        if done[file]:
-            done[file] -= 1
-        else:
-            left.append(file)
-    return left
 
 
 def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextManager:
     return nullcontext() if amp is None else torch.autocast(device.type, amp)  # not every device has it
 
 
-class _Images(Dataset):
-    """Files, and the pixels of each or why it cannot be read."""
-
-    def __init__(self, files: list[str], reader: ImageReader) -> None:
-        self.files = files
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | str]:
-        file = self.files[index]
+def _read(reader: ImageReader, files: list[str]) -> tuple[list[str], torch.Tensor | None, list[dict[str, Any]]]:
+    """Return the files that could be read, their pixels, and the results of the others."""
+    pixels, errors = {}, []
+    for i, file in enumerate(files):
         try:
-            return file, self.reader.pixels(file)
+            pixels[i] = reader.pixels(file)
         except ValueError as e:
-            return file, str(e)
-
-
-def _collate(images: list[tuple[str, torch.Tensor | str]]) -> Batch:
-    pixels = [x for _, x in images if isinstance(x, torch.Tensor)]
-    return [(file, x if isinstance(x, str) else None) for file, x in images], torch.stack(pixels) if pixels else None
+            errors.append(dict(image=file, error=str(e)))
+    return [files[i] for i in pixels], torch.stack([*pixels.values()]) if pixels else None, errors
 
 
 def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the process that computes ends them
 
 
-def _batches(loader: DataLoader) -> Iterator[Batch]:
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as e:
-            if 'DataLoader worker' not in str(e):
-                raise
-            raise UserError(
-                f'A process that reads images has ended ({e}), perhaps for lack of memory: use fewer --workers or a '
-                'smaller --batch-size.') from e
-        yield batch
+@contextmanager
+def _workers_may_end() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:
+        if 'DataLoader worker' not in str(e):
+            raise
+        raise UserError(
+            f'A process that reads images has ended ({e}), perhaps for lack of memory: use fewer --workers or a '
+            'smaller --batch-size.') from e
 
 
 def _classify(
@@ -165,25 +138,23 @@ def _classify(
 ) -> Iterator[dict[str, Any]]:
     labels, device = class_names(model), next(model.parameters()).device
     head, model.head = model.get_classifier(), nn.Identity()  # from here on the model gives what its classifier reads
-    for files, pixels in _batches(loader):
-        for file, error in files:
-            bar.update()
-            if error is not None:
-                yield dict(image=file, error=error)
-        if pixels is None:
-            continue
-        with torch.inference_mode(), _autocast(device, amp):
-            vectors = model(reader.normalize(pixels.to(device, non_blocking=True)))
-            probabilities = head(vectors).float().softmax(dim=1).cpu()
-            vectors = vectors.float().cpu()
-        if not (vectors if model.num_classes < 1 else probabilities).isfinite().all():
-            raise UserError('The probabilities are not finite numbers: the weights are damaged.')
-        values, indices = probabilities.topk(min(topk, len(labels)))
-        read = (file for file, error in files if error is None)
-        for file, row, classes, vector in zip(read, values.tolist(), indices.tolist(), vectors.numpy(), strict=True):
-            result: dict[str, Any] = dict(image=file, classes=[
-                dict(index=i, label=labels[i], probability=round(p, 6)) for p, i in zip(row, classes, strict=True)])
-            if embeddings:
-                result['embedding'] = [float(str(v)) for v in vector]  # the fewest digits that tell float32 apart
-            yield result
-    bar.close()
+    with bar, _workers_may_end():
+        for files, pixels, errors in loader:
+            bar.update(len(files) + len(errors))
+            yield from errors
+            if pixels is None:
+                continue
+            with torch.inference_mode(), _autocast(device, amp):
+                vectors = model(reader.normalize(pixels.to(device, non_blocking=True)))
+                probabilities = head(vectors).float().softmax(dim=1).cpu()
+                vectors = vectors.float().cpu()
+            if not (vectors if model.num_classes < 1 else probabilities).isfinite().all():
+                raise UserError('The probabilities are not finite numbers: the weights are damaged.')
+            values, indices = probabilities.topk(min(topk, len(labels)))
+            rows = zip(files, values.tolist(), indices.tolist(), vectors.numpy(), strict=True)
+            for file, row, best, vector in rows:
+                result: dict[str, Any] = dict(image=file, classes=[
+                    dict(index=i, label=labels[i], probability=round(p, 6)) for p, i in zip(row, best, strict=True)])
+                if embeddings:
+                    result['embedding'] = [float(str(v)) for v in vector]  # the fewest digits that tell float32 apart
+                yield result

@@ -1,19 +1,21 @@
 """Export of a model to a file of one of the formats, which is compared with the model before it is kept."""
 import logging
 import os
+from copy import deepcopy
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..errors import UserError, nearest
+from ..errors import UserError, suggestion
 from ..files import check_new_folder, check_target, folder_beside
 from ..models import T2TViT
-from .formats import DYNAMO_OPSET, FORMATS, MIN_SIZE, Format, Run, Source
-from .quantize import Agreement, Calibration, calibration_files, measure_agreement
+from .formats import DYNAMO_OPSET, FORMATS, MIN_SIZE, Source
+from .quantize import Agreement, Calibration, Run, calibration_files, measure_agreement
 
-__all__ = ['OPSETS', 'Exported', 'check_arguments', 'export_model']
+__all__ = ['OPSETS', 'Export', 'Exported', 'export_model']
 
 OPSETS = range(16, 25)
 TESTED_TORCH = '2.14'  # every format and --dynamic; the exporters of older releases do less
@@ -54,7 +56,7 @@ def export_model(
     (TorchScript takes what the model takes). ExecuTorch's file is for one image at a time.
 
     Args:
-        model: Model to export; it is exported for evaluation, on the CPU.
+        model: Model to export; a copy of it is exported for evaluation, on the CPU.
         path: File to write; it appears, or is replaced, only if the comparison succeeds. OpenVINO writes NAME.xml and
             NAME.bin, transformers.js a new folder.
         format: 'onnx', 'openvino', 'export' (torch.export), 'aoti' (an AOTInductor package for this kind of machine),
@@ -74,96 +76,112 @@ def export_model(
         UserError: An unknown format, arguments that do not go together, a missing package or compiler, an exporter
             that is too old for this, no folder to write to, no images to calibrate with, or too large a difference.
     """
-    path = Path(path)
-    check_arguments(path, format, quantize, calibration, opset, dtype, model.dynamic_img_size)
-    kind, half = FORMATS[format], dtype == 'float16'
-    model = model.float().eval()
-    images = _images(model, kind.is_fixed)
-    data = None if calibration is None else Calibration(calibration, model)
-    with (
-        folder_beside(path) as tmp,
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        file = tmp / f'model{"".join(kind.suffixes[:1])}'
-        source = Source(model, images[0], tmp, opset, half)
-        _logger.info(f'Exporting, format {format} ...')
-        _write(kind, source, file, format)
-        _logger.info('Comparing it with the model ...')
-        max_diff = _compare(model, kind.run(file), images, format, HALF_TOLERANCE if half else TOLERANCE)
-        agreement = None
-        if data is not None and kind.quantize is not None:
-            _logger.info('Quantizing it to int8 ...')
-            kind.quantize(source, file, data)
-            _logger.info('Comparing it with the model on the images ...')
-            agreement = measure_agreement(model, (kind.run_int8 or kind.run)(file), data)
-        size = _keep(file, path)  # no session has it open any more, which Windows would not rename
-    return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
+    return Export(Path(path), format, quantize, calibration, opset, dtype, model.dynamic_img_size).run(model)
 
 
-def check_arguments(
-        path: str | Path,
-        format: str = 'onnx',
-        quantize: str | None = None,
-        calibration: str | Path | None = None,
-        opset: int | None = None,
-        dtype: str | None = None,
-        dynamic: bool = False,
-) -> None:
-    """Check what can be checked of the arguments of `export_model` without a model.
+@dataclass
+class Export:
+    """Arguments of `export_model`, validated before a model is loaded.
+
+    Args:
+        dynamic: The model is made with dynamic_img_size=True.
 
     Raises:
         UserError: What `export_model` says of them.
     """
-    path = Path(path)
-    if format not in FORMATS:
-        raise UserError(f'Unknown format {format!r}: use one of {", ".join(FORMATS)}.{nearest(format, FORMATS)}')
-    kind = FORMATS[format]
-    if quantize not in (None, 'int8'):
-        raise UserError(f'Unknown quantization {quantize!r}: use int8.')
-    if dtype not in (None, 'float32', 'float16'):
-        raise UserError(f'Unknown dtype {dtype!r}: use float32 or float16.')
-    if opset is not None:
-        _check_opset(opset, format, quantize, dtype, dynamic)
-    if quantize and not kind.quantize:
-        raise UserError(f'--quantize int8 is for the formats {_having("quantize")}, not for {format}.')
-    if dtype == 'float16' and not kind.has_float16:
-        raise UserError(f'--dtype float16 is for the formats {_having("has_float16")}, not for {format}.')
-    if dtype == 'float16' and quantize:
-        raise UserError('--quantize int8 and --dtype float16 make two different files: use one of them.')
-    if dynamic and kind.is_fixed:
-        raise UserError(f'A file of {format} is for one image size: leave out --dynamic.')
-    if quantize and calibration is None:
-        raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
-    if calibration is not None and not quantize:
-        raise UserError('--calibration is for --quantize int8.')
-    if kind.suffixes:
-        check_target(path, *kind.suffixes)
-    else:
-        check_new_folder(path)
-    if calibration is not None:
-        calibration_files(calibration)
-    if format == 'openvino':
-        _check_pair(path)
-    missing = [name for name in kind.packages + kind.quantize_packages * bool(quantize) if find_spec(name) is None]
-    if missing:
-        raise UserError(f'The format {format} needs more packages: pip install {" ".join(missing)}')
+    path: Path
+    format: str = 'onnx'
+    quantize: str | None = None
+    calibration: str | Path | None = None
+    opset: int | None = None
+    dtype: str | None = None
+    dynamic: bool = False
 
+    def __post_init__(self) -> None:
+        self.half, name = self.dtype == 'float16', self.format
+        if name not in FORMATS:
+            raise UserError(f'Unknown format {name!r}: use one of {", ".join(FORMATS)}.{suggestion(name, FORMATS)}')
+        kind = self.kind = FORMATS[name]
+        if self.quantize not in (None, 'int8'):
+            raise UserError(f'Unknown quantization {self.quantize!r}: use int8.')
+        if self.dtype not in (None, 'float32', 'float16'):
+            raise UserError(f'Unknown dtype {self.dtype!r}: use float32 or float16.')
+        for given, option, what in (
+                (self.opset is not None, '--opset', 'has_opset'), (self.quantize, '--quantize int8', 'quantize'),
+                (self.half, '--dtype float16', 'has_float16'),
+        ):
+            if given and not getattr(kind, what):
+                *most, last = (name for name, kind in FORMATS.items() if getattr(kind, what))
+                formats = f'formats {", ".join(most)} and {last}' if most else f'format {last}'
+                raise UserError(f'{option} is for the {formats}, not for {name}.')
+        if self.opset is not None:
+            self._check_opset(self.opset)
+        if self.half and self.quantize:
+            raise UserError('--quantize int8 and --dtype float16 make two different files: use one of them.')
+        if self.dynamic and kind.is_fixed:
+            raise UserError(f'A file of {name} is for one image size: leave out --dynamic.')
+        if self.quantize and self.calibration is None:
+            raise UserError('--quantize int8 needs --calibration FOLDER, a folder with images.')
+        if self.calibration is not None and not self.quantize:
+            raise UserError('--calibration is for --quantize int8.')
+        if kind.suffixes:
+            check_target(self.path, *kind.suffixes)
+        else:
+            check_new_folder(self.path)
+        self.files = [] if self.calibration is None else calibration_files(self.calibration)
+        if name == 'openvino':
+            _check_pair(self.path)
+        missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
+        if missing:
+            raise UserError(f'The format {name} needs more packages: pip install {" ".join(missing)}')
 
-def _having(what: str) -> str:
-    *most, last = (name for name, kind in FORMATS.items() if getattr(kind, what))
-    return f'{", ".join(most)} and {last}' if most else last
+    def _check_opset(self, opset: int) -> None:
+        if opset not in OPSETS:
+            raise UserError(f'--opset takes {OPSETS[0]} to {OPSETS[-1]}, not {opset}.')
+        for given, what in (
+                (self.quantize, '--quantize int8'), (self.half, '--dtype float16'),
+                (self.dynamic, 'A model for images of any size (--dynamic)'),
+        ):
+            if given and opset < DYNAMO_OPSET:
+                raise UserError(f'{what} needs --opset {DYNAMO_OPSET} or more, not {opset}.')
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def run(self, model: T2TViT) -> Exported:
+        """Export a model, as `export_model` does."""
+        path, kind, format = self.path, self.kind, self.format
+        model = deepcopy(model).cpu().float().eval()  # whose weights are not those of torch.inference_mode
+        images = _images(model, kind.is_fixed)
+        data = Calibration(self.files, model) if self.files else None
+        with folder_beside(path) as tmp:
+            file = tmp / f'model{"".join(kind.suffixes[:1])}'
+            source = Source(model, images[0], tmp, self.opset, self.half)
+            _logger.info(f'Exporting, format {format} ...')
+            self._write(source, file)
+            _logger.info('Comparing it with the model ...')
+            max_diff = _compare(model, kind.run(file), images, format, HALF_TOLERANCE if self.half else TOLERANCE)
+            agreement = None
+            if data is not None and kind.quantize is not None:
+                _logger.info('Quantizing it to int8 ...')
+                kind.quantize(source, file, data)
+                _logger.info('Comparing it with the model on the images ...')
+                agreement = measure_agreement(model, (kind.run_int8 or kind.run)(file), data)
+            size = _keep(file, path)  # no session has it open any more, which Windows would not rename
+        return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
 
-def _check_opset(opset: int, format: str, quantize: str | None, dtype: str | None, dynamic: bool) -> None:
-    if not FORMATS[format].has_opset:
-        raise UserError(f'--opset is for the format {_having("has_opset")}, not for {format}.')
-    if opset not in OPSETS:
-        raise UserError(f'--opset takes {OPSETS[0]} to {OPSETS[-1]}, not {opset}.')
-    if opset < DYNAMO_OPSET and (quantize or dynamic or dtype == 'float16'):
-        what = 'A model for images of any size (--dynamic)' if dynamic else '--dtype float16'
-        raise UserError(
-            f'{"--quantize int8" if quantize else what} needs --opset {DYNAMO_OPSET} or more, not {opset}.')
+    def _write(self, source: Source, file: Path) -> None:
+        try:
+            self.kind.write(source, file)
+        except UserError:
+            raise
+        except Exception as e:
+            if torch.__version__ >= TESTED_TORCH:
+                raise
+            reason = str(e).strip().split('\n')[0] or type(e).__name__
+            sizes = ' for images of any size' if self.dynamic else ''
+            raise UserError(
+                f'torch {torch.__version__} cannot export this model as {self.format}{sizes} ({reason}); '
+                f'torch {TESTED_TORCH} can. Nothing was written.') from e
 
 
 def _check_pair(path: Path) -> None:
@@ -187,22 +205,6 @@ def _keep(file: Path, path: Path) -> int:
     return size
 
 
-def _write(kind: Format, source: Source, file: Path, format: str) -> None:
-    try:
-        kind.write(source, file)
-    except UserError:
-        raise
-    except Exception as e:
-        if torch.__version__ >= TESTED_TORCH:
-            raise
-        reason = str(e).strip().split('\n')[0] or type(e).__name__
-        sizes = ' for images of any size' if source.model.dynamic_img_size else ''
-        raise UserError(
-            f'torch {torch.__version__} cannot export this model as {format}{sizes} ({reason}); '
-            f'torch {TESTED_TORCH} can. Nothing was written.'
-        ) from e
-
-
 def _images(model: T2TViT, fixed: bool) -> list[torch.Tensor]:
     # the first is the exporter's example: a batch of 1 would be taken for a constant
     batches = [1, 1] if fixed else [2, 1, 3]
@@ -222,13 +224,11 @@ def _compare(model: T2TViT, run: Run, images: list[torch.Tensor], format: str, t
         if got.shape != expected.shape:
             raise UserError(
                 f'The {format} model gives logits of shape {tuple(got.shape)} for images {tuple(x.shape)}, '
-                f'not {tuple(expected.shape)}; nothing was written.'
-            )
+                f'not {tuple(expected.shape)}; nothing was written.')
         diff = (got - expected).abs().max().item()
         if not diff <= tolerance * max(1., expected.abs().max().item()):  # nan is not
             raise UserError(
                 f'The {format} model differs from the model by {diff:.1e} in a logit for images {tuple(x.shape)}, '
-                f'over the {tolerance:.0e} allowed; nothing was written.'
-            )
+                f'over the {tolerance:.0e} allowed; nothing was written.')
         max_diff = max(max_diff, diff)
     return max_diff

@@ -2,16 +2,14 @@
 import errno
 import io
 import json
-import logging
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -20,15 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import resolve_model_data_config
 
 from ..errors import UserError
 from ..models import T2TViT
 from .classify import class_names
 from .constants import fold_constants
-from .quantize import Calibration, quantize_onnx, quantize_openvino, quiet
+from .quantize import Calibration, Run, quantize_onnx, quantize_openvino, quiet
 
-__all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Run', 'Source']
+__all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Source']
 
 OPSET = 20
 ATTENTION_OPSET = 23  # which has attention as one operator
@@ -37,22 +36,20 @@ MIN_SIZE = 32  # pixels; below, the grid has one row, which the exporters would 
 MAX_SIZE = 4096
 MAX_BATCH = 4096
 
-Run = Callable[[torch.Tensor], torch.Tensor]
-
 
 class _InFloat16(torch.nn.Module):
     """Computes in float16, from float32 to float32."""
 
-    def __init__(self, model: T2TViT) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = deepcopy(model).half()
+        self.model = model.half()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x.half()).float()
 
 
 class Source:
-    """A model to be exported, and the graphs of it that formats are made from, each made once.
+    """A model to be exported, and the graphs of it that formats are made from.
 
     Args:
         model: The model, in float32, for evaluation, on the CPU.
@@ -62,9 +59,7 @@ class Source:
         half: Write a file in float16.
     """
 
-    def __init__(
-            self, model: T2TViT, example: torch.Tensor, folder: Path, opset: int | None = None, half: bool = False,
-    ) -> None:
+    def __init__(self, model: T2TViT, example: torch.Tensor, folder: Path, opset: int | None, half: bool) -> None:
         self.model, self.example, self.folder, self.half = model, example, folder, half
         self.opset = opset or OPSET
 
@@ -72,83 +67,64 @@ class Source:
         """Return the model as torch.export gives it, its weights folded.
 
         Args:
-            written_out: With attention as products and a softmax, not as one operator.
+            written_out: With attention as products and a softmax: around one operator, exporters write shape arithmetic
+                and masks.
             half: Compute in float16.
         """
-        model = _InFloat16(self.model) if half else self.model
-        shapes = _dynamic_shapes(self.model) if len(self.example) > 1 else None
-        with _attention_written_out(model) if written_out else nullcontext():
-            program = torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
+        model: Any = deepcopy(self.model)
+        for module in model.modules():
+            if written_out and hasattr(module, 'fused_attn'):
+                module.fused_attn = False
+        program = torch.export.export(
+            _InFloat16(model) if half else model, (self.example,), dynamic_shapes=self._sizes(), strict=False)
         fold_constants(program)
         return program
 
+    def _sizes(self) -> dict[str, Any] | None:
+        """Return the sizes that stay free, with their names."""
+        if len(self.example) == 1:  # a size of 1 is a constant
+            return None
+        shapes = {0: torch.export.Dim('batch', max=MAX_BATCH)}
+        if self.model.dynamic_img_size:
+            shapes[2] = torch.export.Dim('height', min=MIN_SIZE, max=MAX_SIZE)
+            shapes[3] = torch.export.Dim('width', min=MIN_SIZE, max=MAX_SIZE)
+        return {'x': shapes}
+
     def onnx_file(self, input_name: str = 'x', half: bool = False) -> Path:
-        """Return an ONNX file, whose outputs are named logits; `half` is for one that computes in float16."""
-        file = self.folder / f'{input_name}{".half" if half else ""}.onnx'
+        """Return the ONNX file, which is made once; `half` is for one that computes in float16."""
+        file = self.folder / 'graph.onnx'
         if not file.exists():
-            if self.opset < DYNAMO_OPSET:
-                self._save_older_onnx(file)
-            else:
-                self._save_onnx(self.program(self.opset < ATTENTION_OPSET, half), input_name, file)
+            with quiet():  # they tell of each constant, the older one of each size that it takes for one
+                if self.opset < DYNAMO_OPSET:
+                    self._save_older_onnx(file)
+                else:
+                    self._save_onnx(self.program(self.opset < ATTENTION_OPSET, half), input_name, file)
         return file
 
     def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
         import onnx
         import onnx_ir
-        for name in ('onnx_ir', 'onnxscript'):  # they tell of each constant
-            logging.getLogger(name).setLevel(logging.WARNING)
         exported = torch.onnx.export(
-            program,
-            (self.example,),
-            dynamo=True,
-            dynamic_shapes=_dynamic_shapes(self.model),  # names the sizes
-            opset_version=self.opset,
-            input_names=[input_name],
-            output_names=['logits'],
-            verbose=False,
-        )
+            program, (self.example,), dynamo=True, dynamic_shapes=self._sizes(), opset_version=self.opset,
+            input_names=[input_name], output_names=['logits'], verbose=False)
         assert exported is not None  # dynamo=True gives one
         proto = onnx_ir.to_proto(exported.model)
         del proto.graph.value_info[:]  # with the names of free sizes, a runtime that fixes them refuses the file
         onnx.save(proto, file)
 
     def _save_older_onnx(self, file: Path) -> None:
-        names = {'x': {0: 'batch'}, 'logits': {0: 'batch'}}
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # it is deprecated, and tells of each size that it takes for a constant
-            torch.onnx.export(
-                self.model, (self.example,), str(file), dynamo=False, opset_version=self.opset, input_names=['x'],
-                output_names=['logits'], dynamic_axes=names)
-
-
-@contextmanager
-def _attention_written_out(model: torch.nn.Module) -> Iterator[None]:
-    """Have attention as products and a softmax: around one operator, exporters write shape arithmetic and masks."""
-    fused: list[Any] = [m for m in model.modules() if getattr(m, 'fused_attn', False) is True]
-    try:
-        for module in fused:
-            module.fused_attn = False
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
-
-
-def _dynamic_shapes(model: T2TViT) -> dict[str, Any]:
-    shapes = {0: torch.export.Dim('batch', max=MAX_BATCH)}
-    if model.dynamic_img_size:
-        shapes[2] = torch.export.Dim('height', min=MIN_SIZE, max=MAX_SIZE)
-        shapes[3] = torch.export.Dim('width', min=MIN_SIZE, max=MAX_SIZE)
-    return {'x': shapes}
+        torch.onnx.export(
+            self.model, (self.example,), str(file), dynamo=False, opset_version=self.opset, input_names=['x'],
+            output_names=['logits'], dynamic_axes={'x': {0: 'batch'}, 'logits': {0: 'batch'}})
 
 
 class Format(NamedTuple):
     """What export knows of a format."""
     suffixes: tuple[str, ...]  # ends of a file's name, the usual one first; none for a folder
-    write: Callable[[Source, Path], None]
+    write: Callable[[Source, Path], Any]
     run: Callable[[Path], Run]  # runs what was written
     packages: tuple[str, ...] = ()  # that it needs
-    quantize: Callable[[Source, Path, Calibration], None] | None = None  # makes what was written an int8 model
+    quantize: Callable[[Source, Path, Calibration], Any] | None = None  # makes what was written an int8 model
     quantize_packages: tuple[str, ...] = ()
     run_int8: Callable[[Path], Run] | None = None  # if not by `run`
     has_float16: bool = False
@@ -156,19 +132,11 @@ class Format(NamedTuple):
     is_fixed: bool = False  # for one image at a time, of one size
 
 
-def _write_onnx(source: Source, file: Path) -> None:
-    shutil.copyfile(source.onnx_file(half=source.half), file)
-
-
 def _run_onnx(file: Path) -> Run:
     import onnxruntime
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(['logits'], {name: x.numpy()})[0])
-
-
-def _quantize_onnx(source: Source, file: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file(), file)
 
 
 def _convert_to_openvino(onnx_file: Path):
@@ -211,14 +179,6 @@ def _save(save: Callable[[io.BytesIO], Any], file: Path) -> None:
     file.write_bytes(buffer.getvalue())
 
 
-def _write_export(source: Source, file: Path) -> None:
-    _save(partial(torch.export.save, source.program()), file)
-
-
-def _run_export(file: Path) -> Run:
-    return torch.export.load(file).module()
-
-
 @contextmanager
 def _temporary_files() -> Iterator[None]:
     """Tell if there is no room for the system's temporary files, where those of the compiler and its packages are."""
@@ -252,14 +212,12 @@ def _run_aoti(file: Path) -> Run:
 
 
 def _write_torchscript(source: Source, file: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)  # TorchScript is what was asked for
+    with quiet():  # TorchScript is what was asked for, though it is deprecated
         _save(partial(torch.jit.save, torch.jit.script(source.model)), file)
 
 
 def _run_torchscript(file: Path) -> Run:
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)
+    with quiet():
         return torch.jit.load(file)
 
 
@@ -296,9 +254,6 @@ def _run_executorch(file: Path) -> Run:
     return run
 
 
-_RESAMPLE = {'nearest': 0, 'lanczos': 1, 'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
-
-
 def _write_transformers_js(source: Source, folder: Path) -> None:
     model = source.model
     config = resolve_model_data_config(model)
@@ -315,7 +270,7 @@ def _write_transformers_js(source: Source, folder: Path) -> None:
             image_processor_type='ViTImageProcessor',
             do_resize=True,
             size=dict(shortest_edge=math.floor(height / config['crop_pct'])),  # as timm rounds
-            resample=_RESAMPLE.get(config['interpolation'], 3),
+            resample=getattr(Image.Resampling, config['interpolation'].upper(), Image.Resampling.BICUBIC),
             do_center_crop=True,
             crop_size=dict(height=height, width=width),
             do_rescale=True,
@@ -331,22 +286,37 @@ def _write_transformers_js(source: Source, folder: Path) -> None:
     shutil.copyfile(source.onnx_file('pixel_values'), folder / 'onnx' / 'model.onnx')
 
 
-def _quantize_transformers_js(source: Source, folder: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx')
-
-
 _ONNX = ('onnx', 'onnxscript', 'onnxruntime')
 FORMATS = {
     'onnx': Format(
-        ('.onnx',), _write_onnx, _run_onnx, _ONNX, _quantize_onnx, has_float16=True, has_opset=True),
+        ('.onnx',),
+        write=lambda source, file: shutil.copyfile(source.onnx_file(half=source.half), file),
+        run=_run_onnx,
+        packages=_ONNX,
+        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(), file),
+        has_float16=True,
+        has_opset=True),
     'openvino': Format(
-        ('.xml',), _write_openvino, _run_openvino, ('openvino', 'onnx', 'onnxscript'), _quantize_openvino, ('nncf',),
+        ('.xml',),
+        write=_write_openvino,
+        run=_run_openvino,
+        packages=('openvino', 'onnx', 'onnxscript'),
+        quantize=_quantize_openvino,
+        quantize_packages=('nncf',),
         has_float16=True),
-    'export': Format(('.pt2',), _write_export, _run_export),
+    'export': Format(
+        ('.pt2',),
+        write=lambda source, file: _save(partial(torch.export.save, source.program()), file),
+        run=lambda file: torch.export.load(file).module()),
     'aoti': Format(('.pt2',), _write_aoti, _run_aoti),
     'torchscript': Format(('.pt', '.pth', '.ts'), _write_torchscript, _run_torchscript),
-    'executorch': Format(('.pte',), _write_executorch, _run_executorch, ('executorch',), is_fixed=True),
+    'executorch': Format(('.pte',), _write_executorch, _run_executorch, packages=('executorch',), is_fixed=True),
     'transformers.js': Format(
-        (), _write_transformers_js, lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'), _ONNX,
-        _quantize_transformers_js, run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
+        (),
+        write=_write_transformers_js,
+        run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
+        packages=_ONNX,
+        quantize=lambda source, folder, calibration: quantize_onnx(
+            source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx'),
+        run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
 }

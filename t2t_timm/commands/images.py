@@ -15,44 +15,44 @@ from timm.data.readers import get_img_extensions
 
 from ..errors import UserError, printable
 from ..models import T2TViT
+from ..weights.names import abbreviate
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['ImageReader', 'find_images', 'image_reader', 'open_image', 'require_image']
+__all__ = ['ImageReader', 'find_images', 'open_image', 'require_image', 'walk_files']
 
-_EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
-_SHOWN = 3  # files that a message names
-_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
-_BLACK, _WHITE = (280, 340), (281, 341)  # MinSampleValue and MaxSampleValue, also as TIFF has them for signed or float
+EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+BLACK, WHITE = (280, 340), (281, 341)  # MinSampleValue and MaxSampleValue, also as TIFF has them for signed or float
 
 
-def find_images(names: list[str], warn: bool = True) -> list[str]:
+def find_images(names: list[str]) -> list[str]:
     """Return the files behind names of files, folders (searched recursively) and globs, in order.
 
     A name that is none of these is returned unchanged, so that opening it fails with a message; so are broken links
-    inside a folder. What else lies there is counted and named in a warning, if wanted.
+    inside a folder. What else lies there is counted and named in a warning.
     """
-    extensions = _EXTENSIONS | get_img_extensions(as_set=True)
+    extensions = EXTENSIONS | get_img_extensions(as_set=True)
     files: list[str] = []
     skipped: list[str] = []
     for name in names:
         if os.path.isdir(name):
-            for path in sorted(_walk(name)):
-                (files if path.suffix.lower() in extensions else skipped).append(str(path))
+            for path in sorted(walk_files(name)):
+                if path.is_file() or not path.exists():  # no socket, pipe or device
+                    (files if path.suffix.lower() in extensions else skipped).append(str(path))
         elif not os.path.lexists(name) and glob.has_magic(name):
             files += sorted(p for p in glob.glob(name, recursive=True) if not os.path.isdir(p)) or [name]
         else:
             files.append(name)
-    if skipped and warn:
-        more = ', ...' if len(skipped) > _SHOWN else ''
+    if skipped:
         _logger.warning(
             f'Skipped {len(skipped)} that {"has" if len(skipped) == 1 else "have"} no extension of an image: '
-            f'{", ".join(map(printable, skipped[:_SHOWN]))}{more}.')
+            f'{printable(abbreviate(skipped))}.')
     return files
 
 
-def _walk(folder: str) -> Iterator[Path]:
-    """Give the files below a folder, and the links in it that lead nowhere."""
+def walk_files(folder: str | Path) -> Iterator[Path]:
+    """Give all below a folder that is no folder; links to folders are followed, to each one once."""
     def warn(e: OSError) -> None:
         _logger.warning(f'{printable(str(e.filename))} is left out: {e.strerror}.')
 
@@ -64,9 +64,7 @@ def _walk(folder: str) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
-        for path in (os.path.join(root, file) for file in files):
-            if os.path.isfile(path) or not os.path.exists(path):  # no socket, pipe or device
-                yield Path(path)
+        yield from map(Path(root).joinpath, files)
 
 
 @contextmanager
@@ -117,11 +115,12 @@ def _tag(source: Image.Image, *tags: int) -> float | None:
 
 def _to_8_bits(image: Image.Image, source: Image.Image) -> Image.Image:
     """Scale grey values of more than 8 bits, of which Pillow itself would take all from 255 up for white."""
-    values, white = np.asarray(image), _tag(source, *_WHITE)
-    black = _tag(source, *_BLACK) or 0. if white is not None else 0.
-    if white is None and _tag(source, _BITS) == 12:
+    values, white, black = np.asarray(image), _tag(source, *WHITE), 0.
+    if white is not None:
+        black = _tag(source, *BLACK) or 0.
+    elif _tag(source, BITS) == 12:
         white = 4095.
-    elif white is None:
+    else:
         if image.mode in ('I', 'F') and source.format not in ('PNG', 'PPM') or image.mode == 'F':  # those have 16 bits
             kind = 'floating-point numbers' if image.mode == 'F' else 'integers of 32 bits, or signed ones'
             raise ValueError(
@@ -136,7 +135,7 @@ def _to_8_bits(image: Image.Image, source: Image.Image) -> Image.Image:
         raise ValueError('it has values that are not finite')
     levels = (values.astype(np.float64) - black) * 256 / (white - black + (image.mode != 'F'))
     grey = levels.clip(0, 255).astype(np.uint8)
-    return Image.fromarray(255 - grey if _tag(source, _PHOTOMETRIC) == 0 else grey)  # Pillow inverts 8 bits alone
+    return Image.fromarray(255 - grey if _tag(source, PHOTOMETRIC) == 0 else grey)  # Pillow inverts 8 bits alone
 
 
 def _too_dark(largest: int) -> ValueError:
@@ -150,7 +149,7 @@ def _check_colour_of_16_bits(image: Image.Image, source: Image.Image) -> None:
     largest = int(np.asarray(image.convert('RGB')).max())
     if 0 < largest < 16:
         raise _too_dark(largest * 257)
-    if (_tag(source, *_WHITE) or 65535.) < 65535.:
+    if (_tag(source, *WHITE) or 65535.) < 65535.:
         raise ValueError('its colours do not fill their 16 bits, of which the upper 8 are read: scale its values')
 
 
@@ -174,6 +173,9 @@ class ImageReader:
     Args:
         model: Model that the images are for.
 
+    Attributes:
+        mode: Pillow's name of the model's colour channels.
+
     Raises:
         UserError: The model reads neither 1 nor 3 channels.
     """
@@ -183,7 +185,7 @@ class ImageReader:
             raise UserError(f'Image files are read with 1 or 3 channels, but the model reads {model.in_chans}.')
         size = model.patch_embed.img_size
         config = resolve_model_data_config(model, dict(input_size=(model.in_chans, *size)))
-        self._mode = 'L' if model.in_chans == 1 else 'RGB'
+        self.mode = 'L' if model.in_chans == 1 else 'RGB'
         self._transform = create_transform(**config, is_training=False, use_prefetcher=True)  # without normalization
         mean, std = (torch.tensor(config[k]) for k in ('mean', 'std'))
         if len(mean) != model.in_chans:  # of colours, for grey images: their average, as timm's loader has it
@@ -204,7 +206,7 @@ class ImageReader:
         image = open_image(file)
         with _as_value_error():
             self._check_size(image)
-            return self._transform(image if image.mode == self._mode else image.convert(self._mode))
+            return self._transform(image.convert(self.mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""
@@ -219,12 +221,3 @@ class ImageReader:
             raise ValueError(
                 f'it has {image.width:,} x {image.height:,} pixels (width x height) and would be resized to {width:,} '
                 f'x {height:,}, over the limit of {limit:,} in all: crop it')
-
-
-def image_reader(model: T2TViT) -> ImageReader:
-    """Return a reader of image files for a model.
-
-    Raises:
-        UserError: The model reads neither 1 nor 3 channels.
-    """
-    return ImageReader(model)

@@ -13,7 +13,7 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
-from .images import image_reader, require_image
+from .images import ImageReader, require_image
 
 __all__ = [
     'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
@@ -43,10 +43,7 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     Raises:
         UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
     """
-    mode = {1: 'L', 3: 'RGB'}.get(model.in_chans)
-    if mode is None:
-        raise UserError(f'Pictures have 1 or 3 channels, but the model reads {model.in_chans}.')
-    image = require_image(file).convert(mode)
+    image = require_image(file).convert(ImageReader(model).mode)
     height, width = model.patch_embed.img_size
     left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
     if left < 0.99:
@@ -59,7 +56,7 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
 
 def _to_input(image: Image.Image, model: T2TViT) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image)).reshape(1, *model.patch_embed.img_size, model.in_chans)
-    return image_reader(model).normalize(pixels.permute(0, 3, 1, 2).to(next(model.parameters()).device))
+    return ImageReader(model).normalize(pixels.permute(0, 3, 1, 2).to(next(model.parameters()).device))
 
 
 def step_attention(
@@ -79,7 +76,7 @@ def step_attention(
     k, q, _ = step.kqv(tokens).cpu().double().chunk(3, dim=-1)  # some devices have no float64
     w = step.w.cpu().double()
     k, q = (t @ w.T - t.square().sum(dim=-1, keepdim=True) / 2 for t in (k, q[queries]))  # log phi, but for 1 / sqrt(m)
-    logs = torch.stack([torch.logsumexp(k + row, dim=-1) for row in q])  # large norms would leave the range of exp
+    logs = torch.logsumexp(k + q[:, None], dim=-1)  # large norms would leave the range of exp
     total = torch.logsumexp(logs, dim=-1).exp() / len(w)
     return logs.softmax(dim=-1), total / (total + step.eps)
 
@@ -136,10 +133,11 @@ def check_matplotlib() -> None:
         raise UserError('Pictures need matplotlib: pip install matplotlib') from e
 
 
-def _new_figure(rows: list[int], image: Image.Image, title: str):
+def _new_figure(rows: list[int], image: Image.Image, title: str, untrained: bool):
     """Return a matplotlib Figure and a part of it for each section; a section has some rows of panels."""
     check_matplotlib()
     from matplotlib.figure import Figure
+    title += ', random weights' * untrained
     row = PANEL * min(image.height / image.width, 1.5) + 0.4
     heights = [row * n + 0.5 for n in rows]
     figure = Figure(figsize=(PANEL * (COLUMNS + 1), sum(heights) + 0.4), dpi=100, layout='constrained')
@@ -157,8 +155,8 @@ def _show(axis, values: np.ndarray, title: str, image: Image.Image, interpolatio
     return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation=interpolation, **kwargs)
 
 
-def _show_image(axis, image: Image.Image, title: str) -> None:
-    _show(axis, np.asarray(image), title, image, cmap='gray', vmin=0, vmax=255)
+def _show_image(axis, image: Image.Image) -> None:
+    _show(axis, np.asarray(image), 'image', image, cmap='gray', vmin=0, vmax=255)
 
 
 def _show_over(axis, image: Image.Image, values: np.ndarray, title: str, top: float):
@@ -172,7 +170,8 @@ def _show_over(axis, image: Image.Image, values: np.ndarray, title: str, top: fl
     return _show(axis, values, title, image, 'bicubic', cmap=ListedColormap(colors), vmin=1, vmax=max(top, 2))
 
 
-def _panels(figure, rows: int) -> np.ndarray:
+def _panels(figure, title: str, rows: int = 1) -> np.ndarray:
+    figure.suptitle(title, fontsize=12)
     axes = figure.subplots(rows, COLUMNS + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -188,8 +187,7 @@ def _color_bar(figure, axis, shown, label: str, **kwargs) -> None:
 
 def _show_section(figure, image: Image.Image, title: str, maps: list) -> None:
     """Draw titled maps of one section with one colour bar, in units of uniform attention."""
-    figure.suptitle(title, fontsize=12)
-    axes = _panels(figure, _rows(maps))
+    axes = _panels(figure, title, _rows(maps))
     values = [m * m.size for _, m, _ in maps]
     top = max(np.quantile(v, 0.995) for v in values)
     for axis, (name, _, point), value in zip(axes[:, :COLUMNS].flat, maps, values, strict=False):
@@ -252,12 +250,9 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
     sections = [('Attention of the class token, mean over the heads', blocks)]
     if steps:
         sections.append(('Attention inside the tokens-to-token module, of the tokens circled', steps))
-    title = f'{name}, random weights' if untrained else name
-    figure, (first, *parts) = _new_figure([1, *(_rows(maps) for _, maps in sections)], image, title)
-
-    first.suptitle('Image, and attention of the class token followed through all blocks (rollout)', fontsize=12)
-    axes = _panels(first, 1)[0]
-    _show_image(axes[0], image, 'image')
+    figure, (first, *parts) = _new_figure([1, *(_rows(maps) for _, maps in sections)], image, name, untrained)
+    axes = _panels(first, 'Image, and attention of the class token followed through all blocks (rollout)')[0]
+    _show_image(axes[0], image)
     rollout = attention.rollout * attention.rollout.size
     shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
     _color_bar(first, axes[2], shown, 'times the average')
@@ -299,32 +294,21 @@ def draw_features(
     levels = model.patch_embed.maps(x, 2)
     levels += model.get_intermediate_layers(x, [b - 1 for b in blocks], reshape=True)
     titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
-
-    title = f'{name}, random weights' if untrained else name
-    figure, parts = _new_figure([1] * len(levels), image, f'Channels that vary most: {title}')
+    figure, parts = _new_figure([1] * len(levels), image, f'Channels that vary most: {name}', untrained)
     for part, title, level in zip(parts, titles, levels, strict=True):
         flat = level[0].flatten(1).cpu().double()
         std, mean = torch.std_mean(flat, dim=1, keepdim=True)
         channels = std[:, 0].topk(min(COLUMNS - 1, len(flat))).indices.tolist()
         maps = ((flat - mean) / std.clamp(min=1e-12)).reshape(level.shape[1:]).numpy()
-        part.suptitle(f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}', fontsize=12)
-        axes = _panels(part, 1)[0]
-        _show_image(axes[0], image, 'image')
+        axes = _panels(part, f'{title}: {level.shape[1]} channels of {level.shape[2]} x {level.shape[3]}')[0]
+        _show_image(axes[0], image)
         for axis, channel in zip(axes[1:], channels, strict=False):
             shown = _show(axis, maps[channel], f'channel {channel}', image, cmap='viridis', vmin=-3, vmax=3)
         _color_bar(part, axes[1 + len(channels)], shown, 'std. from mean', extend='both')
     return figure
 
 
-def save_picture(figure, path: str | Path) -> Path:
-    """Write a matplotlib Figure as PNG; the file appears whole or not at all.
-
-    Raises:
-        UserError: No folder to write to.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
-    with new_file(path) as part:
+def save_picture(figure, path: str | Path) -> None:
+    """Write a matplotlib Figure as PNG; the file appears whole or not at all."""
+    with new_file(Path(path)) as part:
         figure.savefig(part, format='png')
-    return path

@@ -1,23 +1,24 @@
 """int8 models from exported ones, and how well they agree with the model on images."""
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import find_images, image_reader
+from .images import ImageReader, find_images
 
 _logger = logging.getLogger(__name__)
 
 __all__ = [
-    'Agreement', 'Calibration', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino',
-    'quiet']
+    'Agreement', 'Calibration', 'Run', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino',
+    'quiet',
+]
 
 SUBSET = 300  # images that ranges of activations are taken from, spread evenly over the folder; NNCF's default
 
@@ -36,44 +37,44 @@ class Agreement(NamedTuple):
             f'largest difference in a probability {self.max_diff:.3f}')
 
 
-def calibration_files(folder: str | Path, warn: bool = False) -> list[str]:
-    """Return the image files of a folder; what else lies there is named in a warning, if wanted.
+def calibration_files(folder: str | Path) -> list[str]:
+    """Return the image files of a folder.
 
     Raises:
         UserError: No such folder, or no images in it.
     """
     if not Path(folder).is_dir():
         raise UserError(f'There is no folder {folder} with images for --calibration.')
-    files = find_images([str(folder)], warn)
+    files = find_images([str(folder)])
     if not files:
         raise UserError(f'There are no images in {folder}: --calibration takes a folder with images.')
     return files
 
 
 class Calibration:
-    """Images of a folder, by the model's own preprocessing; each is decoded once.
+    """Images by the model's own preprocessing; each is decoded once.
 
-    Up to SUBSET, spread evenly over the folder, are read at once, and kept. The others are read when they are compared.
+    Up to SUBSET, spread evenly over the files, are read at once, and kept. The others are read when they are compared.
     Those that cannot be read are left out, with a warning.
 
     Args:
-        folder: Folder with images, searched recursively.
+        files: Image files.
         model: Model that reads them; its img_size is the size of the images.
 
     Raises:
-        UserError: No such folder, no images in it that can be read, or a model without a classifier.
+        UserError: None of the first images can be read, or a model without a classifier.
     """
 
-    def __init__(self, folder: str | Path, model: T2TViT) -> None:
+    def __init__(self, files: list[str], model: T2TViT) -> None:
         if model.num_classes < 1:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
-        self._reader = image_reader(model)
-        self._files = calibration_files(folder, warn=True)
-        count = min(len(self._files), SUBSET)
-        some = [self._files[i * len(self._files) // count] for i in range(count)]
-        self._kept = {file: self._pixels(file) for file in _progress(some, 'Reading')}
+        self._reader, self._files = ImageReader(model), files
+        count = min(len(files), SUBSET)
+        subset = [files[i * len(files) // count] for i in range(count)]
+        progress = tqdm(subset, desc='Reading', unit='image', delay=1, disable=None)
+        self._kept = {file: self._pixels(file) for file in progress}
         if not self.subset():
-            raise UserError(f'None of the images in {folder} can be read.')
+            raise UserError(f'None of the images in {Path(files[0]).parent} can be read.')
 
     def _pixels(self, file: str) -> torch.Tensor | None:
         try:
@@ -91,14 +92,10 @@ class Calibration:
         return self._reader.normalize(pixels[None])
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for file in _progress(self._files, 'Comparing'):
+        for file in tqdm(self._files, desc='Comparing', unit='image', delay=1, disable=None):
             pixels = self._kept[file] if file in self._kept else self._pixels(file)
             if pixels is not None:
                 yield file, self.normalize(pixels)
-
-
-def _progress(files: list[str], what: str) -> Iterable[str]:
-    return tqdm(files, desc=what, unit='image', delay=1, disable=None)
 
 
 def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agreement:
@@ -118,42 +115,22 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
     return Agreement(images, same, max_diff)
 
 
-class _Graph:
-    """What decides which nodes of an ONNX file stay in float32.
+def _performers(graph: Any) -> list:
+    """Return the Performers' nodes of an ONNX graph: in int8 their exponentials lose what tells keys apart.
 
     Raises:
-        UserError: The file does not say which module a node is of, as that of torch's exporter does.
+        UserError: The graph does not say which module a node is of, as that of torch's exporter does.
     """
+    modules = [(node, ' '.join(p.value for p in node.metadata_props)) for node in graph.node]
+    if not any('patch_embed' in names for _, names in modules):
+        raise UserError(
+            'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
+            'float32: export the model with a newer torch.')
+    return [node for node, names in modules if 'TokenPerformer' in names]
 
-    def __init__(self, onnx_file: Path) -> None:
-        import onnx
-        graph = onnx.load(onnx_file).graph
-        self.nodes = graph.node
-        self.shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-        modules = {node.name: ' '.join(p.value for p in node.metadata_props) for node in graph.node}
-        if not any('patch_embed' in names for names in modules.values()):
-            raise UserError(
-                'The ONNX file does not say which module its nodes are of, so that the Performers cannot be left in '
-                'float32: export the model with a newer torch.')
-        self.performer = [node for node in graph.node if 'TokenPerformer' in modules[node.name]]
 
-    def _weight(self, node) -> tuple[int, ...]:
-        return next((self.shapes[name] for name in node.input if name in self.shapes), ())
-
-    def performers(self, but_kqv: bool = False) -> list[str]:
-        """Return the names of the Performers' nodes: in int8 their exponentials lose what tells keys apart.
-
-        `but_kqv` leaves out what makes keys, queries and values: a convolution, or the product with most outputs.
-        """
-        widest = max((self._weight(node)[-1:] for node in self.performer if node.op_type == 'MatMul'), default=())
-        return [
-            node.name for node in self.performer
-            if not but_kqv or node.op_type != 'Conv' and (node.op_type != 'MatMul' or self._weight(node)[-1:] != widest)
-        ]
-
-    def many_axes(self) -> list[str]:
-        """Return the names of products with weights of more than two axes, which onnxruntime has not in int8."""
-        return [node.name for node in self.nodes if node.op_type == 'MatMul' and len(self._weight(node)) > 2]
+def _weight_shape(node: Any, graph: Any) -> tuple[int, ...]:
+    return next((tuple(weight.dims) for weight in graph.initializer if weight.name in node.input), ())
 
 
 @contextmanager
@@ -176,35 +153,42 @@ def quantize_onnx(onnx_file: Path, target: Path) -> None:
 
     Ranges of activations are taken when the model runs: fixed ones, from images, kept less of the accuracy.
     """
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    graph = _Graph(onnx_file)
+    graph = onnx.load(onnx_file).graph
+    # onnxruntime has no int8 products with weights of more than two axes
+    nodes = _performers(graph) + [n for n in graph.node if n.op_type == 'MatMul' and len(_weight_shape(n, graph)) > 2]
     prepared = target.with_name(f'{target.name}.prepared')
     with quiet():  # it advises quant_pre_process, which has just run
         quant_pre_process(onnx_file, prepared, skip_symbolic_shape=True)
         quantize_dynamic(
-            prepared,
-            target,
-            op_types_to_quantize=['MatMul', 'Gemm'],
-            nodes_to_exclude=graph.performers() + graph.many_axes(),
-            per_channel=True,
-        )
+            prepared, target, op_types_to_quantize=['MatMul', 'Gemm'], nodes_to_exclude=[n.name for n in nodes],
+            per_channel=True)
     prepared.unlink()
 
 
 def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
-    """Return an OpenVINO model made from an ONNX file, quantized by NNCF, but for sums and most of the Performers."""
+    """Return an OpenVINO model made from an ONNX file, quantized by NNCF.
+
+    Sums stay in float32: the tokens, to which each block adds, lose most by int8. So do the Performers, but for what
+    makes their keys, queries and values: a convolution, or the product with most outputs.
+    """
     with quiet():
         import nncf
+        import onnx
         logging.getLogger('nncf').setLevel(logging.ERROR)
-        nodes = {*_Graph(onnx_file).performers(but_kqv=True)}
+        graph = onnx.load(onnx_file).graph
+        nodes = [node for node in _performers(graph) if node.op_type != 'Conv']
+        widths = {node.name: _weight_shape(node, graph)[-1:] for node in nodes if node.op_type == 'MatMul'}
+        widest = max(widths.values(), default=())
+        left = {node.name for node in nodes if widths.get(node.name) != widest}
         names = [
             op.get_friendly_name() for op in ov_model.get_ordered_ops()
-            if op.get_friendly_name() in nodes and op.get_type_name() not in ('Constant', 'Add')]
+            if op.get_friendly_name() in left and op.get_type_name() not in ('Constant', 'Add')]
         return nncf.quantize(
             ov_model,
             nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy()),
             subset_size=SUBSET,
-            # Sums stay in float32: the tokens, to which each block adds, lose most by int8.
             ignored_scope=nncf.IgnoredScope(names=names, types=['Add'], validate=False),
         )

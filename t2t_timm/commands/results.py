@@ -1,15 +1,14 @@
 """What classify finds, written as text, JSON, CSV or Parquet, and kept while a long run goes on."""
 import csv
-import io
 import json
 import logging
-import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 from ..errors import UserError, printable
@@ -17,34 +16,34 @@ from ..files import naming, new_file, new_text_file, sole_writer
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['SUFFIX', 'Journal', 'check_pyarrow', 'open_journal', 'write_file', 'write_results']
+__all__ = ['Journal', 'check_pyarrow', 'open_journal', 'tell_errors', 'write_file', 'write_results']
 
 Result = dict[str, Any]
 
-SUFFIX = '.incomplete'  # end of the name of the file that becomes the one to write
-_ROWS = 4096  # images that are written to Parquet at a time
+ROWS = 4096  # images that are written to Parquet at a time
 
 
-def write_results(results: Iterable[Result], form: str, file: TextIO) -> int:
-    """Write results as they come, and what could not be read to stderr; return 1 if that was any, else 0.
+def tell_errors(results: Iterable[Result], failed: list[str]) -> Iterator[Result]:
+    """Give the results of the files that could be read; tell of the others on stderr, and add their names to a list."""
+    for result in results:
+        if 'error' in result:
+            failed.append(result['image'])
+            print(f'{printable(result["image"])}: cannot be read: {printable(result["error"])}', file=sys.stderr)
+        else:
+            yield result
+
+
+def write_results(results: Iterable[Result], form: str, file: TextIO) -> None:
+    """Write results as they come.
 
     Args:
-        results: What `classify` gives.
+        results: What `classify` gives, without errors.
         form: 'text', 'json' or 'csv'. Text and CSV have control characters of names as escapes; JSON is ASCII.
         file: File to write to.
     """
-    write, code, first = _WRITERS[form], 0, True
-    for result in results:
-        if 'error' in result:
-            _tell(result)
-            code = 1
-            continue
-        file.write(write(result, first))
+    for text in {'text': _text, 'json': _json, 'csv': _csv}[form](results):
+        file.write(text)
         file.flush()
-        first = False
-    if form == 'json':
-        file.write('[]\n' if first else '\n]\n')
-    return code
 
 
 def write_file(results: Iterable[Result], form: str, path: Path) -> None:
@@ -57,39 +56,34 @@ def write_file(results: Iterable[Result], form: str, path: Path) -> None:
     """
     if form == 'parquet':
         _write_parquet(results, path)
-        return
-    with new_text_file(path) as file:
-        write_results(results, form, file)
+    else:
+        with new_text_file(path) as file:
+            write_results(results, form, file)
 
 
-def _tell(result: Result) -> None:
-    print(f'{printable(result["image"])}: cannot be read: {printable(result["error"])}', file=sys.stderr)
+def _text(results: Iterable[Result]) -> Iterator[str]:
+    for result in results:
+        lines = [f'  {100 * c["probability"]:5.1f} %  {c["label"]} ({c["index"]})' for c in result['classes']]
+        yield ''.join(f'{printable(line)}\n' for line in [result['image'], *lines])
 
 
-def _text(result: Result, first: bool) -> str:
-    lines = [f'  {100 * c["probability"]:5.1f} %  {c["label"]} ({c["index"]})' for c in result['classes']]
-    return ''.join(f'{printable(line)}\n' for line in [result['image'], *lines])
+def _json(results: Iterable[Result]) -> Iterator[str]:
+    before = '['
+    for result in results:
+        text = json.dumps({key: value for key, value in result.items() if key != 'embedding'}, indent=2)
+        if 'embedding' in result:  # in one line
+            text = f'{text[:-2]},\n  "embedding": {json.dumps(result["embedding"])}\n}}'
+        yield f'{before}\n{textwrap.indent(text, "  ")}'
+        before = ','
+    yield '[]\n' if before == '[' else '\n]\n'
 
 
-def _json(result: Result, first: bool) -> str:
-    text = json.dumps({key: value for key, value in result.items() if key != 'embedding'}, indent=2)
-    if 'embedding' in result:  # in one line
-        text = f'{text[:-2]},\n  "embedding": {json.dumps(result["embedding"])}\n}}'
-    return ('[\n' if first else ',\n') + textwrap.indent(text, '  ')
-
-
-def _csv(result: Result, first: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    if first:
-        writer.writerow(['image', 'rank', 'index', 'label', 'probability'])
-    for rank, c in enumerate(result['classes'], 1):
-        writer.writerow(
-            [printable(result['image']), rank, c['index'], printable(c['label']), f'{c["probability"]:.6f}'])
-    return text.getvalue()
-
-
-_WRITERS = {'text': _text, 'json': _json, 'csv': _csv}
+def _csv(results: Iterable[Result]) -> Iterator[str]:
+    line = csv.writer(SimpleNamespace(write=str), lineterminator='\n').writerow  # gives what `write` gives
+    yield line(['image', 'rank', 'index', 'label', 'probability'])
+    for result in results:
+        for rank, c in enumerate(result['classes'], 1):
+            yield line([printable(result['image']), rank, c['index'], printable(c['label']), f'{c["probability"]:.6f}'])
 
 
 def check_pyarrow() -> None:
@@ -111,7 +105,7 @@ def _write_parquet(results: Iterable[Result], path: Path) -> None:
         columns.append(('embedding', pyarrow.list_(pyarrow.float32())))
     schema, results = pyarrow.schema(columns), chain(first, results)
     with new_file(path) as part, ParquetWriter(part, schema) as writer:
-        while rows := [_row(result) for result in islice(results, _ROWS)]:
+        while rows := [_row(result) for result in islice(results, ROWS)]:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
 
@@ -129,53 +123,45 @@ class Journal:
     Args:
         path: The file.
         options: What the results depend on, beside the images; it is the first line.
+        resume: Go on with the results that are there.
+
+    Raises:
+        UserError: There are results already and `resume` is False, or they are of other options.
     """
 
-    def __init__(self, path: Path, options: dict[str, Any]) -> None:
-        self.path = path
-        self._head = json.dumps(options)
-        self.done = self._read()
-
-    def _read(self) -> list[str]:
-        """Return the names of the images whose results are there; what a killed run wrote by half is cut off."""
-        if not self.path.exists():
-            return []
-        done: list[str] = []
-        with open(self.path, 'r+b') as file:
+    def __init__(self, path: Path, options: dict[str, Any], resume: bool) -> None:
+        self.path, self.options = path, options
+        self.done: list[str] = []  # the images whose results are there
+        with naming(path, path), open(path, 'a+b') as file:
+            file.seek(0)
             head, end = file.readline(), file.tell()
-            if head.endswith(b'\n') and head.decode(errors='replace').rstrip('\n') != self._head:
-                raise UserError(
-                    f'{self.path} holds results of other options, {head.decode(errors="replace").strip()}: repeat '
-                    'those, or delete it to begin again.')
             for line in file:
-                if not line.endswith(b'\n'):
-                    break
-                done.append(json.loads(line)['image'])
-                end += len(line)
-            file.truncate(end if head.endswith(b'\n') else 0)
-        return done
+                if line.endswith(b'\n'):  # else a killed run has written it by half
+                    self.done.append(json.loads(line)['image'])
+                    end += len(line)
+            if self.done and not resume:
+                raise UserError(
+                    f'{path} holds results of a run that was cut: add --resume to go on, or delete it to begin again.')
+            if self.done and json.loads(head) != options:
+                raise UserError(
+                    f'{path} holds results of other options, {head.decode().strip()}: repeat those, or delete it to '
+                    'begin again.')
+            file.truncate(end if self.done else 0)
 
-    def add(self, results: Iterable[Result]) -> int:
-        """Keep results as they come, and tell what could not be read; return 1 if that was any, else 0."""
-        code = 0
+    def add(self, results: Iterable[Result]) -> None:
+        """Keep results as they come."""
         with naming(self.path, self.path), open(self.path, 'a', encoding='ascii', newline='\n') as file:
-            if not file.tell():
-                file.write(self._head + '\n')
+            if not self.done:
+                file.write(json.dumps(self.options) + '\n')
             for result in results:
-                if 'error' in result:
-                    _tell(result)
-                    code = 1
-                    continue
                 file.write(json.dumps(result) + '\n')
                 file.flush()
                 self.done.append(result['image'])
-        return code
 
     def results(self) -> Iterator[Result]:
         """Give all results."""
         with open(self.path, encoding='ascii') as file:
-            for line in islice(file, 1, None):
-                yield json.loads(line)
+            yield from map(json.loads, islice(file, 1, None))
 
 
 @contextmanager
@@ -183,16 +169,11 @@ def open_journal(out: Path, options: dict[str, Any], resume: bool) -> Iterator[J
     """Give the journal of a file to write; it goes when the file has been written, and stays if anything fails.
 
     Raises:
-        UserError: There is one already and `resume` is False, it is of other options, or another command writes it.
+        UserError: What `Journal` says of the one that is there, or another command writes it.
     """
-    path = out.with_name(out.name + SUFFIX)
+    path = out.with_name(out.name + '.incomplete')
     with sole_writer(out):
-        if not resume and _has_results(path):
-            raise UserError(
-                f'{path} holds results of a run that was cut: add --resume to go on, or delete it to begin again.')
-        if not resume:
-            path.unlink(missing_ok=True)
-        journal = Journal(path, options)
+        journal = Journal(path, options, resume)
         try:
             yield journal
         except BaseException:
@@ -200,13 +181,6 @@ def open_journal(out: Path, options: dict[str, Any], resume: bool) -> Iterator[J
                 _logger.warning(
                     f'{len(journal.done):,} results are kept in {path}: the same command with --resume goes on.')
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
             raise
-        os.unlink(path)
-
-
-def _has_results(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with open(path, 'rb') as file:
-        return len(list(islice(file, 2))) == 2
+        path.unlink()

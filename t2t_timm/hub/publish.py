@@ -16,7 +16,7 @@ from huggingface_hub import get_token
 from huggingface_hub.utils.sha import git_hash
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
-from ..errors import UserError, nearest
+from ..errors import UserError, suggestion
 from ..files import new_text_file, sole_writer
 from ..models import T2TViT
 from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
@@ -104,7 +104,7 @@ def _names(tags: Sequence[str]) -> list[str]:
     if wrong:
         raise UserError(
             f'No tag with a release is called {", ".join(wrong)}; there are {", ".join(released)}.'
-            f'{nearest(wrong[0], released)}')
+            f'{suggestion(wrong[0], released)}')
     return list(dict.fromkeys(tags)) or released
 
 

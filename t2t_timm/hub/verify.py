@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from ..errors import UserError, nearest, printable
+from ..errors import UserError, printable, suggestion
 from ..models import T2TViT
 from ..weights.checkpoint import read_checkpoint
 from ..weights.download import file_hash, pretrained_file
@@ -107,7 +107,7 @@ def _file_of(what: str) -> Path:
     elif not path.is_file():
         raise UserError(
             f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
-            f'{nearest(what, load_manifest()["weights"])}')
+            f'{suggestion(what, load_manifest()["weights"])}')
     return path
 
 

@@ -1,7 +1,7 @@
 """Training recipes: YAML files for timm's train.py --config."""
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, suggestion
 
 __all__ = ['recipe_names', 'recipe_path']
 
@@ -22,5 +22,5 @@ def recipe_path(name: str) -> str:
     path = _DIR / f'{name}.yaml'
     if name not in recipe_names():
         raise UserError(
-            f"No recipe named {name!r}; there are {', '.join(recipe_names())}.{nearest(name, recipe_names())}")
+            f"No recipe named {name!r}; there are {', '.join(recipe_names())}.{suggestion(name, recipe_names())}")
     return str(path)

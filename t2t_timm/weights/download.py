@@ -20,6 +20,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
+from _t2t_timm_autoload import is_off
+
 from ..errors import UserError, file_reason
 from ..version import __version__
 from .checkpoint import load_file
@@ -286,4 +288,4 @@ def _delete(file: str | Path) -> None:
 
 
 def is_set(variable: str) -> bool:
-    return os.environ.get(variable, '').lower() not in ('', '0', 'false', 'no', 'off')
+    return bool(os.environ.get(variable)) and not is_off(variable)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 from timm.models import list_models
 
-from ..errors import UserError, nearest
+from ..errors import UserError, suggestion
 
 __all__ = [
     'MANIFEST', 'ModelName', 'Published', 'YamlLoader', 'hub_repo', 'known_name', 'load_manifest', 'pretrained_cfg',
@@ -70,7 +70,7 @@ def known_name(name: str) -> ModelName:
     if architecture not in architectures:
         raise UserError(
             f'There is no architecture {architecture!r}; there are {", ".join(architectures)}.'
-            f'{nearest(name, [*architectures, *load_manifest()["weights"]])}')
+            f'{suggestion(name, [*architectures, *load_manifest()["weights"]])}')
     tags = tagged(architecture)
     if tag and name not in tags:
         raise UserError(

@@ -1,5 +1,6 @@
 """docs/classify_ray.py as it stands, on this machine, with an actor that is killed at work."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from t2t_timm.commands.classify import classify
-from t2t_timm.digits import extract_heldout
 
 SCRIPT = Path(__file__).parents[2] / 'docs' / 'classify_ray.py'
 AT_WORK = b'ray::MapWorker(MapBatches(Classifier)).submit'  # what Ray calls the process of an actor meanwhile
@@ -32,15 +32,14 @@ def kill_an_actor(process):
 
 
 @pytest.mark.slow
-def test_a_killed_actor_loses_no_image(tmp_path):
+def test_a_killed_actor_loses_no_image(heldout, tmp_path):
     pytest.importorskip('ray.data', reason="pip install 'ray[data]'")
     parquet = pytest.importorskip('pyarrow.parquet', reason='pip install pyarrow')
     if not Path('/proc/self/environ').exists():
         pytest.skip('processes are told apart by /proc: run it on Linux')
-    extract_heldout(tmp_path / 'all')
     (tmp_path / 'digits').mkdir()
-    for i, file in enumerate(sorted((tmp_path / 'all').rglob('*.png'))[::2]):
-        file.rename(tmp_path / 'digits' / f'{i:03d}.png')
+    for i, file in enumerate(sorted(heldout.rglob('*.png'))[::2]):
+        shutil.copy(file, tmp_path / 'digits' / f'{i:03d}.png')
     (tmp_path / 'digits' / 'text.png').write_text('text')
     with tempfile.TemporaryDirectory(prefix='ray-') as folder:  # its name is short, as those of sockets must be
         env = dict(os.environ, RAY_TMPDIR=folder, HOME=folder, OMP_NUM_THREADS='1')

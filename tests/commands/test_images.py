@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from t2t_timm.commands.images import find_images, image_reader, open_image
+from t2t_timm.commands.images import ImageReader, find_images, open_image
 from t2t_timm.commands.pictures import read_image
 
 FORMATS = ['png', 'jpg', 'jpeg', 'webp', 'bmp', 'tif', 'tiff', 'gif', 'avif']
@@ -26,6 +26,16 @@ def pixels():
     return np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
 
 
+def test_names_and_globs(tmp_path):
+    for name in ('b/2.jpg', 'b/c/1.PNG', 'a.txt', '[x].png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    assert find_images([folder]) == [f'{folder}/[x].png', f'{folder}/b/2.jpg', f'{folder}/b/c/1.PNG']
+    assert find_images([f'{folder}/[x].png']) == [f'{folder}/[x].png']  # a name, though it looks like a glob
+    assert find_images([f'{folder}/**/*.jpg', f'{folder}/*.gif']) == [f'{folder}/b/2.jpg', f'{folder}/*.gif']
+
+
 def test_folders_give_images_and_name_the_rest(tmp_path, caplog):
     names = [f'b/{i}.{name}' for i, name in enumerate(FORMATS)] + ['B.PNG']
     for name in [*names, 'notes.txt', '.DS_Store', 'c/d', 'z.csv']:
@@ -33,7 +43,7 @@ def test_folders_give_images_and_name_the_rest(tmp_path, caplog):
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == sorted(os.path.join(tmp_path, name) for name in names)
     shown = ', '.join(os.path.join(tmp_path, name) for name in ('.DS_Store', 'c/d', 'notes.txt'))
-    assert caplog.messages == [f'Skipped 4 that have no extension of an image: {shown}, ....']
+    assert caplog.messages == [f'Skipped 4 that have no extension of an image: {shown} and 1 more.']
 
 
 def test_links_of_a_folder(tmp_path, caplog):
@@ -65,6 +75,12 @@ def test_formats(tmp_path, suffix):
     np.testing.assert_allclose(np.asarray(image).astype(int), np.broadcast_to(color, (16, 16, 3)), atol=4)
 
 
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'CMYK', '1'])
+def test_other_modes(tmp_path, mode):
+    Image.new('RGB', (3, 2)).convert(mode).save(tmp_path / 'a.tiff')
+    assert open_image(str(tmp_path / 'a.tiff')).getextrema() == ((0, 0),) * 3
+
+
 @pytest.mark.parametrize('orientation, turned', [
     (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]),
     (5, lambda a: a.T), (6, lambda a: a[::-1].T), (7, lambda a: a[::-1, ::-1].T), (8, lambda a: a.T[::-1]),
@@ -76,7 +92,7 @@ def test_every_exif_orientation_for_every_command(tmp_path, pixels, model, orien
     Image.fromarray(pixels).save(file, exif=exif)
     Image.fromarray(np.ascontiguousarray(turned(pixels))).save(upright)
     np.testing.assert_array_equal(np.asarray(open_image(file))[..., 0], turned(pixels))
-    assert torch.equal(image_reader(model)(file), image_reader(model)(upright))
+    assert torch.equal(ImageReader(model)(file), ImageReader(model)(upright))
     assert read_image(file, model).tobytes() == read_image(upright, model).tobytes()
 
 
@@ -161,10 +177,10 @@ def test_colours_of_16_bits(tmp_path):
 def test_a_thin_image_is_not_resized(tmp_path, model, size):
     Image.new('L', size).save(tmp_path / 'a.png')
     with pytest.raises(ValueError, match=r'^it has [16]\S* x \S+ pixels .* limit of 178,956,970 in all: crop it$'):
-        image_reader(model)(str(tmp_path / 'a.png'))
+        ImageReader(model)(str(tmp_path / 'a.png'))
     assert read_image(str(tmp_path / 'a.png'), model).size == (56, 56)  # cropped first
     Image.new('L', (size[0] // 100 or 1, size[1] // 100 or 1)).save(tmp_path / 'a.png')
-    assert image_reader(model)(str(tmp_path / 'a.png')).shape == (1, 3, 56, 56)
+    assert ImageReader(model)(str(tmp_path / 'a.png')).shape == (1, 3, 56, 56)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -178,7 +194,7 @@ def test_what_is_read_is_timms_transform(tmp_path, pixels, channels, mode):
         config[name] = (np.mean(config[name]),)
     with Image.open(tmp_path / 'a.png') as image:
         expected = timm.data.create_transform(**config)(image.convert('L' if channels == 1 else 'RGB'))
-    assert torch.equal(image_reader(model)(str(tmp_path / 'a.png'))[0], expected)
+    assert torch.equal(ImageReader(model)(str(tmp_path / 'a.png'))[0], expected)
 
 
 @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n and no more', None])

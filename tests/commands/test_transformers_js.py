@@ -9,8 +9,7 @@ import timm
 import torch
 
 from t2t_timm.commands.export import export_model
-from t2t_timm.commands.images import image_reader
-from t2t_timm.digits import extract_heldout
+from t2t_timm.commands.images import ImageReader
 from t2t_timm.errors import UserError
 
 CLASSIFY = '''
@@ -25,23 +24,15 @@ pipeline('image-classification', name, { dtype, device: 'cpu' })
 
 
 @pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    return extract_heldout(tmp_path_factory.mktemp('digits') / 'digits')
-
-
-@pytest.fixture(scope='module')
 def exported(tmp_path_factory, digits):
     """The embedded model, and the folder made of it, with int8."""
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason='pip install t2t-timm[onnx]')
-    images = tmp_path_factory.mktemp('images')
-    for i, file in enumerate(sorted(digits.glob('*/*'))[::100]):
-        shutil.copy(file, images / f'{i}.png')
     model = timm.create_model('test_t2t_vit', pretrained=True).eval()
     folder = tmp_path_factory.mktemp('exported') / 'model'
     folder.mkdir()  # an empty one is taken
-    done = export_model(model, folder, 'transformers.js', 'int8', images)
-    assert done.agreement.images == 10 and done.agreement.same >= 9
+    done = export_model(model, folder, 'transformers.js', 'int8', digits)
+    assert done.agreement.images == 100 and done.agreement.same >= 98
     assert done.size == sum(file.stat().st_size for file in folder.rglob('*.*'))
     return model, folder
 
@@ -59,19 +50,19 @@ def test_files(exported):
     assert config['image_mean'] == [0.485, 0.456, 0.406]
 
 
-def test_preprocessing_is_timms(exported, digits):
+def test_preprocessing_is_timms(exported, heldout):
     """As Python's image processor reads the file, with Pillow's resampling, which timm takes too."""
     transformers = pytest.importorskip('transformers', reason='pip install transformers')
     from PIL import Image
     model, folder = exported
-    file = digits / '3_three' / '1509.png'
+    file = heldout / '3_three' / '1509.png'
     processor = getattr(transformers, 'ViTImageProcessorPil', transformers.ViTImageProcessor).from_pretrained(folder)
     pixels = processor(Image.open(file).convert('RGB'), return_tensors='pt')['pixel_values']
-    torch.testing.assert_close(pixels, image_reader(model)(str(file)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels, ImageReader(model)(str(file)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('dtype', ['fp32', 'q8'])
-def test_node(exported, digits, dtype):
+def test_node(exported, heldout, dtype):
     _, folder = exported
     node = shutil.which('node')
     if node is None:
@@ -80,7 +71,7 @@ def test_node(exported, digits, dtype):
         pytest.skip(
             'Node does not find transformers.js: ONNXRUNTIME_NODE_INSTALL=skip npm install '
             '@huggingface/transformers@4.3.0 in any folder, and name its node_modules in NODE_PATH')
-    image = digits / '3_three' / '1509.png'
+    image = heldout / '3_three' / '1509.png'
     printed = subprocess.check_output([node, '-e', CLASSIFY, f'{folder.parent}/', folder.name, dtype, image], text=True)
     found = json.loads(printed.splitlines()[-1])
     assert len(found) == 10 and found[0]['label'] == 'three'
