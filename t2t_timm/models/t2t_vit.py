@@ -215,23 +215,20 @@ def _needs_no_keys(attn: Any, x: torch.Tensor) -> bool:
     )
 
 
-# The class token's row skips these, or gives them one token where they expect all: they must treat each token alone.
-POINTWISE = (nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, LayerNorm, DropPath, LayerScale, Mlp)
+def _pointwise(*children: str) -> dict[str, Any]:
+    """Return the classes allowed for children that the class token's row skips, or that it gives one token of all."""
+    classes = nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, LayerNorm, DropPath, LayerScale, Mlp
+    return dict.fromkeys(children, classes)
+
+
 ops.register(
-    T2TViT, 'forward_features', 'forward_head', 'pool',
-    norm=POINTWISE, blocks=(nn.Sequential,),
-)
+    T2TViT, 'forward_features', 'forward_head', 'pool', blocks=(nn.Sequential,), **_pointwise('norm'))
 ops.register(
-    Block,
-    attn=(Attention,),
-    **dict.fromkeys(('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'), POINTWISE),
-)
+    Block, attn=(Attention,), **_pointwise('ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2'))
 ops.register(
-    Attention,
-    check=lambda m: getattr(m, 'gate', None) is None,
-    **dict.fromkeys(('attn_drop', 'norm', 'proj', 'proj_drop'), POINTWISE),
-)
-ops.register(Mlp, **dict.fromkeys(('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'), POINTWISE))
+    Attention, check=lambda m: getattr(m, 'gate', None) is None,
+    **_pointwise('attn_drop', 'norm', 'proj', 'proj_drop'))
+ops.register(Mlp, **_pointwise('fc1', 'act', 'drop1', 'norm', 'fc2', 'drop2'))
 ops.register(LayerNorm, check=lambda m: len(m.normalized_shape) == 1)
 ops.register(DropPath)
 ops.register(LayerScale)

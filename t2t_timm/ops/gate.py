@@ -64,7 +64,7 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
         layer: The layer that asks. It is being called, so its own hooks do not matter; what is inside it does.
         *skipped: Further modules that would not be called.
     """
-    if not is_on() or _has_any_global_hook() or isinstance(x, torch.fx.Proxy):  # to read x would add a node to the graph
+    if not is_on() or _has_any_global_hook() or isinstance(x, torch.fx.Proxy):  # to read it would add a node
         return False
     if x.device.type != 'cpu' and x.numel() <= FEW_VALUES and not is_compiled():
         return False
@@ -93,7 +93,7 @@ def _is_unmodified(module: nn.Module, is_called: bool = False) -> bool:
             return False
     for name, classes in known.children.items():
         child = module._modules.get(name)
-        if type(child) not in classes or not _is_unmodified(child):
+        if child is None or type(child) not in classes or not _is_unmodified(child):
             return False
     return known.check(module)
 
