@@ -83,7 +83,7 @@ class TokenPerformer(nn.Module):
         """Map (B, in_dim, H, W) to (B, dim, H', W')."""
         height, width = soft_split_size(x.shape[2], *self.split), soft_split_size(x.shape[3], *self.split)
         if not torch.jit.is_scripting():
-            if ops.can_fuse(x, self, *self.mlp):
+            if ops.can_fuse(x, self, *self.mlp.children()):
                 return tokens_to_map(ops.in_chunks(self._fused, x, height * width), height, width)
 
         kqv = self.kqv(self.norm1(soft_split(x, *self.split)))

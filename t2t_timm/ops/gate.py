@@ -66,7 +66,7 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
     """
     if not is_on() or _has_any_global_hook() or isinstance(x, torch.fx.Proxy):  # to read it would add a node
         return False
-    if x.device.type != 'cpu' and x.numel() <= FEW_VALUES and not is_compiled():
+    if x.device.type != 'cpu' and not is_compiled() and x.numel() <= FEW_VALUES:  # to compare would fix a free batch
         return False
     return _is_unmodified(layer, is_called=True) and all(_is_unmodified(module) for module in skipped)
 

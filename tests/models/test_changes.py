@@ -221,6 +221,7 @@ CHANGES = {
     'norm of queries': assign('blocks.1.attn.q_norm', lambda norm: nn.LayerNorm(16)),
     'norm of keys': assign('blocks.1.attn.k_norm', lambda norm: nn.LayerNorm(16)),
     'other blocks': assign('blocks', lambda blocks: nn.Sequential(*blocks, MixTokens())),
+    'wrapped MLP in the tokens': assign('patch_embed.attention1.mlp', Wrapped),
     'wrapped blocks': assign('blocks', Wrapped),
     'no blocks': assign('blocks', lambda blocks: nn.Identity()),
     'compiled block': compile_block,

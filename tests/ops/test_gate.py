@@ -203,6 +203,14 @@ def test_few_images_on_an_accelerator_run_the_equations():
     assert not ops.can_fuse(one, TokenPerformer(3)) and ops.can_fuse(many, TokenPerformer(3))
 
 
+def test_a_graph_made_on_an_accelerator_takes_every_batch():
+    model = timm.create_model('test_t2t_vit', device='meta').eval()
+    images, batch = torch.empty(2, 3, *model.patch_embed.img_size, device='meta'), torch.export.Dim('batch', max=4096)
+    program = torch.export.export(model, (images,), dynamic_shapes={'x': {0: batch}}, strict=False)
+    limits, = program.range_constraints.values()
+    assert limits.lower <= 2 and limits.upper == 4096
+
+
 def test_fx_observes_every_module():
     class Asks(nn.Module):
         def forward(self, x):
