@@ -72,7 +72,7 @@ def finish(process: Process) -> list:
 def hosts() -> Iterator[SimpleNamespace]:
     """The Hub, its storage and a release host."""
     storage, release = FileServer(), FileServer()
-    hub = HubServer(storage, release)
+    hub = HubServer(storage)
     with storage.running(), release.running(), hub.running():
         yield SimpleNamespace(hub=hub, storage=storage, release=release)
 
