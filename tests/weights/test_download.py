@@ -182,7 +182,7 @@ def outcomes(hosts, start_client, tmp_path_factory):
     victim = start_client(killed.stage(['killed', 'release_killed']))
     lonely = start_client(
         unreachable.stage(), no_release.stage(env=dict(T2T_TIMM_HUB_NAMESPACE='')), HF_ENDPOINT='http://127.0.0.1:9')
-    main = start_client(keep=True)
+    main = start_client()
     stages = ask(
         main,
         hub.stage(),

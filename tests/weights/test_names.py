@@ -45,8 +45,6 @@ WRAPPED = {  # what training code saves of weights; if it saves two sets, the ot
             'state_dict': prefixed('model.', w), 'current_model_state': prefixed('model.', zeros(w)),
             'averaging_state': {'n_averaged': torch.tensor(9)}},
         'weights under state_dict.model, leaving current_model_state.model aside'),
-    "timm's ModelEma": (
-        lambda w: {'state_dict': zeros(w), 'state_dict_ema': w}, 'under state_dict_ema, leaving state_dict aside'),
     "torchvision's references": (
         lambda w: {'model': zeros(w), 'model_ema': {'n_averaged': torch.tensor(9), **prefixed('module.', w)}},
         'weights under model_ema, leaving model aside'),
