@@ -1,19 +1,17 @@
-"""The client's side of the tests, a process of its own: receive a plan, load weights, send what came of it.
+"""The client's side of the tests, a process of its own: receive plans, load weights, send what came of them.
 
-A plan is a list of stages, and None ends the process. A stage sets `env`, takes releases from the host `release`, lets
+A plan is a list of stages. A stage sets `env`, takes releases from the host `release`, lets
 the manifest know `known` (name: facts), makes every architecture `small`, forbids files of more than `file_limit`
-bytes, waits at a `barrier` for a second process, posts `post` (address, value), runs `commands` of t2t-timm, and
-creates the models of its `cases`, each in a thread of its own.
+bytes, waits at a `barrier` for a second process, runs `commands` of t2t-timm, and creates the models of its `cases`,
+each in a thread of its own.
 """
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import time
 import traceback
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -115,9 +113,6 @@ def carry_out(stage: dict, released: dict) -> dict:
             patch_manifest(case['model'], dict(UNKNOWN, **case['known']))
     if 'barrier' in stage:
         wait_for_the_other(stage['barrier'])
-    if 'post' in stage:
-        url, value = stage['post']
-        urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(value).encode())).close()
     with contextlib.ExitStack() as stack:
         if 'file_limit' in stage:  # let writing fail as on a full disk
             import resource  # where there is one
@@ -142,5 +137,5 @@ def main(connection: Connection) -> None:
     released = {name: entry for name, entry in load_manifest()['weights'].items() if entry.url}
     for name in released:  # a case that names no release of its own finds none
         patch_manifest(name, dict(url='http://127.0.0.1:9/'))
-    for stages in iter(connection.recv, None):
-        connection.send([carry_out(stage, released) for stage in stages])
+    while True:
+        connection.send([carry_out(stage, released) for stage in connection.recv()])

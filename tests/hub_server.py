@@ -44,10 +44,6 @@ class LoopbackServer(ThreadingHTTPServer):
                     return fault
         return Fault()
 
-    def heal(self, paths: list[str]) -> None:
-        for path in paths:
-            self.faults.pop(path, None)
-
     def seen(self, path: str, method: str = 'GET') -> list[tuple[str | None, int]]:
         """Return (Range, status) of the requests for a path."""
         return [(r, status) for m, p, r, status in self.requests if m == method and p == path]
@@ -232,10 +228,6 @@ class HubHandler(LoopbackHandler):
     def do_POST(self) -> None:
         path = urlparse(self.path).path
         data = self.body()
-        if path == '/control/heal':
-            for server in (self.server, *self.server.others):
-                server.heal(json.loads(data))
-            return self.answer(200)
         if self.answers_fault(path):
             return
         if path == '/api/validate-yaml':
@@ -287,10 +279,9 @@ class HubHandler(LoopbackHandler):
 
 
 class HubServer(LoopbackServer):
-    """A Hub whose large files lie on a storage host of its own; /control/heal ends faults of all hosts."""
+    """A Hub whose large files lie on a storage host of its own."""
 
-    def __init__(self, storage: FileServer, *others: FileServer) -> None:
+    def __init__(self, storage: FileServer) -> None:
         super().__init__(HubHandler)
         self.storage = storage
-        self.others = (storage, *others)
         self.repos: dict[str, Repo] = {}

@@ -53,26 +53,23 @@ def _pickled(**checkpoint: Any) -> bytes:
     return file.getvalue()
 
 
-def ask(process: Process, *stages: dict[str, Any]) -> list:
-    """Have a client that was started with `keep` carry out stages and return their results."""
-    process.connection.send(stages)
-    return process.connection.recv()
-
-
 def finish(process: Process) -> list:
     """Wait for a client and return the results of its stages."""
     assert process.connection.poll(120)
-    results = process.connection.recv()
-    process.join()
-    assert process.exitcode == 0
-    return results
+    return process.connection.recv()
+
+
+def ask(process: Process, *stages: dict[str, Any]) -> list:
+    """Have a client carry out stages and return their results."""
+    process.connection.send(stages)
+    return finish(process)
 
 
 @pytest.fixture(scope='module')
 def hosts() -> Iterator[SimpleNamespace]:
     """The Hub, its storage and a release host."""
     storage, release = FileServer(), FileServer()
-    hub = HubServer(storage, release)
+    hub = HubServer(storage)
     with storage.running(), release.running(), hub.running():
         yield SimpleNamespace(hub=hub, storage=storage, release=release)
 
@@ -81,12 +78,12 @@ def hosts() -> Iterator[SimpleNamespace]:
 def start_client(hosts: SimpleNamespace, tmp_path_factory) -> Iterator[Callable[..., Process]]:
     """Start a process that carries out a plan (see hub_client.py); `finish(process)` waits and returns its results.
 
-    With `keep` it waits for plans: `ask(process, *stages)`.
+    Afterwards, or without a plan, it waits for others: `ask(process, *stages)`.
     """
     folder = tmp_path_factory.mktemp('clients')
     started = []
 
-    def start(*stages: dict[str, Any], keep: bool = False, **env: str) -> Process:
+    def start(*stages: dict[str, Any], **env: str) -> Process:
         clean = {
             k: v for k, v in os.environ.items()
             if not k.upper().startswith(('HF_', 'HUGGING', 'T2T_', 'TORCH_HOME', 'TIMM_', 'HTTP', 'ALL_PROXY'))}
@@ -104,9 +101,8 @@ def start_client(hosts: SimpleNamespace, tmp_path_factory) -> Iterator[Callable[
         theirs.close()  # so that the client's end is noticed
         process.connection = ours
         started.append(process)
-        if not keep:
+        if stages:
             ours.send(stages)
-            ours.send(None)
         return process
 
     yield start

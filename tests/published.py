@@ -68,6 +68,18 @@ def official(state_dict: dict[Any, Any]) -> dict[Any, Any]:
         for k, v in state_dict.items()}
 
 
+def paddle(state_dict: dict[Any, Any], names: str = 'official') -> dict[Any, Any]:
+    """Return a state dict of the models as Paddle has it, linear weights transposed, or 'PaddleViT' names them."""
+    state_dict = {
+        k: v.t().contiguous() if k.endswith('.weight') and getattr(v, 'ndim', 0) == 2 else v
+        for k, v in state_dict.items()}
+    if names == 'official':
+        return official(state_dict)
+    return {
+        k.replace('patch_embed.attention', 'patch_embed.attn').replace('patch_embed.project', 'patch_embed.proj'): v
+        for k, v in state_dict.items()}
+
+
 class Evil:
     """Asks whoever unpickles it to run a command."""
 
@@ -116,12 +128,6 @@ def official_ema(path: Path) -> None:
         'args': ARGS,
         'metric': np.float64(71.7),
     }, path)
-
-
-def official_finetuned(path: Path) -> None:
-    """What the authors' transfer_learning.py saves, with data parallelism."""
-    state = OrderedDict((f'module.{k}', v) for k, v in tensors('t2t_vit_7').items())
-    torch.save({'net': state, 'acc': 98.3, 'epoch': 57}, path)
 
 
 def timm_train(path: Path) -> None:
@@ -199,7 +205,6 @@ def safetensors(path: Path) -> None:
 FORMATS = {  # name of the format: what writes it, the file's name, architecture, a word of how it is described
     'official, plain': (official_plain, '71.7_T2T_ViT_7.pth', 't2t_vit_7', 'before 1.6'),
     'official, state_dict': (official_state_dict, 'a.pth.tar', 't2t_vit_7', 'weights under state_dict'),
-    'official, fine-tuned': (official_finetuned, 'ckpt_0.05_98.3.pth', 't2t_vit_7', 'weights under net'),
     'official, state_dict_ema': (official_ema, '71.7_T2T_ViT_7.pth.tar', 't2t_vit_7', 'leaving state_dict aside'),
     'timm train.py': (timm_train, 'last.pth.tar', 't2t_vit_7', 'of a timm training run'),
     'token labeling': (token_labeling, '84.2.pth.tar', 't2t_vit_7', 'auxiliary head of token labeling left out'),

@@ -12,9 +12,7 @@ import pytest
 import torch.distributed.run
 import warm
 
-from t2t_timm.digits import extract_heldout
-
-HERE = Path(__file__).parent
+RANKS = str(Path(__file__).parent / 'ranks.py')
 TIMEOUT = 240  # seconds; a launch takes about ten
 
 if sys.platform == 'linux':
@@ -34,12 +32,12 @@ def time_limit():
 
 @pytest.fixture(scope='session')
 def torchrun():
-    """A function that runs a program of this folder on two ranks, and raises if one of them fails.
+    """A function that runs ranks.py on two ranks, and raises if one of them fails.
 
     On one node of two processes, or on two nodes of one process each, which are two launches. The ranks are forked from
     a process that has imported torch.
     """
-    def torchrun(program, *args, nodes=1):
+    def torchrun(*args, nodes=1):
         node_args = [['--standalone']]
         if nodes > 1:
             with socket.socket() as s:
@@ -49,8 +47,7 @@ def torchrun():
                 ['--nnodes', str(nodes), '--node-rank', str(i), '--master-addr', '127.0.0.1', '--master-port', port]
                 for i in range(nodes)]
         rank_args = [
-            '--nproc-per-node', str(2 // nodes), '--start-method', warm.METHOD, '--run-path', str(HERE / program),
-            *map(str, args)]
+            '--nproc-per-node', str(2 // nodes), '--start-method', warm.METHOD, '--run-path', RANKS, *map(str, args)]
         with time_limit(), ThreadPoolExecutor() as pool:  # in a main thread they would handle pytest's signals
             list(pool.map(lambda node: torch.distributed.run.main([*node, *rank_args]), node_args))
     return torchrun
@@ -58,19 +55,13 @@ def torchrun():
 
 @pytest.fixture(scope='session')
 def torchrun_command():
-    """A function that runs the command torchrun with a program of this folder, and returns its exit code and stderr.
+    """A function that runs the command torchrun with ranks.py, and returns its exit code and stderr.
 
     The ranks are fresh interpreters: of those, torchrun tells which one failed first.
     """
-    def torchrun_command(program, *args):
+    def torchrun_command(*args):
         code = 'import sys; from torch.distributed.run import main; main(sys.argv[1:])'
         with time_limit():
-            done = warm.run(code, '--standalone', '--nproc-per-node', '2', str(HERE / program), *map(str, args))
+            done = warm.run(code, '--standalone', '--nproc-per-node', '2', RANKS, *map(str, args))
         return done.returncode, done.stderr
     return torchrun_command
-
-
-@pytest.fixture(scope='session')
-def heldout(tmp_path_factory):
-    """The 1,000 digits of the package as an ImageFolder."""
-    return extract_heldout(tmp_path_factory.mktemp('digits') / 'heldout')

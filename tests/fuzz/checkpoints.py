@@ -51,15 +51,11 @@ def _timm_run(state: dict[str, Any]) -> bytes:
         'metric': np.float64(71.7)})
 
 
-def _paddle(state: dict[str, Any], protocol: int, vit: bool = False) -> bytes:
-    params = {}
-    for name, value in (state if vit else published.official(state)).items():
-        if vit:
-            name = name.replace('patch_embed.attention', 'patch_embed.attn')
-            name = name.replace('patch_embed.project', 'patch_embed.proj')
-        value = value.numpy() if isinstance(value, torch.Tensor) else value
-        params[name] = value.T.copy() if name.endswith('.weight') and getattr(value, 'ndim', 0) == 2 else value
-    if not vit:
+def _paddle(state: dict[str, Any], protocol: int, names: str = 'official') -> bytes:
+    params = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in published.paddle(state, names).items()}
+    if names == 'official':
         params['StructuredToParameterName@@'] = {name: f'linear_{i}.w_0' for i, name in enumerate(state)}
     return pickle.dumps(params, protocol=protocol)
 
@@ -72,7 +68,7 @@ FORMATS = {  # what turns a state dict into a file's bytes
     'OpenMMLab': _openmmlab,
     'Paddle': lambda state: _paddle(state, 4),
     'Paddle, protocol 5': lambda state: _paddle(state, 5),
-    'PaddleViT': lambda state: _paddle(state, 2, vit=True),
+    'PaddleViT': lambda state: _paddle(state, 2, 'PaddleViT'),
     'safetensors': lambda state: save_safetensors({k: v for k, v in state.items() if isinstance(v, torch.Tensor)}),
 }
 

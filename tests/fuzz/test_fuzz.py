@@ -8,21 +8,13 @@ import pytest
 from t2t_timm.errors import UserError
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != 'linux', reason='the worker limits its memory and reads its peak as Linux does: run it there')
+    sys.platform != 'linux', reason='a case limits its memory and reads its peak as Linux does: run it there')
 
 
-@pytest.fixture(scope='module')
-def fuzzed():
-    """Outcomes and findings of seeded cases, and between them of one that there is not, which ends the process."""
+def test_seeded_cases():
     from fuzz.run import fuzz
-    trees, checkpoints = [f'tree:{seed}' for seed in range(25)], [f'checkpoint:{seed}' for seed in range(70, 95)]
-    return fuzz([*trees, 'nothing:1', *checkpoints])
-
-
-def test_seeded_cases_and_a_process_that_dies(fuzzed):
-    outcomes, findings = fuzzed
-    assert findings.keys() == {'nothing:1'} and 'killed the process' in findings['nothing:1']
-    assert outcomes.pop('nothing: killed') == 1
+    outcomes, findings = fuzz([f'tree:{seed}' for seed in range(25)] + [f'checkpoint:{seed}' for seed in range(70, 95)])
+    assert not findings
     assert outcomes.total() == 50 and len(outcomes) == 4, outcomes  # some succeed, some are refused
 
 
@@ -32,16 +24,12 @@ def test_seeded_cases_and_a_process_that_dies(fuzzed):
     (lambda folder: Path('/nowhere/x').mkdir(), 'os.mkdir'),
     (lambda folder: leave(folder), 'left behind'),
     (lambda folder: refuse(''), 'no message of one line'),
-], ids=['exception', 'execution', 'outside', 'left', 'message'])
-def test_what_is_looked_for_is_found(tmp_path, harm, words):
-    from fuzz.worker import Watch, call
-    watch = Watch()
-    watch.folder = str(tmp_path)
-    try:
-        _, found = call(watch, tmp_path, harm, tmp_path)
-    finally:
-        watch.folder = None
-    assert any(words in what for what in found), found
+    (lambda folder: os._exit(3), 'killed the process, exit code 3'),
+], ids=['exception', 'execution', 'outside', 'left', 'message', 'end'])
+def test_what_is_looked_for_is_found(monkeypatch, harm, words):
+    from fuzz.run import CASES, fuzz
+    monkeypatch.setitem(CASES, 'harm', lambda rng, folder: [(harm, folder)])
+    assert words in fuzz(['harm:1'])[1]['harm:1']
 
 
 def refuse(message):

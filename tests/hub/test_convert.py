@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.models import load_checkpoint
 
 from t2t_timm.cli import main
 from t2t_timm.commands.classify import classify
@@ -199,35 +200,25 @@ def test_tensor_of_senseless_shape(tiny_file, name, shape):
     fails(tiny_file, 'test_t2t_vit', 'does not fit test_t2t_vit: ')
 
 
+def test_what_timms_load_checkpoint_refuses_goes_through_convert(tiny_file):
+    state_dict, model = published.tiny(num_classes=10), timm.create_model('test_t2t_vit', num_classes=10)
+    torch.save({'state_dict_ema': state_dict, 'metric': np.float64(71.7)}, tiny_file)
+    with pytest.raises(RuntimeError, match='weights_only=True blocked'):
+        load_checkpoint(model, str(tiny_file))
+    load_checkpoint(model, str(convert(tiny_file, 'test_t2t_vit', tiny_file.parent / 'out') / 'model.safetensors'))
+    assert all(torch.equal(v, state_dict[k]) for k, v in model.state_dict().items())
+
+
 def test_half_precision_becomes_float32(tmp_path):
     torch.save({k: v.half() for k, v in published.tiny().items()}, tmp_path / 'half.pth')
     out = convert(tmp_path / 'half.pth', 'test_t2t_vit', tmp_path / 'out')
     assert {v.dtype for v in load_file(out / 'model.safetensors').values()} == {torch.float32}
 
 
-def test_transformers_knows_classes_and_image_size_of_ones_own(tmp_path):
-    transformers = pytest.importorskip('transformers', reason='pip install transformers')
-    torch.save(published.tiny(num_classes=3, img_size=96), tmp_path / 'own.pth')
-    out = convert(tmp_path / 'own.pth', 'test_t2t_vit', tmp_path / 'out')
-    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (70, 90, 3), np.uint8))
-    inputs = transformers.AutoImageProcessor.from_pretrained(out)(image)
-    assert inputs['pixel_values'].shape == (1, 3, 96, 96)
-    model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            model(**inputs).logits, model_logits(out, inputs['pixel_values']), rtol=0, atol=1e-6)
-    assert list(model.config.id2label.values()) == ['LABEL_0', 'LABEL_1', 'LABEL_2']
-
-
 def fails(file: Path, model: str, words: str | None, error: type = UserError) -> None:
     with pytest.raises(error, match=words):
         convert(file, model, file.parent / 'out')
     assert sorted(file.parent.iterdir()) == ([file] if file.exists() else [])
-
-
-def test_wrong_architecture_is_named(tmp_path):
-    published.official_plain(tmp_path / 'a.pth')
-    fails(tmp_path / 'a.pth', 't2t_vit_10', 'looks like t2t_vit_7, not like t2t_vit_10: use --model t2t_vit_7')
 
 
 def test_missing_and_unexpected_names(tiny_file):
@@ -239,6 +230,7 @@ def test_missing_and_unexpected_names(tiny_file):
 
 
 @pytest.mark.parametrize('classes, model, words', [
+    (10, 't2t_vit_10', 'looks like test_t2t_vit, not like t2t_vit_10: use --model test_t2t_vit'),
     (7, 'test_t2t_vit.mnist', 'has 7 classes, test_t2t_vit.mnist has 10'),
     (10, 'test_t2t_vit.mnist', 'size of tiny.pth should be 1374720 .* use --model test_t2t_vit'),
     (10, 't2t_vit_8', "no architecture 't2t_vit_8'; there are"),

@@ -50,9 +50,9 @@ def stage(hosts, weights):
 @pytest.fixture(scope='module')
 def start_publisher(hosts, start_client, tmp_path_factory):
     """Start a client that is logged in, with caches of its own."""
-    def start(*stages, keep=False, **env):
+    def start(*stages, **env):
         folder = tmp_path_factory.mktemp('publisher')
-        return start_client(*stages, keep=keep, **dict(
+        return start_client(*stages, **dict(
             dict(HF_TOKEN=TOKEN, HF_HOME=str(folder / 'hf'), TORCH_HOME=str(folder / 'torch')), **env))
     return start
 
@@ -60,7 +60,7 @@ def start_publisher(hosts, start_client, tmp_path_factory):
 @pytest.fixture(scope='module')
 def publish(start_publisher, tmp_path_factory):
     """A function that has one client carry out stages, the first with an empty torch cache, and returns the results."""
-    publisher = start_publisher(keep=True)
+    publisher = start_publisher()
 
     def publish(first, *stages):
         env = dict(TORCH_HOME=str(tmp_path_factory.mktemp('torch')), HF_TOKEN=TOKEN)

@@ -11,7 +11,7 @@ from typing import Any
 import published
 import pytest
 from hub_server import Fault, Repo
-from loopback import BIG, TINY, Weights, finish
+from loopback import BIG, TINY, Weights, ask, finish
 
 from t2t_timm.weights.download import DownloadError, pretrained_file
 from t2t_timm.weights.manifest import load_manifest, pretrained_cfg, weight_entry
@@ -125,7 +125,7 @@ class Plan:
 
     def __init__(self, hosts, folder: Path, namespace: str, cases: dict[str, Case]) -> None:
         self.hosts, self.folder, self.namespace = hosts, folder, namespace
-        self.cases, self.weights, self.faulty = {}, {}, {}
+        self.cases, self.weights, self.faults = {}, {}, {}
         for name, case in cases.items():
             self.add(name, case)
 
@@ -145,8 +145,8 @@ class Plan:
             if 'HEAD' in case.fault.get('methods', ()):
                 path, server = f'/{repo}/resolve/main/model.safetensors', self.hosts.hub
             body = dict(body=data[:-1] + bytes([data[-1] ^ 1])) if case.flipped else {}
-            server.faults[path] = [Fault(**case.fault, **body)]
-            self.faulty[name] = path
+            self.faults[name] = Fault(**case.fault, **body)
+            server.faults[path] = [self.faults[name]]
         known = {fact: facts[fact] for fact in case.known}
         self.weights[name] = weights
         self.cases[name] = dict(
@@ -178,23 +178,19 @@ def outcomes(hosts, start_client, tmp_path_factory):
     (folder / 'release_overfull' / 'release_overfull.pth.tar.incomplete').write_bytes(
         killed.weights['release_overfull'].pickle + b'more')
     hub_only = dict(release.cases['release'], case='hub_only', cache_dir=str(folder / 'hub_only'))
-    faulty = {**hub.faulty, **release.faulty}
 
-    main = start_client(
+    victim = start_client(killed.stage(['killed', 'release_killed']))
+    lonely = start_client(
+        unreachable.stage(), no_release.stage(env=dict(T2T_TIMM_HUB_NAMESPACE='')), HF_ENDPOINT='http://127.0.0.1:9')
+    main = start_client()
+    stages = ask(
+        main,
         hub.stage(),
         # alone: timm allows argparse.Namespace for all threads, and forbids it again for all
         release.stage(['release']),
         release.stage(set(RELEASE) - {'release'}),
         dict(cases=[hub_only], env=dict(T2T_TIMM_HUB_ONLY='1')),
-        release.stage(HEALED, env=dict(T2T_TIMM_HUB_ONLY='0'), post=(
-            f'{hosts.hub.url}/control/heal', [faulty[name] for name in HEALED])),
-        hub.stage(HEALED),
-        both.stage(barrier=str(folder / 'barrier')),
     )
-    victim = start_client(killed.stage(['killed', 'release_killed']))
-    lonely = start_client(
-        unreachable.stage(), no_release.stage(env=dict(T2T_TIMM_HUB_NAMESPACE='')), HF_ENDPOINT='http://127.0.0.1:9')
-
     assert hosts.storage.stalled.acquire(timeout=60) and hosts.release.stalled.acquire(timeout=60)
     part = folder / 'release_killed' / 'release_killed.pth.tar.incomplete'
     while part.stat().st_size < 10 << 20:
@@ -205,7 +201,11 @@ def outcomes(hosts, start_client, tmp_path_factory):
         case: {p.name for p in (folder / case).rglob('*') if p.is_file()} for case in ('killed', 'release_killed')}
     again = start_client(killed.stage(), both.stage(barrier=str(folder / 'barrier')))
 
-    *stages, release_later, hub_later, twin = finish(main)
+    for name in HEALED:
+        (hub.faults | release.faults)[name].times = 0
+    release_later, hub_later, twin = ask(
+        main, release.stage(HEALED, env=dict(T2T_TIMM_HUB_ONLY='0')), hub.stage(HEALED),
+        both.stage(barrier=str(folder / 'barrier')))
     cached = dict(hub.cases['found'], case='offline_cached')
     empty = dict(cached, case='offline_empty', cache_dir=str(folder / 'offline_empty'))
     release_cached = dict(release.cases['release'], case='offline_release_cached')

@@ -45,8 +45,6 @@ WRAPPED = {  # what training code saves of weights; if it saves two sets, the ot
             'state_dict': prefixed('model.', w), 'current_model_state': prefixed('model.', zeros(w)),
             'averaging_state': {'n_averaged': torch.tensor(9)}},
         'weights under state_dict.model, leaving current_model_state.model aside'),
-    "timm's ModelEma": (
-        lambda w: {'state_dict': zeros(w), 'state_dict_ema': w}, 'under state_dict_ema, leaving state_dict aside'),
     "torchvision's references": (
         lambda w: {'model': zeros(w), 'model_ema': {'n_averaged': torch.tensor(9), **prefixed('module.', w)}},
         'weights under model_ema, leaving model aside'),
@@ -122,18 +120,19 @@ def test_the_order_of_preference(wrapper, second):
     assert find_weights(checkpoint) == (weights, [f'weights under {wrapper}, leaving {second} aside'])
 
 
-TWO = {
-    'DINO': lambda s, t: {
-        'student': {**prefixed('module.backbone.', s), 'module.head.mlp.0.weight': torch.ones(2, 2)},
-        'teacher': {**prefixed('backbone.', t), 'head.mlp.0.weight': torch.ones(2, 2)}, 'args': {'arch': 't2t'}},
-    'DINOv2': lambda s, t: {'model': {**prefixed('student.backbone.', s), **prefixed('teacher.backbone.', t)}},
-    'a mean teacher': lambda s, t: {'net': s, 'teacher': t},
-    'MoCo': lambda s, t: {'state_dict': {**prefixed('module.encoder_q.', s), **prefixed('module.encoder_k.', t)}},
-}
-KEYS = {
-    'DINO': ('student.backbone', 'teacher.backbone'), 'a mean teacher': ('net', 'teacher'),
-    'DINOv2': ('model.student.backbone', 'model.teacher.backbone'),
-    'MoCo': ('state_dict.encoder_q', 'state_dict.encoder_k'),
+TWO = {  # what is saved of two models, and the key of each
+    'DINO': (
+        lambda s, t: {
+            'student': {**prefixed('module.backbone.', s), 'module.head.mlp.0.weight': torch.ones(2, 2)},
+            'teacher': {**prefixed('backbone.', t), 'head.mlp.0.weight': torch.ones(2, 2)}, 'args': {'arch': 't2t'}},
+        'student.backbone', 'teacher.backbone'),
+    'DINOv2': (
+        lambda s, t: {'model': {**prefixed('student.backbone.', s), **prefixed('teacher.backbone.', t)}},
+        'model.student.backbone', 'model.teacher.backbone'),
+    'a mean teacher': (lambda s, t: {'net': s, 'teacher': t}, 'net', 'teacher'),
+    'MoCo': (
+        lambda s, t: {'state_dict': {**prefixed('module.encoder_q.', s), **prefixed('module.encoder_k.', t)}},
+        'state_dict.encoder_q', 'state_dict.encoder_k'),
 }
 
 
@@ -142,10 +141,11 @@ KEYS = {
 def test_of_two_models_one_is_to_be_chosen(kind, tmp_path, capsys):
     both = published.tiny(num_classes=0), {k: 1.5 * v for k, v in published.tiny(num_classes=0).items()}
     file, out = tmp_path / 'a.pth', str(tmp_path / 'out')
-    torch.save(TWO[kind](*map(published.official, both)), file)
+    wrap, *keys = TWO[kind]
+    torch.save(wrap(*map(published.official, both)), file)
     sentence = (
-        f'This checkpoint holds 2 T2T-ViTs, under {KEYS[kind][0]!r}, {KEYS[kind][1]!r}: choose one, as in '
-        f'`t2t-timm convert FILE --key {KEYS[kind][1]}`. Nothing was loaded.')
+        f'This checkpoint holds 2 T2T-ViTs, under {keys[0]!r}, {keys[1]!r}: choose one, as in '
+        f'`t2t-timm convert FILE --key {keys[1]}`. Nothing was loaded.')
     convert = ['convert', str(file), '--model', 'test_t2t_vit', '--out', out]
     assert main(convert) == main(['verify', str(file)]) == 1
     told = capsys.readouterr()
@@ -155,10 +155,10 @@ def test_of_two_models_one_is_to_be_chosen(kind, tmp_path, capsys):
         with pytest.raises(ValueError, match=f'^{re.escape(sentence)}$'):
             timm.create_model('test_t2t_vit', checkpoint_path=str(file), num_classes=0)
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
-    for key, expected in zip(KEYS[kind], both, strict=True):
+    for key, expected in zip(keys, both, strict=True):
         assert equal(read_checkpoint(file, key).state_dict, expected)
-    assert main([*convert, '--key', KEYS[kind][1]]) == 0
-    assert main(['verify', str(file), out, '--key', KEYS[kind][1]]) == 0
+    assert main([*convert, '--key', keys[1]]) == 0
+    assert main(['verify', str(file), out, '--key', keys[1]]) == 0
     assert equal(timm.create_model(f'local-dir:{out}', pretrained=True).state_dict(), both[1])
 
 

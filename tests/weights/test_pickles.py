@@ -70,20 +70,16 @@ def test_tensors_that_are_no_weights(tmp_path, make, words):
         read_checkpoint(tmp_path / 'a')
 
 
-def transposed(state_dict):
-    return {k: v.t().contiguous() if v.ndim == 2 and k.endswith('.weight') else v for k, v in state_dict.items()}
-
-
 def test_a_repeated_number_in_a_file_of_paddles_layout(tmp_path):
     value = torch.zeros(1).expand(2**18, 2**18)
-    torch.save(dict(transposed(published.tiny()), **{'blocks.0.attn.proj.weight': value}), tmp_path / 'a')
+    torch.save(dict(published.paddle(published.tiny()), **{'blocks.0.attn.proj.weight': value}), tmp_path / 'a')
     with pytest.raises(UserError, match='is damaged: its tensors should have'):
         read_checkpoint(tmp_path / 'a')
 
 
 def test_an_array_under_many_names(tmp_path):
     array = published.tiny()['head.weight'].numpy().repeat(1000, 0)
-    weights = {k: v.numpy() for k, v in transposed(published.tiny()).items()}
+    weights = {k: v.numpy() for k, v in published.paddle(published.tiny()).items()}
     weights.update({f'blocks.0.mlp.{i}.weight': array for i in range(100_000)})
     (tmp_path / 'a').write_bytes(pickle.dumps(weights, protocol=4))
     with pytest.raises(UserError, match='is damaged: its tensors should have'):

@@ -457,14 +457,7 @@ def test_a_program_of_paddle_is_no_checkpoint(tmp_path, name):
 @pytest.mark.parametrize('names', ['official', 'PaddleViT'])
 def test_safetensors_of_paddle(own, tmp_path, names):
     expected = own()
-    transposed = {k: v.t().contiguous() if k.endswith('.weight') and v.ndim == 2 else v
-                  for k, v in expected.state_dict().items()}
-    if names == 'official':
-        transposed = published.official(transposed)
-    else:
-        transposed = {re.sub('^patch_embed.project', 'patch_embed.proj', re.sub('embed.attention', 'embed.attn', k)): v
-                      for k, v in transposed.items()}
-    published.save_file(transposed, tmp_path / 'a.safetensors')
+    published.save_file(published.paddle(expected.state_dict(), names), tmp_path / 'a.safetensors')
     out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', Path(tmp_path) / 'out')
     assert_same(timm.create_model(f'local-dir:{out}', pretrained=True).eval(), expected)
 

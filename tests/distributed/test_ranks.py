@@ -1,10 +1,11 @@
-"""A step on two ranks gives the gradients of one process with the whole batch: DDP, FSDP2, and on two nodes."""
+"""Two ranks: a step gives the gradients of one process with the whole batch, and a killed rank loses nothing."""
+import re
 import shutil
 
 import pytest
 import torch
 import torch.distributed.fsdp
-from step_ddp import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, gradients, load_batch, loss_of
+from ranks import DDP_WAYS, FSDP_WAYS, MODELS, create_model, create_optimizer, gradients, load_batch, loss_of
 
 HAS_FSDP2 = hasattr(torch.distributed.fsdp, 'fully_shard')
 needs_fsdp2 = pytest.mark.skipif(
@@ -28,9 +29,9 @@ def images_dir(heldout, tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(torchrun, images_dir, tmp_path_factory):
     """A function that takes the steps of the cases on two ranks and returns a function from a case to both results."""
-    def run(cases, **kwargs):
-        out = tmp_path_factory.mktemp('steps')
-        torchrun('step_ddp.py', '--data-dir', images_dir, '--output', out, '--batch-size', 10, *cases, **kwargs)
+    def run(cases, out=None, **kwargs):
+        out = out or tmp_path_factory.mktemp('steps')
+        torchrun('--data-dir', images_dir, '--output', out, '--batch-size', 10, *cases, **kwargs)
         return lambda case: [torch.load(out / f'{case}.{rank}.pt', weights_only=True) for rank in range(2)]
     return run
 
@@ -38,6 +39,14 @@ def run(torchrun, images_dir, tmp_path_factory):
 @pytest.fixture(scope='module')
 def two_ranks(run):
     return run(DDP + (FSDP if HAS_FSDP2 else []))
+
+
+@pytest.fixture(scope='module')
+def killed(torchrun_command, images_dir, tmp_path_factory):
+    """Folder, exit code and stderr of a run whose rank 1 was killed in epoch 2."""
+    out = tmp_path_factory.mktemp('killed')
+    return out, *torchrun_command(
+        '--data-dir', images_dir, '--output', out, '--batch-size', 10, 'performer-killed')
 
 
 @pytest.fixture(scope='module')
@@ -103,3 +112,19 @@ def test_fsdp2(case, two_ranks, one_process):
     results = two_ranks(case)
     check_step(results, one_process[case.split('-')[0]])
     assert all(result['sharded'] for result in results)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job(killed):
+    out, code, stderr = killed
+    assert code != 0
+    assert re.search(r'rank +: 1 \(local_rank: 1\)\s+exitcode +: -9 ', stderr), stderr
+    assert torch.load(out / 'last.pth.tar', weights_only=True)['epoch'] == 1
+
+
+@pytest.mark.slow
+def test_a_restart_loses_nothing(killed, run):
+    results = run(['performer-whole', 'performer-resumed'], out=killed[0])
+    for whole, resumed in zip(results('performer-whole'), results('performer-resumed'), strict=True):
+        assert (whole.pop('start_epoch'), resumed.pop('start_epoch')) == (0, 2)
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)

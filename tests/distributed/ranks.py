@@ -1,21 +1,23 @@
-"""A training step of several processes on the CPU, of timm's own parts; its gradients go to files.
+"""What the ranks of a torchrun do in the tests, on the CPU, of timm's own parts; gradients and weights go to files.
 
-    torchrun --nproc-per-node 2 step_ddp.py --data-dir IMAGES --output DIR --batch-size 10 performer-ddp performer-fsdp
+    torchrun --nproc-per-node 2 ranks.py --data-dir IMAGES --output DIR --batch-size 10 performer-ddp performer-fsdp
 
 Each rank writes DIR/CASE.RANK.pt for each case MODEL-WAY. The tests import what makes the model and the batch, and take
 the same step in one process.
 """
 import argparse
+import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Dict
 
 import timm
 import torch
 import torch.nn as nn
 from timm.data import create_dataset, create_loader
+from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3, init_distributed_device, unwrap_model
+from timm.utils import CheckpointSaver, ModelEmaV3, init_distributed_device, unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_timm.ops import can_fuse
@@ -48,17 +50,17 @@ def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.05)
 
 
-def full(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+def full(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return copies of the tensors, those of FSDP put together from all ranks."""
     return {k: (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().clone() for k, t in tensors.items()}
 
 
-def gradients(model: nn.Module) -> Dict[str, torch.Tensor]:
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the gradients of all that is trained."""
     return full({k: p.grad for k, p in model.named_parameters()})
 
 
-def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
+def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
     """Take a step under DistributedDataParallel."""
     if torch.distributed.get_rank() == 1:
         model.pos_embed.zero_()  # a fixed table: make one that only rank 0 can have repaired
@@ -79,7 +81,7 @@ def ddp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Ten
                 fused=can_fuse(images, model, *model.blocks))
 
 
-def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> Dict[str, object]:
+def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
     """Take a step under FSDP2, a unit for the tokens-to-token module, one for each block, and the root for the rest."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
@@ -97,6 +99,32 @@ def fsdp_step(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Te
     return dict(grads=grads, state=full(state), sharded=sharded)
 
 
+def train(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor, out: Path) -> dict[str, object]:
+    """Train for four epochs of a step: whole, resumed, or with checkpoints and rank 1 killed in epoch 2."""
+    rank, last = torch.distributed.get_rank(), str(out / 'last.pth.tar')
+    optimizer, start_epoch = create_optimizer(model), 0
+    if way == 'resumed':
+        start_epoch = resume_checkpoint(model, last, optimizer, log_info=False)
+    ema = ModelEmaV3(model)
+    if way == 'resumed':
+        load_checkpoint(ema.module, last, use_ema=True)
+    parallel = DistributedDataParallel(model)
+    saver = CheckpointSaver(parallel, optimizer, model_ema=ema, checkpoint_dir=str(out))
+    for epoch in range(start_epoch, 4):
+        torch.distributed.barrier()  # rank 0 has written its checkpoint
+        if way == 'killed' and epoch == 2 and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.zero_grad()
+        loss_of(parallel, images, labels).backward()
+        optimizer.step()
+        ema.update(unwrap_model(parallel), step=epoch + 1)
+        if way == 'killed' and rank == 0:
+            saver.save_checkpoint(epoch)
+    return dict(
+        start_epoch=start_epoch, state=model.state_dict(), ema=ema.module.state_dict(),
+        moments=optimizer.state_dict()['state'])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('cases', nargs='+')
@@ -111,8 +139,13 @@ def main() -> None:
     for case in args.cases:
         name, way = case.split('-')
         # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
-        step, seed = (fsdp_step, 0) if way in FSDP_WAYS else (ddp_step, rank)
-        result = step(create_model(name, seed), way, images, labels)
+        model = create_model(name, seed=0 if way in FSDP_WAYS else rank)
+        if way in FSDP_WAYS:
+            result = fsdp_step(model, way, images, labels)
+        elif way in DDP_WAYS:
+            result = ddp_step(model, way, images, labels)
+        else:
+            result = train(model, way, images, labels, args.output)
         torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
     torch.distributed.destroy_process_group()
 
