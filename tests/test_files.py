@@ -89,7 +89,7 @@ def test_other_errors_stay_what_they_are(tmp_path, begin, error):
 
 
 def test_the_slower_of_two_commands_is_told(tmp_path):
-    with pytest.raises(OSError, match='another command has made it in the meantime') as e:
+    with pytest.raises(OSError) as e:
         with new_folder(tmp_path / 'x') as slow:
             (slow / 'a').write_text('slow')
             with new_folder(tmp_path / 'x') as fast:
