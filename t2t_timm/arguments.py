@@ -281,7 +281,7 @@ def _classify(args: argparse.Namespace) -> int:
     import torch
 
     from .commands.classify import classify
-    from .commands.results import check_pyarrow, open_journal, tell_errors, write_file, write_results
+    from .commands.results import check_pyarrow, open_journal, tell_errors, write_results
     from .files import check_target
     if args.embeddings and args.form not in ('json', 'parquet'):
         raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
@@ -302,12 +302,12 @@ def _classify(args: argparse.Namespace) -> int:
             progress=args.out is not None or not sys.stdout.isatty(), **options), failed)
 
     if args.out is None:
-        write_results(results([]), args.form, sys.stdout)
+        write_results(results([]), args.form)
     else:
         out = Path(args.out)
         with open_journal(out, {k: str(v) for k, v in options.items()}, args.resume) as journal:
             journal.add(results(journal.done))
-            write_file(journal.results(), args.form, out)
+            write_results(journal.results(), args.form, out)
         print(out)
     return 1 if failed else 0
 

@@ -172,7 +172,7 @@ def test_weights_that_are_damaged(five, tmp_path, embedded, mistake):
     assert 'not finite' in mistake(five, '--model', f'local-dir:{tmp_path}', '--csv', '--out', tmp_path / 'a.csv')
 
 
-def test_results_come_as_they_come(five):
+def test_results_come_as_they_come(five, monkeypatch):
     seen = []
 
     class File(io.StringIO):
@@ -184,7 +184,8 @@ def test_results_come_as_they_come(five):
             assert len(seen) == i  # what was given before has been written
             yield result
 
-    write_results(results(), 'text', File())
+    monkeypatch.setattr(sys, 'stdout', File())
+    write_results(results(), 'text')
     assert seen == [1, 2, 3, 4, 5]
 
 
