@@ -340,9 +340,10 @@ def _draw(args: argparse.Namespace) -> None:
     require_image(args.image)  # before weights are fetched
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     image = read_image(args.image, model)
+    name = f'{args.model}, random weights' if args.untrained else args.model
     if args.command == 'attention':
-        figure = draw_attention(model, image, args.model, args.untrained)
+        figure = draw_attention(model, image, name, show_classes=not args.untrained)
     else:
-        figure = draw_features(model, image, args.model, args.blocks, args.untrained)
+        figure = draw_features(model, image, name, args.blocks)
     save_picture(figure, args.out)
     print(args.out)
