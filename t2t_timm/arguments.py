@@ -185,7 +185,7 @@ def _add_use(commands: Any) -> None:
     sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
     _add_img_size(sub)
     sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
-    _add_untrained(sub)
+    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
 
 def _add_pictures(commands: Any) -> None:
@@ -198,17 +198,13 @@ def _add_pictures(commands: Any) -> None:
         sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         _add_img_size(sub)
-        _add_untrained(sub)
+        sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
     sub.add_argument(
         '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
 
 
 def _add_img_size(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
-
-
-def _add_untrained(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
 
 def _next_step(*commands: str) -> None:
