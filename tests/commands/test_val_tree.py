@@ -57,8 +57,8 @@ def files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
 
 
-def expected(labels=LABELS):
-    tree = {f'{SYNSETS[label]}/{name}': IMAGES[name] for name, label in labels.items()}
+def expected():
+    tree = {f'{SYNSETS[label]}/{name}': IMAGES[name] for name, label in LABELS.items()}
     return {**tree, 'class_map.txt': ''.join(f'{synset}\n' for synset in SYNSETS).encode()}
 
 
