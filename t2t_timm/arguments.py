@@ -185,7 +185,7 @@ def _add_use(commands: Any) -> None:
     sub.add_argument('--calibration', metavar='FOLDER', help='images to compare the int8 model on')
     _add_img_size(sub)
     sub.add_argument('--dynamic', action='store_true', help='images of any size (the batch size is always free)')
-    _add_untrained(sub)
+    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
 
 def _add_pictures(commands: Any) -> None:
@@ -198,17 +198,13 @@ def _add_pictures(commands: Any) -> None:
         sub.add_argument('--model', default='t2t_vit_14', help='model name, or local-dir:DIR (default: %(default)s)')
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         _add_img_size(sub)
-        _add_untrained(sub)
+        sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
     sub.add_argument(
         '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
 
 
 def _add_img_size(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
-
-
-def _add_untrained(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
 
 
 def _next_step(*commands: str) -> None:
@@ -281,7 +277,7 @@ def _classify(args: argparse.Namespace) -> int:
     import torch
 
     from .commands.classify import classify
-    from .commands.results import check_pyarrow, open_journal, tell_errors, write_file, write_results
+    from .commands.results import check_pyarrow, open_journal, tell_errors, write_results
     from .files import check_target
     if args.embeddings and args.form not in ('json', 'parquet'):
         raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
@@ -302,12 +298,12 @@ def _classify(args: argparse.Namespace) -> int:
             progress=args.out is not None or not sys.stdout.isatty(), **options), failed)
 
     if args.out is None:
-        write_results(results([]), args.form, sys.stdout)
+        write_results(results([]), args.form)
     else:
         out = Path(args.out)
         with open_journal(out, {k: str(v) for k, v in options.items()}, args.resume) as journal:
             journal.add(results(journal.done))
-            write_file(journal.results(), args.form, out)
+            write_results(journal.results(), args.form, out)
         print(out)
     return 1 if failed else 0
 
@@ -340,9 +336,10 @@ def _draw(args: argparse.Namespace) -> None:
     require_image(args.image)  # before weights are fetched
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     image = read_image(args.image, model)
+    name = f'{args.model}, random weights' if args.untrained else args.model
     if args.command == 'attention':
-        figure = draw_attention(model, image, args.model, args.untrained)
+        figure = draw_attention(model, image, name, show_classes=not args.untrained)
     else:
-        figure = draw_features(model, image, args.model, args.blocks, args.untrained)
+        figure = draw_features(model, image, name, args.blocks)
     save_picture(figure, args.out)
     print(args.out)

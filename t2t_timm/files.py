@@ -110,14 +110,11 @@ def sole_writer(path: Path) -> Iterator[None]:
             raise UserError(f'Another command is writing to {path}: wait until it has ended.') from e
         except PermissionError:  # nothing can be made in the folder that holds `path`, so no lock either
             pass
-        else:
-            stack.callback(_remove, lock)
-        yield
-
-
-def _remove(file: Path) -> None:
-    with suppress(OSError):  # Windows removes no open file, but then releasing the lock does
-        file.unlink()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file, but then releasing the lock does
+                lock.unlink()
 
 
 @contextmanager
@@ -173,18 +170,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: Folder to make; may exist if it is empty.
 
     Raises:
-        OSError: There is no folder to make it in, it cannot be filled, or it exists and is not empty.
+        OSError: There is no folder to make it in, it cannot be filled, or it exists and is not empty; the error names
+            `path`.
     """
     with folder_beside(path) as tmp:
         folder = tmp / 'folder'  # not the temporary one itself, which nobody else may read
         folder.mkdir()
         yield folder
-        try:
-            if path.is_dir():
-                path.rmdir()
-            os.replace(folder, path)
-        except OSError as e:
-            if not os.path.lexists(path):
-                raise
-            raise OSError(
-                e.errno, 'another command has made it in the meantime, so this one wrote nothing', str(path)) from e
+        if path.is_dir():
+            path.rmdir()
+        os.replace(folder, path)

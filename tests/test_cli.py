@@ -71,6 +71,7 @@ def test_misspelt_names_bring_a_suggestion(here, mistake, argv, words):
     (['features', 'a.png', '--out', 'nowhere/a.png'], 'There is no folder nowhere to write a.png to.'),
     (['classify', 'none.jpg'], 'There is no file none.jpg.'),
     (['classify', 'a.png', '--out', 'nowhere/a.txt'], 'There is no folder nowhere to write a.txt to.'),
+    (['classify', 'a.png', '--out', '.'], '. is a folder: name a file to write.'),
     (['classify', 'a.png', '--json', '--out', 'a.csv'], 'a.csv ends in .csv, but the file is a .json.'),
     (['classify', 'a.png', '--batch-size', '0'], '--batch-size should be 1 or more, not 0.'),
     (['classify', 'a.png', '--device', 'toaster'], '--device toaster cannot be used: '),

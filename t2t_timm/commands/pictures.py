@@ -1,6 +1,7 @@
 """Pictures of what a model looks at: its attention, and the maps of its channels (paper figure 2)."""
 import logging
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,21 +93,18 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
         model: Model; its blocks compute their attention unfused from here on.
         image: Image that read_image gave.
     """
-    matrices, inputs, hooks = [], [], []
-    block: Any
-    for block in model.blocks:
-        if hasattr(block, 'attn'):
-            block.attn.fused_attn = False
-            hooks.append(block.attn.attn_drop.register_forward_hook(
-                lambda m, args, out: matrices.append(out[0].mean(dim=0).cpu())))
+    matrices, inputs = [], []
     steps = [m for m in model.patch_embed.children() if isinstance(m, TokenPerformer | TokenTransformer)]
-    for step in steps:
-        hooks.append(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
-    try:
+    block: Any
+    with ExitStack() as hooks:
+        for block in model.blocks:
+            if hasattr(block, 'attn'):
+                block.attn.fused_attn = False
+                hooks.enter_context(block.attn.attn_drop.register_forward_hook(
+                    lambda m, args, out: matrices.append(out[0].mean(dim=0).cpu())))
+        for step in steps:
+            hooks.enter_context(step.register_forward_pre_hook(lambda m, args: inputs.append(args[0])))
         logits = model(_to_input(image, model))
-    finally:
-        for hook in hooks:
-            hook.remove()
 
     rollout = torch.zeros(len(matrices[0]))
     rollout[0] = 1.
@@ -133,11 +131,9 @@ def check_matplotlib() -> None:
         raise UserError('Pictures need matplotlib: pip install matplotlib') from e
 
 
-def _new_figure(rows: list[int], image: Image.Image, title: str, untrained: bool):
+def _new_figure(rows: list[int], image: Image.Image, title: str):
     """Return a matplotlib Figure and a part of it for each section; a section has some rows of panels."""
-    check_matplotlib()
     from matplotlib.figure import Figure
-    title += ', random weights' * untrained
     row = PANEL * min(image.height / image.width, 1.5) + 0.4
     heights = [row * n + 0.5 for n in rows]
     figure = Figure(figsize=(PANEL * (COLUMNS + 1), sum(heights) + 0.4), dpi=100, layout='constrained')
@@ -218,7 +214,7 @@ def _show_classes(figure, axes: np.ndarray, probabilities: np.ndarray, labels: l
     axis.set_ylim(CLASSES - 0.4, -0.6)
 
 
-def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool = False):
+def draw_attention(model: T2TViT, image: Image.Image, name: str, show_classes: bool = True):
     """Draw the most probable classes, the class token's attention in each block, its rollout, and that of token steps.
 
     A token step's map is left out where the Performer uses less than half of it.
@@ -227,13 +223,13 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
         model: Model to draw.
         image: Image that read_image gave.
         name: What the title calls the model.
-        untrained: The weights are random: the title says so, and no classes are shown.
+        show_classes: Show the most probable classes, if the model has any.
 
     Returns:
         A matplotlib Figure.
 
     Raises:
-        UserError: matplotlib is not installed, or the image is larger than MAX_SIZE.
+        UserError: The image is larger than MAX_SIZE.
     """
     if max(image.size) > MAX_SIZE:
         raise UserError(f'Pictures of attention go up to {MAX_SIZE} x {MAX_SIZE} pixels: use a smaller --img-size.')
@@ -250,13 +246,13 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
     sections = [('Attention of the class token, mean over the heads', blocks)]
     if steps:
         sections.append(('Attention inside the tokens-to-token module, of the tokens circled', steps))
-    figure, (first, *parts) = _new_figure([1, *(_rows(maps) for _, maps in sections)], image, name, untrained)
+    figure, (first, *parts) = _new_figure([1, *(_rows(maps) for _, maps in sections)], image, name)
     axes = _panels(first, 'Image, and attention of the class token followed through all blocks (rollout)')[0]
     _show_image(axes[0], image)
     rollout = attention.rollout * attention.rollout.size
     shown = _show_over(axes[1], image, rollout, 'rollout', rollout.max())
     _color_bar(first, axes[2], shown, 'times the average')
-    if attention.probabilities.size and not untrained:
+    if attention.probabilities.size and show_classes:
         _show_classes(first, axes[3:], attention.probabilities, class_names(model))
     for part, (title, maps) in zip(parts, sections, strict=True):
         _show_section(part, image, title, maps)
@@ -264,13 +260,7 @@ def draw_attention(model: T2TViT, image: Image.Image, name: str, untrained: bool
 
 
 @torch.no_grad()
-def draw_features(
-        model: T2TViT,
-        image: Image.Image,
-        name: str,
-        blocks: list[int] | None = None,
-        untrained: bool = False,
-):
+def draw_features(model: T2TViT, image: Image.Image, name: str, blocks: list[int] | None = None):
     """Draw the maps of the channels that vary most: of soft-split stages 1 and 2 and of some blocks.
 
     Args:
@@ -278,23 +268,22 @@ def draw_features(
         image: Image that read_image gave.
         name: What the title calls the model.
         blocks: Numbers of the blocks, from 1; by default the first, the middle and the last.
-        untrained: The weights are random: the title says so.
 
     Returns:
         A matplotlib Figure.
 
     Raises:
-        UserError: matplotlib is not installed, or there is no such block.
+        UserError: There is no such block.
     """
     depth = len(model.blocks)
     blocks = blocks or sorted({1, (depth + 1) // 2, depth})
     if not all(1 <= b <= depth for b in blocks):
-        raise UserError(f'{name} has blocks 1 to {depth}, not {", ".join(map(str, blocks))}.')
+        raise UserError(f'The model has blocks 1 to {depth}, not {", ".join(map(str, blocks))}.')
     x = _to_input(image, model)
     levels = model.patch_embed.maps(x, 2)
     levels += model.get_intermediate_layers(x, [b - 1 for b in blocks], reshape=True)
     titles = ['soft-split stage 1', 'soft-split stage 2'] + [f'block {b}' for b in blocks]
-    figure, parts = _new_figure([1] * len(levels), image, f'Channels that vary most: {name}', untrained)
+    figure, parts = _new_figure([1] * len(levels), image, f'Channels that vary most: {name}')
     for part, title, level in zip(parts, titles, levels, strict=True):
         flat = level[0].flatten(1).cpu().double()
         std, mean = torch.std_mean(flat, dim=1, keepdim=True)

@@ -5,18 +5,18 @@ import logging
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import UserError, printable
 from ..files import naming, new_file, new_text_file, sole_writer
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['Journal', 'check_pyarrow', 'open_journal', 'tell_errors', 'write_file', 'write_results']
+__all__ = ['Journal', 'check_pyarrow', 'open_journal', 'tell_errors', 'write_results']
 
 Result = dict[str, Any]
 
@@ -33,32 +33,23 @@ def tell_errors(results: Iterable[Result], failed: list[str]) -> Iterator[Result
             yield result
 
 
-def write_results(results: Iterable[Result], form: str, file: TextIO) -> None:
-    """Write results as they come.
+def write_results(results: Iterable[Result], form: str, out: Path | None = None) -> None:
+    """Write results as they come to standard output, or to a file that appears whole or not at all.
 
     Args:
         results: What `classify` gives, without errors.
-        form: 'text', 'json' or 'csv'. Text and CSV have control characters of names as escapes; JSON is ASCII.
-        file: File to write to.
-    """
-    for text in {'text': _text, 'json': _json, 'csv': _csv}[form](results):
-        file.write(text)
-        file.flush()
-
-
-def write_file(results: Iterable[Result], form: str, path: Path) -> None:
-    """Write a file that appears whole or not at all.
-
-    Args:
-        results: What `classify` gives, without errors.
-        form: 'text', 'json', 'csv' or 'parquet', which has a row for each image, its classes and embedding as lists.
-        path: File to write.
+        form: 'text', 'json', 'csv' or, for a file, 'parquet', which has a row for each image, its classes and embedding
+            as lists. Text and CSV have control characters of names as escapes; JSON is ASCII.
+        out: File to write; None prints them.
     """
     if form == 'parquet':
-        _write_parquet(results, path)
-    else:
-        with new_text_file(path) as file:
-            write_results(results, form, file)
+        assert out is not None  # as the command line says
+        _write_parquet(results, out)
+        return
+    with nullcontext(sys.stdout) if out is None else new_text_file(out) as file:
+        for text in {'text': _text, 'json': _json, 'csv': _csv}[form](results):
+            file.write(text)
+            file.flush()
 
 
 def _text(results: Iterable[Result]) -> Iterator[str]:
@@ -118,15 +109,7 @@ def _row(result: Result) -> dict[str, Any]:
 class Journal:
     """Results in OUT.incomplete as they come, a line of JSON each, from which a run that was cut is continued.
 
-    Images that could not be read are not kept: a continued run tries them again.
-
-    Args:
-        path: The file.
-        options: What the results depend on, beside the images; it is the first line.
-        resume: Go on with the results that are there.
-
-    Raises:
-        UserError: There are results already and `resume` is False, or they are of other options.
+    Images that could not be read are not kept: a continued run tries them again. The first line has the options.
     """
 
     def __init__(self, path: Path, options: dict[str, Any], resume: bool) -> None:
@@ -168,8 +151,14 @@ class Journal:
 def open_journal(out: Path, options: dict[str, Any], resume: bool) -> Iterator[Journal]:
     """Give the journal of a file to write; it goes when the file has been written, and stays if anything fails.
 
+    Args:
+        out: File to write.
+        options: What the results depend on, beside the images.
+        resume: Go on with the results that are there.
+
     Raises:
-        UserError: What `Journal` says of the one that is there, or another command writes it.
+        UserError: There are results already and `resume` is False, or they are of other options, or another command
+            writes the file.
     """
     path = out.with_name(out.name + '.incomplete')
     with sole_writer(out):

@@ -189,19 +189,12 @@ class _Folder:
 
     def write(self, source: Path, part: Path) -> None:
         try:
-            os.symlink(_relative(source, part.parent), part)
-        except (OSError, NotImplementedError) as e:
+            os.symlink(os.path.relpath(source, part.parent), part)  # which stays right when both are moved
+        except (OSError, NotImplementedError, ValueError) as e:  # ValueError: on another drive of Windows
             if self.done == 'linked':
                 _logger.warning(f'Copying, as symbolic links cannot be made here: {e}')
             self.done = 'copied'
             shutil.copyfile(source, part)
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:  # stays right when both are moved, or mounted elsewhere
-        return os.path.relpath(path, folder)
-    except ValueError:  # on another drive
-        return str(path)
 
 
 class _Tar:
@@ -256,8 +249,7 @@ def _match(place: _Folder | _Tar, listed: dict[str, _Line], labels: Path) -> dic
             path = PurePosixPath(name)
             key, folder = path.name.lower(), path.parent.name
             if key not in listed:
-                # other files may lie there, as may what systems hide
-                if path.suffix.lower() in EXTENSIONS and not path.name.startswith('.'):
+                if path.suffix.lower() in EXTENSIONS and not path.name.startswith('.'):  # hidden by a system
                     problems['Not in the list'].append(repr(path.name))
             elif key in found:
                 problems['There twice'].append(repr(path.name))
@@ -285,17 +277,15 @@ def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
         UserError: It has something else in it.
     """
     present, other = set(), []
-    for root, dirs, files in os.walk(folder):
-        links = [name for name in dirs if os.path.islink(os.path.join(root, name))]  # folders would lead elsewhere
-        for path in map(Path(root).joinpath, files + links):
-            key = path.relative_to(folder).as_posix()
-            if key in wanted:
-                if path.is_file() and path.stat().st_size == wanted[key].size:
-                    present.add(key)
-            elif is_part(path.name):
-                path.unlink()
-            elif key != CLASS_MAP:
-                other.append(repr(key))
+    for path in folder.rglob('*'):
+        key = path.relative_to(folder).as_posix()
+        if key in wanted:
+            if path.is_file() and path.stat().st_size == wanted[key].size:
+                present.add(key)
+        elif is_part(path.name):
+            path.unlink()
+        elif key != CLASS_MAP and (path.is_symlink() or not path.is_dir()):
+            other.append(repr(key))
     if other:
         raise UserError(
             f'{folder} has something else in it: take that out, or name a new folder. '
@@ -310,6 +300,4 @@ def _fill(work: Path, wanted: dict[str, _Image], missing: list[str], place: _Fol
             (work / key).parent.mkdir(parents=True, exist_ok=True)
             with new_file(work / key) as part:
                 place.write(wanted[key].source, part)
-                if part.stat().st_size != wanted[key].size:
-                    raise UserError(f'{wanted[key].name} changed while it was read: run the same command again.')
             progress.update()

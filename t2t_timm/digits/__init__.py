@@ -1,22 +1,12 @@
 """1,000 real handwritten digits, held out from the training of test_t2t_vit; tools/make_digits.py made the archive."""
-import re
-import shutil
 import tarfile
 from pathlib import Path
 
-from ..errors import UserError
 from ..files import check_new_folder, new_folder
 
-__all__ = ['extract_heldout', 'heldout_names']
+__all__ = ['extract_heldout']
 
-_ARCHIVE = Path(__file__).parent / 'heldout.tar'
-_NAME = re.compile(r'\d_[a-z]+/\d{4}\.png')  # label and its name; row in the table the image came from
-
-
-def heldout_names() -> list[str]:
-    """Return the names of the held-out images, CLASS/ROW.png, sorted by label."""
-    with tarfile.open(_ARCHIVE) as tar:
-        return tar.getnames()
+_ARCHIVE = Path(__file__).parent / 'heldout.tar'  # CLASS/ROW.png: label and its name, row in the source's table
 
 
 def extract_heldout(out_dir: str | Path) -> Path:
@@ -32,12 +22,9 @@ def extract_heldout(out_dir: str | Path) -> Path:
     check_new_folder(out_dir)
     with new_folder(out_dir) as root, tarfile.open(_ARCHIVE) as tar:
         for member in tar:
-            if not member.isreg() or not _NAME.fullmatch(member.name):
-                raise UserError(f'{_ARCHIVE} holds {member.name!r}, which is not a digit: install t2t-timm again.')
             path = root / member.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            assert source is not None  # it is None for folders and links alone
-            with source, open(path, 'wb') as target:
-                shutil.copyfileobj(source, target)
+            path.parent.mkdir(exist_ok=True)
+            image = tar.extractfile(member)
+            assert image is not None  # the archive has files alone
+            path.write_bytes(image.read())
     return out_dir

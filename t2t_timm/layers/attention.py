@@ -16,7 +16,7 @@ def _refuse(layer: nn.Module, **options: bool) -> None:
 
 
 class _HeadAttention(nn.Module):
-    """Softmax attention of given heads and its projection, which the study variants share; as timm's Attention does."""
+    """timm's Attention; a subclass has `qkv`, which maps tokens (B, N, dim) to (B, N, 3 * dim), and may have a gate."""
     fused_attn: torch.jit.Final[bool]
 
     def __init__(
@@ -44,16 +44,20 @@ class _HeadAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def _attend(
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output (B, N, dim): as it is, or gated."""
+        return x
+
+    def forward(
             self,
-            q: torch.Tensor,
-            k: torch.Tensor,
-            v: torch.Tensor,
-            attn_mask: torch.Tensor | None,
-            is_causal: bool,
+            x: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            is_causal: bool = False,
     ) -> torch.Tensor:
-        """Map heads (B, num_heads, N, head_dim) to projected tokens (B, N, dim)."""
-        B, _, N, _ = q.shape
+        """Map tokens (B, N, dim) to (B, N, dim)."""
+        B, N, C = x.shape
+        qkv = self.qkv(x)  # type: ignore[operator]  # a layer or method of the subclass
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(
                 q, k, v,
@@ -66,7 +70,7 @@ class _HeadAttention(nn.Module):
             attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
             attn = attn.softmax(dim=-1)
             x = self.attn_drop(attn) @ v
-        return self.proj(x.transpose(1, 2).reshape(B, N, self.num_heads * self.head_dim))
+        return self.proj_drop(self.gate(self.proj(x.transpose(1, 2).reshape(B, N, C))))
 
 
 class SqueezeExciteAttention(_HeadAttention):
@@ -77,12 +81,11 @@ class SqueezeExciteAttention(_HeadAttention):
             dim: int,
             num_heads: int = 8,
             qkv_bias: bool = False,
-            reduction: int = 16,
             device=None,
             dtype=None,
             **kwargs: Any,
     ) -> None:
-        """Initialize the layer; arguments as timm's Attention has them, and the reduction of `SqueezeExcite`.
+        """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
@@ -90,30 +93,24 @@ class SqueezeExciteAttention(_HeadAttention):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__(dim, num_heads, **kwargs, **dd)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.se_layer = SqueezeExcite(dim, reduction, **dd)
+        self.se_layer = SqueezeExcite(dim, **dd)
 
-    def forward(
-            self,
-            x: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            is_causal: bool = False,
-    ) -> torch.Tensor:
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj_drop(self.se_layer(self._attend(q, k, v, attn_mask, is_causal)))
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output (B, N, dim), gated."""
+        return self.se_layer(x)
 
 
 class SqueezeExcite(nn.Module):
     """Gate of each channel from the mean over all tokens, class token included; no biases."""
 
-    def __init__(self, dim: int, reduction: int = 16, device=None, dtype=None) -> None:
-        """Initialize the gate of `dim` channels with a bottleneck `reduction` times narrower."""
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
+        """Initialize the gate of `dim` channels, with a bottleneck 16 times narrower."""
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(dim, dim // reduction, bias=False, **dd),
+            nn.Linear(dim, dim // 16, bias=False, **dd),
             nn.ReLU(inplace=True),
-            nn.Linear(dim // reduction, dim, bias=False, **dd),
+            nn.Linear(dim // 16, dim, bias=False, **dd),
             nn.Sigmoid(),
         )
 
@@ -162,21 +159,11 @@ class GhostAttention(_HeadAttention):
         self.cheap_operation_k = _ChannelScale(half_dim, **dd)
         self.cheap_operation_v = _ChannelScale(half_dim, **dd)
 
-    def _heads(self, x: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
-        B, N, _ = x.shape
-        return torch.cat([x, scaled], dim=-1).reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
-
-    def forward(
-            self,
-            x: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            is_causal: bool = False,
-    ) -> torch.Tensor:
+    def qkv(self, x: torch.Tensor) -> torch.Tensor:
+        """Map tokens (B, N, dim) to queries, keys and values, (B, N, 3 * dim)."""
         q, k, v = self.q(x), self.k(x), self.v(x)
-        q = self._heads(q, self.cheap_operation_q(q))
-        k = self._heads(k, self.cheap_operation_k(k))
-        v = self._heads(v, self.cheap_operation_v(v))
-        return self.proj_drop(self._attend(q, k, v, attn_mask, is_causal))
+        return torch.cat(
+            [q, self.cheap_operation_q(q), k, self.cheap_operation_k(k), v, self.cheap_operation_v(v)], dim=-1)
 
 
 class GhostMlp(nn.Module):

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm.models import FeatureInfo, checkpoint
-from timm.models._features import feature_take_indices
 
 __all__ = ['T2TFeaturePyramid']
 
@@ -45,19 +44,18 @@ class T2TFeaturePyramid(nn.Module):
             dict(module='pool', num_chs=model.num_features, reduction=32),
         ]
         if isinstance(out_indices, int):
-            known = 1 <= out_indices <= 3
+            levels = list(range(3 - out_indices, 3))
         else:
-            known = len(out_indices) > 0 and all(-3 <= i < 4 for i in out_indices)
-        if not known:
+            levels = [i + 3 if i < 0 else i for i in out_indices]
+        if not levels or not all(0 <= i < 4 for i in levels):
             raise ValueError(
                 f'The feature pyramid has levels 0, 1, 2 and 3 (strides 4, 8, 16 and 32), not {out_indices}. '
                 "For more, use feature_cls='getter': it gives the blocks."
             )
-        chosen = out_indices if isinstance(out_indices, int) else [i + 3 if i < 0 else i for i in out_indices]
-        self.out_indices, max_index = feature_take_indices(3 if isinstance(out_indices, int) else 4, chosen)
-        self.feature_info = FeatureInfo(info, tuple(self.out_indices))
-        self.num_levels = min(max_index + 1, 3)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True) if max_index > 2 else nn.Identity()
+        self.out_indices = levels
+        self.feature_info = FeatureInfo(info, tuple(levels))
+        self.num_levels = min(max(levels) + 1, 3)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True) if 3 in levels else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
         model.patch_embed.prune_maps(self.num_levels)
         if self.num_levels < 3:  # only the tokens-to-token module is needed

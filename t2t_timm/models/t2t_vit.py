@@ -245,106 +245,102 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create_t2t_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> T2TViT:
-    return build_t2t_vit(T2TViT, variant, pretrained, **kwargs)
-
-
 @register_model
 def t2t_vit_7(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-7, performer tokens."""
     model_args = dict(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.)
-    return _create_t2t_vit('t2t_vit_7', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_7', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_10(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-10, performer tokens."""
     model_args = dict(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.)
-    return _create_t2t_vit('t2t_vit_10', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_12(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-12, performer tokens."""
     model_args = dict(embed_dim=256, depth=12, num_heads=4, mlp_ratio=2.)
-    return _create_t2t_vit('t2t_vit_12', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_12', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-14, performer tokens."""
     model_args = dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_14', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_14', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_19(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-19, performer tokens."""
     model_args = dict(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_19', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_19', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_24(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-24, performer tokens."""
     model_args = dict(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_24', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_24', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_14_384(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-14 for 384 x 384 pixels, performer tokens."""
     model_args = dict(img_size=384, embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_14_384', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_14_384', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT_t-14, transformer tokens."""
     model_args = dict(token_type='transformer', embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_t_14', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_t_14', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT_t-19, transformer tokens."""
     model_args = dict(token_type='transformer', embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_t_19', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_t_19', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_t_24(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT_t-24, transformer tokens."""
     model_args = dict(token_type='transformer', embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_t_24', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_t_24', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_c_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT_c-14, the soft splits as plain convolutions."""
     model_args = dict(token_type='convolution', embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_c_14', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_c_14', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_14_resnext(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-14 with 32 heads, the ResNeXt study."""
     model_args = dict(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_14_resnext', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_14_resnext', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_14_wide(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT shallow and wide, the Wide-ResNet study."""
     model_args = dict(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.)
-    return _create_t2t_vit('t2t_vit_14_wide', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_14_wide', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def t2t_vit_14_se(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-14 with squeeze-excitation after the attention."""
     model_args = dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3., attn_layer=SqueezeExciteAttention)
-    return _create_t2t_vit('t2t_vit_14_se', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_14_se', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
@@ -352,11 +348,11 @@ def t2t_vit_16_ghost(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """T2T-ViT-16 with ghost features in attention and MLP."""
     model_args = dict(
         embed_dim=384, depth=16, num_heads=6, mlp_ratio=3., attn_layer=GhostAttention, mlp_layer=GhostMlp)
-    return _create_t2t_vit('t2t_vit_16_ghost', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 't2t_vit_16_ghost', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def test_t2t_vit(pretrained: bool = False, **kwargs: Any) -> T2TViT:
     """A small T2T-ViT for tests; its weights read handwritten digits and ship inside the package."""
     model_args = dict(img_size=56, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.)
-    return _create_t2t_vit('test_t2t_vit', pretrained=pretrained, **dict(model_args, **kwargs))
+    return build_t2t_vit(T2TViT, 'test_t2t_vit', pretrained, **dict(model_args, **kwargs))

@@ -147,18 +147,17 @@ class T2TViTDense(T2TViT):
 
     def _insert_transitions(self, **dd: Any) -> None:
         """Put a transition before each group of blocks but the first, and describe all in feature_info."""
-        rest: list[Any] = list(self.blocks)
-        blocks: list[Any] = []
-        for i, num_blocks in enumerate(self.block_config):
-            if i > 0:
-                dim = blocks[-1].dense_linear.in_features + self.growth_rate
-                blocks.append(Transition(dim, dim // 2, **dd))
-            blocks += rest[:num_blocks]
-            rest = rest[num_blocks:]
+        blocks: list[nn.Module] = []
+        widths: list[int] = []
+        block: Any
+        for block in self.blocks:
+            dim = block.dense_linear.in_features
+            if widths and dim != widths[-1]:  # a group begins
+                blocks.append(Transition(widths[-1], dim, **dd))
+                widths.append(dim)
+            blocks.append(block)
+            widths.append(dim + self.growth_rate)
         self.blocks = nn.Sequential(*blocks)
-        widths = [
-            block.linear.out_features if isinstance(block, Transition) else
-            block.dense_linear.in_features + self.growth_rate for block in blocks]
         self.feature_info = [
             dict(module=f'blocks.{i}', num_chs=width, reduction=16) for i, width in enumerate(widths)]
 

@@ -155,12 +155,8 @@ def test_no_classes_without_a_classifier(photo):
 
 
 @pytest.mark.parametrize('name, kwargs', [
-    pytest.param(name, kwargs, id=name) for name, kwargs in {
-        't2t_vit_dense': dict(block_config=(2, 1, 1)),
-        't2t_vit_16_ghost': dict(depth=3),
-        't2t_vit_14_se': dict(depth=3),
-    }.items()
-])
+    ('t2t_vit_dense', dict(block_config=(2, 1, 1))), ('t2t_vit_16_ghost', dict(depth=3)),
+    ('t2t_vit_14_se', dict(depth=3))])
 def test_other_architectures(photo, name, kwargs):
     model = make_model(name, img_size=48, **kwargs)
     image = read_image(photo, model)
@@ -172,11 +168,11 @@ def test_other_architectures(photo, name, kwargs):
 
 @pytest.mark.parametrize('command', ['attention', 'features'])
 def test_commands(photo, tmp_path, command):
-    out = tmp_path / 'picture.png'
+    out = tmp_path / 'picture.PNG'
     assert main([command, photo, '--model', 'test_t2t_vit', '--img-size', '40', '64', '--out', str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.format == 'PNG' and min(picture.size) > 300
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['photo.png', 'picture.png']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['photo.png', 'picture.PNG']
 
 
 @pytest.mark.parametrize('size, words', [
