@@ -1,13 +1,17 @@
-"""What an exported program computes from its weights alone, computed once."""
+"""The program that runtimes run: linear maps as they have them, and no weight that is computed."""
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 
-__all__ = ['fold_constants']
+__all__ = ['fold_constants', 'split_linear_maps']
 
+aten = torch.ops.aten
+CUT = 2  # of (B, N, 3, heads, head_dim) or (B, N, 3, dim): queries, keys and values
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -49,6 +53,43 @@ def fold_constants(program: ExportedProgram) -> None:
     signature.input_specs[:] = [specs[node] for node in graph.find_nodes(op='placeholder')]
     program.graph_module.recompile()
     program.validate()
+
+
+def split_linear_maps(program: ExportedProgram) -> ExportedProgram:
+    """Return a program whose runtime neither cuts the outputs of linear maps nor adds biases in a pass of its own.
+
+    A map to queries, keys and values becomes three; one with a bias becomes a product of matrices, Gemm in ONNX.
+    """
+    graph = program.graph
+    for unbind in graph.find_nodes(op='call_function', target=aten.unbind.int):
+        cut, axis = (*unbind.args, 0)[:2]
+        order = [0, 1, 2, 3]
+        if cut.target == aten.permute.default:
+            cut, order = cut.args
+        if cut.target != aten.reshape.default or cut.args[0].target != aten.linear.default or order[axis] != CUT:
+            continue
+        linear, sizes = cut.args
+        sizes = sizes[:CUT] + sizes[CUT + 1:]
+        order = [i - (i > CUT) for i in order if i != CUT]
+        width = math.prod(sizes[CUT:])
+        x, *params = linear.args
+        for item in list(unbind.users):
+            begin = item.args[1] * width
+            with graph.inserting_before(item):
+                slices = [graph.call_function(aten.slice.Tensor, (p, 0, begin, begin + width)) for p in params]
+                part = graph.call_function(aten.linear.default, (x, *slices))
+                part.meta = dict(linear.meta)
+                part = graph.call_function(aten.reshape.default, (part, sizes))
+                part = graph.call_function(aten.permute.default, (part, order))
+            item.replace_all_uses_with(part)
+    graph.eliminate_dead_code()
+    return program.run_decompositions({aten.linear.default: _linear})
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if bias is None or x.ndim == 2:
+        return NotImplemented
+    return F.linear(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

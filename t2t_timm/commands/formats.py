@@ -25,7 +25,7 @@ from timm.data import resolve_model_data_config
 from ..errors import UserError
 from ..models import T2TViT
 from .classify import class_names
-from .constants import fold_constants
+from .constants import fold_constants, split_linear_maps
 from .quantize import Calibration, quantize_onnx, quantize_openvino, quiet
 
 __all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Run', 'Source']
@@ -68,10 +68,13 @@ class Source:
         self.model, self.example, self.folder, self.half = model, example, folder, half
         self.opset = opset or OPSET
 
-    def program(self, written_out: bool = False, half: bool = False) -> torch.export.ExportedProgram:
+    def program(
+            self, for_runtimes: bool = False, written_out: bool = False, half: bool = False,
+    ) -> torch.export.ExportedProgram:
         """Return the model as torch.export gives it, its weights folded.
 
         Args:
+            for_runtimes: With linear maps as `split_linear_maps` makes them.
             written_out: With attention as products and a softmax, not as one operator.
             half: Compute in float16.
         """
@@ -79,17 +82,25 @@ class Source:
         shapes = _dynamic_shapes(self.model) if len(self.example) > 1 else None
         with _attention_written_out(model) if written_out else nullcontext():
             program = torch.export.export(model, (self.example,), dynamic_shapes=shapes, strict=False)
+            if for_runtimes:
+                program = split_linear_maps(program)
         fold_constants(program)
         return program
 
-    def onnx_file(self, input_name: str = 'x', half: bool = False) -> Path:
-        """Return an ONNX file, whose outputs are named logits; `half` is for one that computes in float16."""
-        file = self.folder / f'{input_name}{".half" if half else ""}.onnx'
+    def onnx_file(self, input_name: str = 'x', half: bool = False, int8: bool = False) -> Path:
+        """Return an ONNX file, whose outputs are named logits.
+
+        Args:
+            input_name: Name of the images.
+            half: Compute in float16.
+            int8: For int8 to be made of it, which knows the layers by the products that they are.
+        """
+        file = self.folder / f'{input_name}{".half" if half else ""}{".plain" if int8 else ""}.onnx'
         if not file.exists():
             if self.opset < DYNAMO_OPSET:
                 self._save_older_onnx(file)
             else:
-                self._save_onnx(self.program(self.opset < ATTENTION_OPSET, half), input_name, file)
+                self._save_onnx(self.program(not int8, self.opset < ATTENTION_OPSET, half), input_name, file)
         return file
 
     def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
@@ -168,7 +179,7 @@ def _run_onnx(file: Path) -> Run:
 
 
 def _quantize_onnx(source: Source, file: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file(), file)
+    quantize_onnx(source.onnx_file(int8=True), file)
 
 
 def _convert_to_openvino(onnx_file: Path):
@@ -198,7 +209,7 @@ def _run_openvino(file: Path) -> Run:
 
 def _quantize_openvino(source: Source, file: Path, calibration: Calibration) -> None:
     import openvino
-    onnx_file = source.onnx_file()
+    onnx_file = source.onnx_file(int8=True)
     quantized = quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration)
     openvino.save_model(quantized, file, compress_to_fp16=False)
 
@@ -332,7 +343,7 @@ def _write_transformers_js(source: Source, folder: Path) -> None:
 
 
 def _quantize_transformers_js(source: Source, folder: Path, calibration: Calibration) -> None:
-    quantize_onnx(source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx')
+    quantize_onnx(source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx')
 
 
 _ONNX = ('onnx', 'onnxscript', 'onnxruntime')
