@@ -1,4 +1,4 @@
-"""The program that runtimes run: linear maps as they have them, and no weight that is computed."""
+"""The program that runtimes run: linear maps as they run them fastest, and no weight that is computed."""
 import math
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch.fx.node import map_arg
 __all__ = ['fold_constants', 'split_linear_maps']
 
 aten = torch.ops.aten
-CUT = 2  # of (B, N, 3, heads, head_dim) or (B, N, 3, dim): queries, keys and values
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -63,15 +62,14 @@ def split_linear_maps(program: ExportedProgram) -> ExportedProgram:
     graph = program.graph
     for unbind in graph.find_nodes(op='call_function', target=aten.unbind.int):
         cut, axis = (*unbind.args, 0)[:2]
-        order = [0, 1, 2, 3]
+        order = None
         if cut.target == aten.permute.default:
             cut, order = cut.args
-        if cut.target != aten.reshape.default or cut.args[0].target != aten.linear.default or order[axis] != CUT:
+        if cut.target != aten.reshape.default or cut.args[0].target != aten.linear.default:
             continue
         linear, sizes = cut.args
-        sizes = sizes[:CUT] + sizes[CUT + 1:]
-        order = [i - (i > CUT) for i in order if i != CUT]
-        width = math.prod(sizes[CUT:])
+        axis = (order or range(len(sizes)))[axis]
+        sizes, width = sizes[:axis] + sizes[axis + 1:], math.prod(sizes[axis + 1:])
         x, *params = linear.args
         for item in list(unbind.users):
             begin = item.args[1] * width
@@ -80,13 +78,16 @@ def split_linear_maps(program: ExportedProgram) -> ExportedProgram:
                 part = graph.call_function(aten.linear.default, (x, *slices))
                 part.meta = dict(linear.meta)
                 part = graph.call_function(aten.reshape.default, (part, sizes))
-                part = graph.call_function(aten.permute.default, (part, order))
+                if order:
+                    part = graph.call_function(
+                        aten.permute.default, (part, [i - (i > axis) for i in order if i != axis]))
             item.replace_all_uses_with(part)
     graph.eliminate_dead_code()
     return program.run_decompositions({aten.linear.default: _linear})
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute a linear map with a bias as a product of matrices; others stay as they are."""
     if bias is None or x.ndim == 2:
         return NotImplemented
     return F.linear(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
