@@ -164,8 +164,7 @@ def _patch_mean(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
 
 def _channel_moments(x: torch.Tensor) -> torch.Tensor:
     """Return mean and mean square over the channels of a map (B, C, H, W), in float32 or wider, (B, 2, H, W)."""
-    x = x.permute(0, 2, 3, 1)  # as tokens lie in memory
-    return torch.stack([x.mean(dim=-1, dtype=wide_dtype(x)), square_sum(x, -1).squeeze(-1) / x.shape[-1]], dim=1)
+    return torch.cat([x.mean(dim=1, keepdim=True, dtype=wide_dtype(x)), square_sum(x, 1) / x.shape[1]], dim=1)
 
 
 class _ChannelMoments(torch.autograd.Function):
