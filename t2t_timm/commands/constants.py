@@ -1,13 +1,16 @@
-"""What an exported program computes from its weights alone, computed once."""
+"""The program that runtimes run: linear maps as they run them fastest, and no weight that is computed."""
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 
-__all__ = ['fold_constants']
+__all__ = ['fold_constants', 'split_linear_maps']
 
+aten = torch.ops.aten
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -49,6 +52,45 @@ def fold_constants(program: ExportedProgram) -> None:
     signature.input_specs[:] = [specs[node] for node in graph.find_nodes(op='placeholder')]
     program.graph_module.recompile()
     program.validate()
+
+
+def split_linear_maps(program: ExportedProgram) -> ExportedProgram:
+    """Return a program whose runtime neither cuts the outputs of linear maps nor adds biases in a pass of its own.
+
+    A map to queries, keys and values becomes three; one with a bias becomes a product of matrices, Gemm in ONNX.
+    """
+    graph = program.graph
+    for unbind in graph.find_nodes(op='call_function', target=aten.unbind.int):
+        cut, axis = (*unbind.args, 0)[:2]
+        order = None
+        if cut.target == aten.permute.default:
+            cut, order = cut.args
+        if cut.target != aten.reshape.default or cut.args[0].target != aten.linear.default:
+            continue
+        linear, sizes = cut.args
+        axis = (order or range(len(sizes)))[axis]
+        sizes, width = sizes[:axis] + sizes[axis + 1:], math.prod(sizes[axis + 1:])
+        x, *params = linear.args
+        for item in list(unbind.users):
+            begin = item.args[1] * width
+            with graph.inserting_before(item):
+                slices = [graph.call_function(aten.slice.Tensor, (p, 0, begin, begin + width)) for p in params]
+                part = graph.call_function(aten.linear.default, (x, *slices))
+                part.meta = dict(linear.meta)
+                part = graph.call_function(aten.reshape.default, (part, sizes))
+                if order:
+                    part = graph.call_function(
+                        aten.permute.default, (part, [i - (i > axis) for i in order if i != axis]))
+            item.replace_all_uses_with(part)
+    graph.eliminate_dead_code()
+    return program.run_decompositions({aten.linear.default: _linear})
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute a linear map with a bias as a product of matrices; others stay as they are."""
+    if bias is None or x.ndim == 2:
+        return NotImplemented
+    return F.linear(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

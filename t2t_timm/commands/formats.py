@@ -24,7 +24,7 @@ from timm.data import resolve_model_data_config
 from ..errors import UserError
 from ..models import T2TViT
 from .classify import class_names
-from .constants import fold_constants
+from .constants import fold_constants, split_linear_maps
 from .quantize import Calibration, Run, quantize_onnx, quantize_openvino, quiet
 
 __all__ = ['DYNAMO_OPSET', 'FORMATS', 'MIN_SIZE', 'OPSET', 'Format', 'Source']
@@ -63,10 +63,13 @@ class Source:
         self.model, self.example, self.folder, self.half = model, example, folder, half
         self.opset = opset or OPSET
 
-    def program(self, written_out: bool = False, half: bool = False) -> torch.export.ExportedProgram:
+    def program(
+            self, for_runtimes: bool = False, written_out: bool = False, half: bool = False,
+    ) -> torch.export.ExportedProgram:
         """Return the model as torch.export gives it, its weights folded.
 
         Args:
+            for_runtimes: With linear maps as `split_linear_maps` makes them.
             written_out: With attention as products and a softmax: around one operator, exporters write shape arithmetic
                 and masks.
             half: Compute in float16.
@@ -77,6 +80,8 @@ class Source:
                 module.fused_attn = False
         program = torch.export.export(
             _InFloat16(model) if half else model, (self.example,), dynamic_shapes=self._sizes(), strict=False)
+        if for_runtimes:
+            program = split_linear_maps(program)
         fold_constants(program)
         return program
 
@@ -90,15 +95,21 @@ class Source:
             shapes[3] = torch.export.Dim('width', min=MIN_SIZE, max=MAX_SIZE)
         return {'x': shapes}
 
-    def onnx_file(self, input_name: str = 'x', half: bool = False) -> Path:
-        """Return the ONNX file, which is made once; `half` is for one that computes in float16."""
-        file = self.folder / 'graph.onnx'
+    def onnx_file(self, input_name: str = 'x', half: bool = False, int8: bool = False) -> Path:
+        """Return an ONNX file, which is made once.
+
+        Args:
+            input_name: Name of the images.
+            half: Compute in float16.
+            int8: For int8 to be made of it, which knows the layers by the products that they are.
+        """
+        file = self.folder / f'graph{".plain" if int8 else ""}.onnx'
         if not file.exists():
             with quiet():  # they tell of each constant, the older one of each size that it takes for one
                 if self.opset < DYNAMO_OPSET:
                     self._save_older_onnx(file)
                 else:
-                    self._save_onnx(self.program(self.opset < ATTENTION_OPSET, half), input_name, file)
+                    self._save_onnx(self.program(not int8, self.opset < ATTENTION_OPSET, half), input_name, file)
         return file
 
     def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
@@ -166,7 +177,7 @@ def _run_openvino(file: Path) -> Run:
 
 def _quantize_openvino(source: Source, file: Path, calibration: Calibration) -> None:
     import openvino
-    onnx_file = source.onnx_file()
+    onnx_file = source.onnx_file(int8=True)
     quantized = quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration)
     openvino.save_model(quantized, file, compress_to_fp16=False)
 
@@ -293,7 +304,7 @@ FORMATS = {
         write=lambda source, file: shutil.copyfile(source.onnx_file(half=source.half), file),
         run=_run_onnx,
         packages=_ONNX,
-        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(), file),
+        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(int8=True), file),
         has_float16=True,
         has_opset=True),
     'openvino': Format(
@@ -317,6 +328,6 @@ FORMATS = {
         run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
         packages=_ONNX,
         quantize=lambda source, folder, calibration: quantize_onnx(
-            source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx'),
+            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx'),
         run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
 }

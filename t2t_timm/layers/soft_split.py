@@ -31,4 +31,4 @@ def soft_split(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> 
 def tokens_to_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return tokens (B, height * width, D) as a map (B, D, height, width), a view."""
     # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
-    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
+    return x.reshape(x.shape[0], height, width, x.shape[2]).permute(0, 3, 1, 2)

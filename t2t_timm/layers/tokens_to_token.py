@@ -194,8 +194,8 @@ class TokenEmbed(nn.Module):
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last map, (B, C, H', W'), as the normalized tokens (B, N, C) or, NHWC, (B, H', W', C)."""
-        x = x.flatten(2).transpose(1, 2) if self.flatten else x.permute(0, 2, 3, 1)
-        return self.norm(x)
+        x = x.permute(0, 2, 3, 1)
+        return self.norm(x.flatten(1, 2) if self.flatten else x)
 
 
 class TokensToToken(TokenEmbed):

@@ -50,18 +50,17 @@ def _traced_skip(kqv, w, eps, linear, drop):
     dtype, wide = kqv.dtype, wide_dtype(kqv)
     kqv, w, (weight, bias) = cast(kqv, wide), cast(w, wide), params(linear, wide)
     m, dim = w.shape
-    k, q, v = (kqv[..., i * dim:(i + 1) * dim] for i in range(3))  # split() would fix the batch size
+    k, q, v = kqv.reshape(kqv.shape[0], kqv.shape[1], 3, dim).unbind(2)  # split() would fix the batch size
     # Where these bounds act, shares are nothing: as a rule |w_i|^2 is m.
-    squares = (kqv * kqv)[..., :2 * dim].reshape(kqv.shape[0], kqv.shape[1], 2, dim)
-    half_k, half_q = (squares.sum(dim=-1, keepdim=True) * 0.5).clamp(max=MAX_HALF_NORM).unbind(2)
-    t = F.linear(k, w) - half_k
-    top = t.detach().amax(dim=1, keepdim=True) + math.log(TRACED_SCALE)
+    half_k, half_q = ((0.5 * (x * x).sum(dim=-1)).clamp(max=MAX_HALF_NORM) for x in (k, q))
+    t = F.linear(k, w).transpose(1, 2) - half_k.unsqueeze(1)
+    top = t.detach().amax(dim=-1, keepdim=True) + math.log(TRACED_SCALE)
     e = (t - top).exp()
-    total = e.sum(dim=1, keepdim=True)
-    z = F.linear(e.transpose(1, 2) @ v / total.transpose(1, 2), weight)
-    log_sum = top + total.log()
+    total = e.sum(dim=-1, keepdim=True)
+    z = F.linear(e @ v / total, weight)
+    log_sum = (top + total.log()).transpose(1, 2)
     top = log_sum.amax(dim=-1, keepdim=True)
-    sink = half_q + ((math.log(eps * m) if eps > 0. else -math.inf) - top)
+    sink = half_q.unsqueeze(-1) + ((math.log(eps * m) if eps > 0. else -math.inf) - top)
     r = torch.cat([F.linear(q, w) + (log_sum - top), sink], dim=-1).softmax(dim=-1)
     y = cast(r @ (F.pad(z, (0, 0, 0, 1)) + bias), dtype)  # the shares of a token sum to 1
     return cast(v, dtype) + (F.dropout(y, drop) if drop > 0. else y)

@@ -94,7 +94,7 @@ def _norm_patches(x, dtype, norm, linear, split):
     weight, bias = _fold_affine(*params(norm, wide), *params(linear, wide))
     if is_compiled():
         u = _blocked_patches(x, *split)
-        weight = weight.unflatten(1, (-1, split[0], split[0])).permute(0, 2, 3, 1).flatten(1)
+        weight = weight.unflatten(1, (-1, split[0], split[0])).permute(0, 3, 2, 1).flatten(1)
     else:
         u = _viewed_patches(x, dtype, *split)
     u = F.layer_norm(u, norm.normalized_shape, eps=norm.eps)
@@ -102,18 +102,19 @@ def _norm_patches(x, dtype, norm, linear, split):
 
 
 def _blocked_patches(x, kernel_size, stride, padding):
-    """Return u - r, (B, N, n), with the values of a patch in the order (row, column, channel), from whole blocks."""
+    """Return u - r, (B, N, n), with the values of a patch in the order (column, row, channel), from whole blocks."""
     B, C = x.shape[:2]
     num_blocks = -(-kernel_size // stride)  # that a patch reads along an axis
     # Written so that torch.export sees that blocks divide the padded map, of any size.
     below, right = (
         (size + 2 * padding - kernel_size + num_blocks * stride) // stride * stride - padding - size
         for size in x.shape[2:])
-    x = F.pad(x, (padding, right, padding, below)).permute(0, 2, 3, 1)
+    x = F.pad(x, (padding, right, padding, below)).transpose(1, 2)
+    width = x.shape[3]
     # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
-    x = _join_blocks(x.reshape(B, x.shape[1], -1, stride * C), 2, kernel_size, stride)
-    x = x.reshape(B, -1, stride, x.shape[2], x.shape[3]).transpose(2, 3).flatten(3)
-    x = _join_blocks(x, 1, kernel_size, stride)
+    x = _join_blocks(x.reshape(B, -1, stride * C * width), 1, kernel_size, stride)
+    x = x.reshape(B, x.shape[1], kernel_size * C, width).transpose(2, 3)
+    x = _join_blocks(x.reshape(B, x.shape[1], -1, stride * kernel_size * C), 2, kernel_size, stride)
     centre = kernel_size // 2 * (kernel_size + 1) * C
     return (x - x[..., centre:centre + C].mean(dim=-1, keepdim=True)).flatten(1, 2)
 
@@ -146,13 +147,12 @@ def _convolve_normed(x, dtype, norm, linear, split):
     in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
     moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
     # split() would fix the batch size of an exported graph.
-    mean, mean_square = _patch_mean(moments, *split).unsqueeze(2).unbind(1)
+    mean, mean_square = _patch_mean(moments, *split).unsqueeze(-1).unbind(1)
     rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + norm.eps)
-    x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias.view(-1, 1, 1)))
-    y = soft_split_linear(x, weight, None, split)
+    x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
+    y = soft_split_linear(x, weight, None, split).permute(0, 2, 3, 1)
     # addcmul reads and writes the map once; exporters do not know it
-    y = torch.addcmul(bias, y, rstd) if eager else y * rstd + bias
-    y = y.flatten(2).transpose(1, 2)
+    y = (torch.addcmul(bias, y, rstd) if eager else y * rstd + bias).flatten(1, 2)
     # Attention reads tokens that are contiguous; clone(), since a compiler may drop contiguous().
     return y if eager else y.clone(memory_format=torch.contiguous_format)
 

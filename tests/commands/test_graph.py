@@ -7,7 +7,7 @@ import timm
 import torch
 from flat import flat_images
 
-from t2t_timm.commands.constants import fold_constants
+from t2t_timm.commands.constants import fold_constants, split_linear_maps
 from t2t_timm.commands.export import export_model
 from t2t_timm.commands.images import ImageReader
 
@@ -76,5 +76,22 @@ def test_no_weight_is_computed_in_the_graph(token_type):
     for name, weight in program.state_dict.items():  # ExecuTorch reads a slice of a constant at the wrong place
         assert weight.is_contiguous() and weight.storage_offset() == 0, name
         assert weight.untyped_storage().nbytes() == weight.nbytes, name
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('token_type', ['performer', 'transformer', 'convolution'])
+def test_linear_maps_are_not_cut_and_biases_are_in_products_of_matrices(token_type):
+    torch.manual_seed(0)
+    model = timm.create_model('test_t2t_vit', depth=2, token_type=token_type, qkv_bias=True).eval()
+    x, aten = torch.randn(2, 3, 56, 56), torch.ops.aten
+    program = split_linear_maps(torch.export.export(model, (x,), strict=False))
+    for unbind in program.graph.find_nodes(op='call_function', target=aten.unbind.int):
+        source = unbind.args[0]
+        while source.target in (aten.view.default, aten.reshape.default, aten.permute.default):
+            source = source.args[0]
+        assert source.target != aten.linear.default, unbind
+    linear = program.graph.find_nodes(op='call_function', target=aten.linear.default)
+    assert linear and all(len(node.args) < 3 or node.args[0].meta['val'].ndim == 2 for node in linear)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-5)
