@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, params, product_dtype, square_sum, wide_dtype
+from .execution import autocast_off, cast, is_compiled, is_traced, params, product_dtype, square_sum, wide_dtype
 
 __all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear', 'view_patches']
 
@@ -144,11 +144,14 @@ def _convolve_normed(x, dtype, norm, linear, split):
     eager = not is_compiled()
     wide = wide_dtype(x)
     weight, bias = fold_norm_linear(*params(norm, wide), *params(linear, wide))
-    in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
-    moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-    # split() would fix the batch size of an exported graph.
-    mean, mean_square = _patch_mean(moments, *split).unsqueeze(-1).unbind(1)
-    rstd = torch.rsqrt((mean_square - mean * mean).clamp(min=0.) + norm.eps)
+    if is_traced():
+        variance = _centred_variance(x, *split)
+    else:
+        in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
+        moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
+        mean, mean_square = _patch_mean(moments, *split).unsqueeze(-1).unbind(1)
+        variance = mean_square - mean * mean
+    rstd = torch.rsqrt(variance.clamp(min=0.) + norm.eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
     y = soft_split_linear(x, weight, None, split).permute(0, 2, 3, 1)
     # addcmul reads and writes the map once; exporters do not know it
@@ -162,6 +165,22 @@ def _patch_mean(x: torch.Tensor, kernel_size: int, stride: int, padding: int) ->
     # Rows, then columns: pooling adds one value at a time, and k + k of them round less than k^2.
     x = F.avg_pool2d(x, (kernel_size, 1), (stride, 1), (padding, 0))
     return F.avg_pool2d(x, (1, kernel_size), (1, stride), (0, padding))
+
+
+def _centred_variance(x, kernel_size, stride, padding):
+    """Return the variance of each patch, (B, H', W', 1), for graphs that runtimes may convert to float16.
+
+    There a mean of squares would not resolve a small variance beside a large mean. So each pixel is centred by itself,
+    and what is left of the means by their own mean over the map, which the padding is then away from.
+    """
+    split = kernel_size, stride, padding
+    mean = x.mean(dim=1, keepdim=True, dtype=wide_dtype(x))
+    shift = mean.mean(dim=(2, 3), keepdim=True)
+    within, rest = (x - mean).square().mean(dim=1, keepdim=True), mean - shift
+    padded = 1. - _patch_mean(torch.ones_like(mean), *split)  # the share of a patch that is padding
+    mean_square = _patch_mean(within + rest * rest, *split) + padded * shift * shift
+    mean = _patch_mean(rest, *split) - padded * shift
+    return (mean_square - mean * mean).permute(0, 2, 3, 1)
 
 
 def _channel_moments(x: torch.Tensor) -> torch.Tensor:
