@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as _global
 
 from .execution import is_compiled, is_exporting
 from .switch import is_on
@@ -16,6 +16,8 @@ from .switch import is_on
 __all__ = ['can_fuse', 'is_dense', 'register']
 
 FEW_VALUES = 2 ** 19  # those of two images of 224 x 224 pixels, or of their maps: docs/development.md
+_GLOBAL_HOOKS = tuple(
+    getattr(_global, f'_global_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
 
 
 class _Known(NamedTuple):
@@ -44,8 +46,7 @@ def register(
         check: Further condition that a module has to meet, asked when its children are known to be right.
         **children: The classes of which each skipped child must be one. Other children are not asked about.
     """
-    # A class that was patched before this package was imported is not known. functools.wraps copies a function's names,
-    # but not its globals.
+    # not if it was patched before this import: functools.wraps copies a function's names, but not its globals
     if getattr(cls.forward, '__globals__', None) is vars(sys.modules[cls.__module__]):
         kept = {name: getattr(cls, name) for name in methods}
         _known[cls] = _Known(cls.forward, cls.__call__, kept, children, check)
@@ -64,7 +65,7 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
         layer: The layer that asks. It is being called, so its own hooks do not matter; what is inside it does.
         *skipped: Further modules that would not be called.
     """
-    if not is_on() or _has_any_global_hook() or isinstance(x, torch.fx.Proxy):  # to read it would add a node
+    if not is_on() or any(_GLOBAL_HOOKS) or isinstance(x, torch.fx.Proxy):  # to read it would add a node
         return False
     if x.device.type != 'cpu' and not is_compiled() and x.numel() <= FEW_VALUES:  # to compare would fix a free batch
         return False
