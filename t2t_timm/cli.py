@@ -20,19 +20,15 @@ WITHOUT_MODELS = ('recipe', 'digits')  # commands that answer before torch could
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 1, after one sentence and without a traceback, for a user's mistake."""
     name = 't2t-timm'
-    # Ctrl-C ends the process at once while packages are imported: some make other errors of KeyboardInterrupt there.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         try:
             args = _parse(argv)
             name = f't2t-timm {args.command}'
             if args.command not in WITHOUT_MODELS:
-                from . import models  # noqa: F401  # first: timm registers them as soon as another room imports it
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            with _steps_on_stderr():
+                from . import models  # noqa: F401  # first: timm registers them when another subpackage imports it
+            with _ctrl_c(), _steps_on_stderr():
                 return args.run(args) or 0
         finally:
-            signal.signal(signal.SIGINT, before)
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has enough of it
         _give_up_output()
@@ -74,6 +70,19 @@ def _give_up_output() -> None:
     """Leave Python nothing to write at its end, where it would complain a second time."""
     with suppress(OSError):  # it may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Make Ctrl-C an exception where it would end the process, as `_t2t_timm_cli` has it outside a command."""
+    ends = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

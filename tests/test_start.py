@@ -44,8 +44,9 @@ def test_ctrl_c_while_packages_are_imported(tmp_path):
     assert (process.returncode, out, err) == (-signal.SIGINT, b'', b'')
 
 
+@pytest.mark.parametrize('before', [signal.default_int_handler, signal.SIG_DFL])
 @pytest.mark.parametrize('error', [None, RuntimeError, ValueError])
-def test_ctrl_c_in_a_command(monkeypatch, capsys, error):
+def test_ctrl_c_in_a_command(monkeypatch, capsys, error, before):
     def press(*args):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -54,11 +55,14 @@ def test_ctrl_c_in_a_command(monkeypatch, capsys, error):
                 raise
             raise error('the exporter failed') from None
 
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr('t2t_timm.recipes.recipe_path', press)
-    assert main(['recipe', 't2t_vit_14']) == 130
+    usual = signal.signal(signal.SIGINT, before)
+    try:
+        assert main(['recipe', 't2t_vit_14']) == 130
+        assert signal.getsignal(signal.SIGINT) == before  # so that a second one ends the command without a traceback
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert capsys.readouterr().err == 't2t-timm recipe: interrupted\n'
-    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize('argv, codes', [

@@ -1,6 +1,7 @@
 """Classification of image files with a pretrained model."""
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -56,7 +57,7 @@ def classify(
         workers: Processes that read images; 0 reads them in this one.
         amp: Lower precision of autocast; None computes in float32.
         embeddings: Give the vector of pooled features too, which the classifier reads; a model may then have none.
-        skip: Files to leave out.
+        skip: Files to leave out, each as often as it is named.
         **kwargs: Further arguments of timm.create_model.
 
     Returns:
@@ -75,8 +76,7 @@ def classify(
         raise UserError(f'There are no images in {", ".join(names)}.')
     if not any(os.path.exists(file) for file in files):  # before weights are fetched
         raise UserError(f'There is no file {", ".join(files)}.')
-    done = set(skip)
-    files = [file for file in files if file not in done]
+    files = [*(Counter(files) - Counter(skip)).elements()]
     if not files:
         return iter(())
     try:

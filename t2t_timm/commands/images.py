@@ -30,7 +30,7 @@ def find_images(names: list[str]) -> list[str]:
     """Return the files behind names of files, folders (searched recursively) and globs, in order.
 
     A name that is none of these is returned unchanged, so that opening it fails with a message; so are broken links
-    inside a folder. What else lies there is counted and named in a warning.
+    and what may not be looked at inside a folder. What else lies there is counted and named in a warning.
     """
     extensions = EXTENSIONS | get_img_extensions(as_set=True)
     files: list[str] = []
@@ -38,7 +38,7 @@ def find_images(names: list[str]) -> list[str]:
     for name in names:
         if os.path.isdir(name):
             for path in sorted(walk_files(name)):
-                if path.is_file() or not path.exists():  # no socket, pipe or device
+                if os.path.isfile(path) or not os.path.exists(path):  # no socket, pipe or device
                     (files if path.suffix.lower() in extensions else skipped).append(str(path))
         elif not os.path.lexists(name) and glob.has_magic(name):
             files += sorted(p for p in glob.glob(name, recursive=True) if not os.path.isdir(p)) or [name]

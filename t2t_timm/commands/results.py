@@ -118,14 +118,18 @@ class Journal:
         with naming(path, path), open(path, 'a+b') as file:
             file.seek(0)
             head, end = file.readline(), file.tell()
-            for line in file:
-                if line.endswith(b'\n'):  # else a killed run has written it by half
-                    self.done.append(json.loads(line)['image'])
-                    end += len(line)
+            try:
+                for line in file:
+                    if line.endswith(b'\n'):  # else a killed run has written it by half
+                        self.done.append(json.loads(line)['image'])
+                        end += len(line)
+                kept = json.loads(head) if self.done else options
+            except (ValueError, LookupError, TypeError) as e:
+                raise UserError(f'{path} is damaged: delete it to begin again.') from e
             if self.done and not resume:
                 raise UserError(
                     f'{path} holds results of a run that was cut: add --resume to go on, or delete it to begin again.')
-            if self.done and json.loads(head) != options:
+            if kept != options:
                 raise UserError(
                     f'{path} holds results of other options, {head.decode().strip()}: repeat those, or delete it to '
                     'begin again.')

@@ -1,5 +1,6 @@
 """Soft split (paper section 3.1, equation 3): overlapping patches of a map, unfolded into tokens."""
 import torch
+import torch.nn.functional as F
 
 from ..ops import view_patches
 
@@ -25,6 +26,8 @@ def soft_split(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> 
     Returns:
         Tokens of shape (B, H' * W', C * kernel_size ** 2), channel-major within a token.
     """
+    if torch.jit.is_tracing():  # torch's older ONNX exporter has no views of patches where sizes are free
+        return F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
     return view_patches(x, kernel_size, stride, padding).flatten(3).flatten(1, 2)
 
 

@@ -324,8 +324,11 @@ def test_what_a_cut_run_leaves(five, tmp_path, monkeypatch, resumed):
     assert code == 1 and 'holds results of a run that was cut: add --resume to go on, or delete it' in said
     code, said = resumed('--resume', '--img-size', '40')
     assert code == 1 and 'holds results of other options, {' in said
-    with open(left, 'a') as file:
-        file.write('{"image": "half')  # what a full disk leaves
+    kept = left.read_bytes()
+    for damaged in (b'', b'{"options": 1', b'[]\n', b'null\n'):
+        left.write_bytes(b'{}\n' * (damaged != b'') + damaged + b'\n' + kept)
+        assert resumed('--resume') == (1, f't2t-timm classify: {left} is damaged: delete it to begin again.')
+    left.write_bytes(kept + b'{"image": "half')  # what a full disk leaves
     (tmp_path / '0.png').write_bytes(b'not read again')
     with sole_writer(tmp_path / 'out.csv'):
         code, said = resumed('--resume')

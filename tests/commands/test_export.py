@@ -111,11 +111,16 @@ def test_any_batch_and_size(tmp_path, format, token_type, dynamic, opset):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')  # the exporter is deprecated
-@pytest.mark.parametrize('token_type, opset', [('performer', 20), ('convolution', 17)])
-def test_older_exporter_of_torch(tmp_path, token_type, opset):
+@pytest.mark.parametrize('token_type, opset, fused', [
+    ('performer', 20, True), ('performer', 17, False), ('convolution', 17, True),
+])
+def test_older_exporter_of_torch(tmp_path, token_type, opset, fused):
     """What timm's onnx_export.py calls without --dynamo: any batch size, as of timm's ViTs."""
     skip_without('onnx')
     model, file = make_model(token_type=token_type), str(tmp_path / 'model.onnx')
+    if not fused:
+        model.patch_embed.attention1.register_forward_hook(lambda *args: None)
+        model.patch_embed.attention1.norm1.register_forward_hook(lambda *args: None)
     torch.onnx.export(
         model, (images(2, 3, 56, 56),), file, dynamo=False, opset_version=opset, input_names=['x'],
         output_names=['logits'], dynamic_axes={'x': {0: 'batch'}, 'logits': {0: 'batch'}})

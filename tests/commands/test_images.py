@@ -52,12 +52,13 @@ def test_links_of_a_folder(tmp_path, caplog):
     try:
         (tmp_path / 'a' / 'circle').symlink_to('..', target_is_directory=True)
         (tmp_path / 'a' / 'broken.png').symlink_to('nowhere')
+        (tmp_path / 'a' / 'long.png').symlink_to(300 * 'x')  # to ask whether it is a file is an error of its own
         (tmp_path / 'a' / 'broken').symlink_to('nowhere')
         (tmp_path / 'b').symlink_to('a', target_is_directory=True)
     except OSError as e:
         pytest.skip(f'links cannot be made here; run it on Linux or macOS: {e}')
-    broken, image = (str(tmp_path / 'a' / name) for name in ('broken.png', '1.png'))
-    assert find_images([str(tmp_path)]) == find_images([str(tmp_path / 'a' / '*.png')]) == [image, broken]
+    image, broken, long = (str(tmp_path / 'a' / name) for name in ('1.png', 'broken.png', 'long.png'))
+    assert find_images([str(tmp_path)]) == find_images([str(tmp_path / 'a' / '*.png')]) == [image, broken, long]
     assert caplog.messages == [f'Skipped 1 that has no extension of an image: {tmp_path / "a" / "broken"}.']
     with pytest.raises(ValueError, match='^No such file or directory$'):
         open_image(broken)
