@@ -95,21 +95,20 @@ class Source:
             shapes[3] = torch.export.Dim('width', min=MIN_SIZE, max=MAX_SIZE)
         return {'x': shapes}
 
-    def onnx_file(self, input_name: str = 'x', half: bool = False, int8: bool = False) -> Path:
+    def onnx_file(self, input_name: str = 'x', half: bool = False) -> Path:
         """Return an ONNX file, which is made once.
 
         Args:
             input_name: Name of the images.
             half: Compute in float16.
-            int8: For int8 to be made of it, which knows the layers by the products that they are.
         """
-        file = self.folder / f'graph{".plain" if int8 else ""}.onnx'
+        file = self.folder / 'graph.onnx'
         if not file.exists():
             with quiet():  # they tell of each constant, the older one of each size that it takes for one
                 if self.opset < DYNAMO_OPSET:
                     self._save_older_onnx(file)
                 else:
-                    self._save_onnx(self.program(not int8, self.opset < ATTENTION_OPSET, half), input_name, file)
+                    self._save_onnx(self.program(True, self.opset < ATTENTION_OPSET, half), input_name, file)
         return file
 
     def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
@@ -177,7 +176,7 @@ def _run_openvino(file: Path) -> Run:
 
 def _quantize_openvino(source: Source, file: Path, calibration: Calibration) -> None:
     import openvino
-    onnx_file = source.onnx_file(int8=True)
+    onnx_file = source.onnx_file()
     quantized = quantize_openvino(_convert_to_openvino(onnx_file), onnx_file, calibration)
     openvino.save_model(quantized, file, compress_to_fp16=False)
 
@@ -304,7 +303,7 @@ FORMATS = {
         write=lambda source, file: shutil.copyfile(source.onnx_file(half=source.half), file),
         run=_run_onnx,
         packages=_ONNX,
-        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(int8=True), file),
+        quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(), file),
         has_float16=True,
         has_opset=True),
     'openvino': Format(
@@ -328,6 +327,6 @@ FORMATS = {
         run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
         packages=_ONNX,
         quantize=lambda source, folder, calibration: quantize_onnx(
-            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx'),
+            source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx'),
         run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
 }

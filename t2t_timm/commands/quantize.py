@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 SUBSET = 300  # images that ranges of activations are taken from, spread evenly over the folder; NNCF's default
+PRODUCTS = ['MatMul', 'Gemm']
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -130,7 +131,8 @@ def _performers(graph: Any) -> list:
 
 
 def _weight_shape(node: Any, graph: Any) -> tuple[int, ...]:
-    return next((tuple(weight.dims) for weight in graph.initializer if weight.name in node.input), ())
+    shapes = [tuple(weight.dims) for weight in graph.initializer if weight.name in node.input]
+    return max(shapes, key=len, default=())  # a bias has one axis
 
 
 @contextmanager
@@ -159,12 +161,11 @@ def quantize_onnx(onnx_file: Path, target: Path) -> None:
     graph = onnx.load(onnx_file).graph
     # onnxruntime has no int8 products with weights of more than two axes
     nodes = _performers(graph) + [n for n in graph.node if n.op_type == 'MatMul' and len(_weight_shape(n, graph)) > 2]
+    names = [f'{node.name}{end}' for node in nodes for end in ('', '_MatMul')]  # a Gemm's, when it is taken apart
     prepared = target.with_name(f'{target.name}.prepared')
     with quiet():  # it advises quant_pre_process, which has just run
         quant_pre_process(onnx_file, prepared, skip_symbolic_shape=True)
-        quantize_dynamic(
-            prepared, target, op_types_to_quantize=['MatMul', 'Gemm'], nodes_to_exclude=[n.name for n in nodes],
-            per_channel=True)
+        quantize_dynamic(prepared, target, op_types_to_quantize=PRODUCTS, nodes_to_exclude=names, per_channel=True)
     prepared.unlink()
 
 
@@ -172,7 +173,7 @@ def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
     """Return an OpenVINO model made from an ONNX file, quantized by NNCF.
 
     Sums stay in float32: the tokens, to which each block adds, lose most by int8. So do the Performers, but for what
-    makes their keys, queries and values: a convolution, or the product with most outputs.
+    makes their keys, queries and values: a convolution, or the first products.
     """
     with quiet():
         import nncf
@@ -180,12 +181,12 @@ def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
         logging.getLogger('nncf').setLevel(logging.ERROR)
         graph = onnx.load(onnx_file).graph
         nodes = [node for node in _performers(graph) if node.op_type != 'Conv']
-        widths = {node.name: _weight_shape(node, graph)[-1:] for node in nodes if node.op_type == 'MatMul'}
-        widest = max(widths.values(), default=())
-        left = {node.name for node in nodes if widths.get(node.name) != widest}
+        shapes = {node.name: _weight_shape(node, graph) for node in nodes if node.op_type in PRODUCTS}
+        first = next(iter(shapes.values()), None)
+        left = {node.name for node in nodes if shapes.get(node.name) != first}
         names = [
             op.get_friendly_name() for op in ov_model.get_ordered_ops()
-            if op.get_friendly_name() in left and op.get_type_name() not in ('Constant', 'Add')]
+            if op.get_friendly_name().split('/')[0] in left and op.get_type_name() not in ('Constant', 'Add')]
         return nncf.quantize(
             ov_model,
             nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy()),
