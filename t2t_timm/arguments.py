@@ -263,10 +263,9 @@ def _cards(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from .hub.tables import compare_with_hub, models_csv, models_json, models_table
     if args.check:
-        from .hub.check import compare_with_hub
         return _tell(compare_with_hub())
-    from .hub.tables import models_csv, models_json, models_table
     print(models_json() if args.json else models_csv() if args.csv else models_table())
     return 0
 

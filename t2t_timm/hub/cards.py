@@ -127,12 +127,9 @@ def write_cards(folder: str | Path, check: bool = False) -> None:
     """Write the card of every tag into a folder, or only check those that are there.
 
     Raises:
-        UserError: There is no folder to make it in, check is True and a card is out of date, or a figure in
-            hub/complexity.yaml is.
+        UserError: There is no folder to make it in, or a card that is checked or hub/complexity.yaml is out of date.
     """
     folder = Path(folder)
-    if check and not folder.is_dir():
-        raise UserError(f'There is no folder {folder}: name the folder of the cards with --out.')
     check_parent(folder)
     counted = {}
     for name, entry in load_manifest()['weights'].items():

@@ -40,11 +40,8 @@ def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity
 
     Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the
     attention included; normalization, softmax, exponentials and elementwise arithmetic are not counted. Activations are
-    the elements that the same operations put out, as fvcore counts them.
-
-    Args:
-        model: Model on the meta device; it loses fused attention, so don't use it further.
-        input_size: Size (C, H, W) of the image.
+    the elements that the same operations put out, as fvcore counts them. The image is of size (C, H, W). The model
+    loses fused attention: do not use it further.
     """
     model.eval()
     for module in model.modules():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import timm
 import yaml
 from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
@@ -22,9 +23,8 @@ from ..models import T2TViT
 from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
 from ..weights.manifest import MANIFEST, YamlLoader, hub_repo, load_manifest, weight_entry
 from .cards import for_repo
-from .check import hash_and_size, unreachable
 from .convert import convert, write_config_and_card
-from .push import FILES, HUB, LOG_IN, check_repo, is_refusal, push
+from .push import FILES, HUB, LOG_IN, hash_and_size, is_refusal, push, unreachable
 from .verify import verify
 
 _logger = logging.getLogger(__name__)
@@ -60,12 +60,13 @@ def publish(
         dry_run: Fetch, convert and verify; ask the Hub nothing and send nothing.
 
     Raises:
-        UserError: A tag, the namespace, the folder or the manifest is wrong, nobody is logged in, or the Hub cannot be
-            reached; nothing has been done.
+        UserError: A tag, the folder or the manifest is wrong, nobody is logged in, or the Hub cannot be reached;
+            nothing has been done.
+        HFValidationError: No Hub user or organization can have the name of the namespace.
     """
     repos = {name: hub_repo(name, namespace) for name in _names(tags)}
     for repo in repos.values():
-        check_repo(repo)
+        validate_repo_id(repo)
     file = Path(manifest or MANIFEST).resolve()
     head, on_hub = _read_manifest(file)
     before = _manifest(head, on_hub)
@@ -110,8 +111,6 @@ def _names(tags: Sequence[str]) -> list[str]:
 
 def _read_manifest(file: Path) -> tuple[str, dict[str, Any]]:
     """Return a manifest's text up to its last section, `hub`, and what that has of each architecture.tag."""
-    if not file.is_file():
-        raise UserError(f'There is no manifest {file}.')
     try:
         text = file.read_text(encoding='utf-8')
         return text[:text.index('\nhub:') + 1], yaml.load(text, YamlLoader)['hub']

@@ -47,6 +47,7 @@ def verify(
 
     Raises:
         UserError: Nothing of that name, images of different size, or an img_size or key without a file.
+        OSError: The directory holds no model.safetensors.
     """
     if (img_size or key) and not any(Path(what).is_file() for what in (first, second or '')):
         raise UserError('--img-size and --key are for checkpoint files: a folder or a tag says what it is.')
@@ -99,16 +100,14 @@ def _inspect(
 def _file_of(what: str) -> Path:
     path = Path(what)
     if path.is_dir():
-        path = path / HF_SAFE_WEIGHTS_NAME
-        if not path.is_file():
-            raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it was not written by `t2t-timm convert`.')
-    elif not path.is_file() and what in load_manifest()['weights']:
+        return path / HF_SAFE_WEIGHTS_NAME
+    if path.is_file():
+        return path
+    if what in load_manifest()['weights']:
         return pretrained_file(what)
-    elif not path.is_file():
-        raise UserError(
-            f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
-            f'{suggestion(what, load_manifest()["weights"])}')
-    return path
+    raise UserError(
+        f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
+        f'{suggestion(what, load_manifest()["weights"])}')
 
 
 def _configured(folder: str) -> T2TViT:

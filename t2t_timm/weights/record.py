@@ -141,9 +141,7 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
     architecture = _text(_dict(config).get('architecture'))
     if not architecture or is_model(architecture) and 't2t_vit' not in architecture:
         return False
-    cfg = config.get('pretrained_cfg') or {}
-    if not isinstance(cfg, dict):
-        raise UserError(f'{path} should have its pretrained_cfg as names with values, not {shown(cfg)}.')
+    cfg = _dict(config.get('pretrained_cfg'))
     record.add(
         source,
         model=str(ModelName(architecture, _text(cfg.get('tag')))),
@@ -193,8 +191,6 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
 def _add_arguments(record: Record, args: dict[Any, Any], source: str) -> None:
     data = _given(args, PREPROCESSING)
     kwargs: Any = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
-    if not isinstance(kwargs, dict):
-        raise UserError(f'{source} should have model_kwargs as names with values, not {shown(kwargs)}.')
     channels = args.get('in_chans') or kwargs.get('in_chans') or 3
     size = data.pop('input_size', None) or args.get('img_size')
     if isinstance(size, (list, tuple)):

@@ -289,8 +289,8 @@ def test_no_output_holds_the_token(failures, killed):
 @pytest.mark.parametrize('args, words', [
     (['t2t_vit_14'], 'No tag with a release is called t2t_vit_14; there are t2t_vit_7.in1k, '),
     (['test_t2t_vit.mnist'], 'No tag with a release is called test_t2t_vit.mnist'),
-    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is not the name of a Hub repo"),
-    (['--manifest', 'nowhere.yaml'], 'There is no manifest '),
+    (['--namespace', 'a/b'], "Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/t2t_vit_7.in1k'"),
+    (['--manifest', 'nowhere.yaml'], 'nowhere.yaml: No such file or directory.'),
     (['--manifest', __file__], 'is not a manifest: it should be a copy of t2t_timm/weights/manifest.yaml'),
     (['--from', 'nowhere'], 'There is no folder nowhere'),
     ([], 'the one set holds characters that no token has. Log in with'),
