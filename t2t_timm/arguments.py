@@ -240,9 +240,9 @@ def _push(args: argparse.Namespace) -> None:
 
 def _publish(args: argparse.Namespace) -> int:
     from .hub.publish import publish
-    done = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
-    print(done.patch, end='')
-    return 1 if done.failed else 0
+    patch, failed = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
+    print(patch, end='')
+    return 1 if failed else 0
 
 
 def _convert(args: argparse.Namespace) -> None:

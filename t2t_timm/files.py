@@ -41,15 +41,9 @@ def check_new_folder(path: Path) -> None:
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:
-    """Check, before long work begins, that a file can be written.
+    """Raise a UserError, or an OSError of the system, before long work begins, if a file cannot be written.
 
-    Args:
-        path: File to write.
-        suffixes: Ends that its name may have if it has any; the first is the usual one.
-
-    Raises:
-        UserError: There is no folder to write it to, it is a folder, or its name says that it is of another format.
-        OSError: Its folder is read-only.
+    If its name has an end, it has to be one of `suffixes`, of which the first is the usual one.
     """
     path = Path(path)
     check_parent(path)

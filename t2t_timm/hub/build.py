@@ -36,13 +36,8 @@ def build(
     """Build, on the meta device, the model that a checkpoint is of.
 
     A tag decides everything. Without one, classes and input channels come from the shapes, and all that no shape shows
-    from the record; the architecture's defaults are the last resort.
-
-    Args:
-        checkpoint: What the file held.
-        file: The file, for messages.
-        model: Architecture[.tag], by default what the record says, or else what the shapes fit.
-        img_size: Size (H, W) of the images that it was trained with, in pixels, if the record does not say it.
+    from the record; the architecture's defaults are the last resort. `model` is architecture[.tag], by default what the
+    record says, or else what the shapes fit; `img_size` (H, W), in pixels, goes before what the record says.
 
     Raises:
         UserError: The record contradicts itself, the model asked for, or what a model of this package can be.
@@ -53,9 +48,7 @@ def build(
     if not asked:
         raise UserError(f'{file} has shapes that fit no architecture: name the expected one with --model.')
     name = known_name(asked)
-    if said and said != name.architecture and not is_model(said):
-        checkpoint.notes.append(f'it says that it is {said}, which is no architecture here')
-    elif said and said != name.architecture:
+    if is_model(said) and said != name.architecture:
         raise UserError(
             f'{file} says that it is {said}, not {name.architecture}: use --model {found or said}, with a file of the '
             f'state dict alone, if {said} is wrong.')
@@ -154,8 +147,7 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
 def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
-    Raises:
-        UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
+    If not, a UserError says which names and shapes differ, or which architecture would fit.
     """
     state_dict = dict(checkpoint.state_dict)
     name = ModelName(model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag') or '')
@@ -170,27 +162,23 @@ def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -
     found = looks_like(checkpoint.state_dict, name.architecture)
     if found not in (None, name.architecture):
         raise UserError(f'{file} looks like {found}, not like {name.architecture}: use --model {found}.')
-    wrong = {k for k in {**actual, **expected} if actual.get(k) != expected.get(k)}
-    if 'cls_token' in expected and 'cls_token' not in actual:
-        raise UserError(
-            f'{file} has no class token (cls_token), and nothing in it says how the model pools its tokens: models '
-            'without one need a config.json or training arguments that name class_token and global_pool.')
-    table, own = (shapes.get('pos_embed', ()) for shapes in (actual, expected))
-    if not name.tag and wrong == {'pos_embed'} and table[::2] == own[::2]:
-        height, width = model.patch_embed.img_size
-        source = checkpoint.record.sources.get('img_size') or checkpoint.record.sources.get('input_size')
-        said = f' as {source} have it' if source else ''
-        raise UserError(
-            f'{file} does not fit {name}: it has {table[1]} positions, and images of {height} x {width} pixels{said} '
-            f'need {own[1]}. Give the size of the images that it was trained with, as --img-size H W.'
-        )
-    args = checkpoint.record.model_args
-    with_args = f' with {_listed(args)}' if args and not name.tag else ''
-    otherwise = f': if it is not that tag, use --model {name.architecture}' if name.tag else ''
+    missing = [k for k in expected if k not in actual]
+    unexpected = [k for k in actual if k not in expected]
+    reshaped = [k for k in expected if k in actual and actual[k] != expected[k]]
     differences = '; '.join(f'{what} {abbreviate(names)}' for what, names in (
-        ('missing', [k for k in expected if k not in actual]),
-        ('unexpected', [k for k in actual if k not in expected]),
-        ('of another shape', [
-            f'{k} {actual[k]} instead of {expected[k]}' for k in expected if k in wrong and k in actual]),
+        ('missing', missing),
+        ('unexpected', unexpected),
+        ('of another shape', [f'{k} {actual[k]} instead of {expected[k]}' for k in reshaped]),
     ) if names)
-    raise UserError(f'{file} does not fit {name}{with_args}: {differences}{otherwise}.')
+    advice = ''
+    if name.tag:
+        advice = f': if it is not that tag, use --model {name.architecture}'
+    elif 'cls_token' in missing:
+        advice = (
+            ': a model without a class token needs a config.json or training arguments that name class_token and '
+            'global_pool')
+    elif reshaped == ['pos_embed'] and not missing and not unexpected:
+        height, width = model.patch_embed.img_size
+        advice = f', for images of {height} x {width} pixels: give the size that it was trained with as --img-size H W'
+    args = '' if name.tag else _listed(checkpoint.record.model_args)
+    raise UserError(f'{file} does not fit {f"{name} with {args}" if args else name}: {differences}{advice}.')

@@ -33,24 +33,15 @@ def push(
     """Upload a folder's weights, config and card to the Hub and return the name that timm loads them by.
 
     The repo is created if there is none. Files that the repo already holds are left alone. The card that is uploaded
-    names the repo where the one in the folder says `local-dir:DIR`.
-
-    Args:
-        folder: Folder as `t2t-timm convert` writes it.
-        repo: Hub repo, by default the one that `pretrained=True` would load the folder's architecture.tag from.
-        private: Make the repo private if it is created.
-        dry_run: Only say what would be uploaded; keeps off the network.
-        force: Upload a card that still has places to fill in.
+    names the repo where the one in the folder says `local-dir:DIR`. The arguments are those of `t2t-timm push`;
+    dry_run keeps off the network.
 
     Raises:
-        UserError: A file is missing, the card has places to fill in, the config names no tag, or the Hub refused.
+        UserError: The card has places to fill in, the config names no tag, or the Hub refused.
         HFValidationError: No Hub repo can have that name.
+        OSError: A file is missing.
     """
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
     if not repo:
         name = record_of({}, folder).model
         if not ModelName.parse(name).tag:

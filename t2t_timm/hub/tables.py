@@ -109,11 +109,8 @@ def models_table() -> str:
 def compare_with_hub() -> Verdict:
     """Compare the Hub's weights with the manifest, one HEAD request per tag that has a release.
 
-    Good if every tag's weights are there and equal to what the manifest knows of them.
-
-    Raises:
-        UserError: The Hub cannot be reached.
-        HFValidationError: No Hub user or organization can have the name of the namespace.
+    Good if every tag's weights are there and equal to what the manifest knows of them. A UserError says if the Hub
+    cannot be reached.
     """
     tags = {name: entry for name, entry in load_manifest()['weights'].items() if entry.url}
     validate_repo_id(hub_repo(next(iter(tags))))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import constants, get_session, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -27,8 +27,6 @@ __all__ = [
     'DownloadError', 'FAILURES', 'IntegrityError', 'OFFLINE', 'check_file', 'file_hash', 'pretrained_file', 'reason',
     'release_file', 'retrying',
 ]
-
-T = TypeVar('T')
 
 OFFLINE = 'Offline mode is on (HF_HUB_OFFLINE=1)'
 PART = '.incomplete'  # end of the name of a file that is being downloaded
@@ -113,8 +111,7 @@ def _find_file(name: str, entry: Published, cache_dir: str | Path | None) -> Pat
 def check_file(file: str | Path, known: dict[str, Any], name: str) -> bool:
     """Compare a file with what the manifest knows of it, and return whether a hash, or a part of one, was among that.
 
-    Raises:
-        IntegrityError: The file differs; the message calls it `name`.
+    An IntegrityError, which calls the file `name`, says if it differs.
     """
     size, file_name = os.path.getsize(file), os.path.basename(file).removesuffix(PART)
     checked = [key for key in ('size', 'sha256', 'sha384', 'sha256_prefix') if key in known]
@@ -203,7 +200,8 @@ def _check_download(file: str | Path, known: dict[str, Any], name: str, is_new: 
         if not check_file(file, known, name) and is_new:
             load_file(Path(file))  # only reading it tells a gateway's own page or a file without its end
     except UserError as e:
-        _delete(file)
+        Path(file).resolve().unlink(missing_ok=True)  # a Hub cache holds links to files
+        Path(file).unlink(missing_ok=True)
         text = str(e).replace(PART, '').rstrip('.')
         raise IntegrityError(
             f'{text if isinstance(e, IntegrityError) else f"{name}: {text}"}. The file has been deleted and nothing '
@@ -219,7 +217,7 @@ def _connection_error(url: str) -> Exception | None:
     return None
 
 
-def retrying(download: Callable[[], T], name: str) -> T:
+def retrying(download: Callable[[], Any], name: str) -> Any:
     """Return what a download returns, tried again after a failure that may pass."""
     for wait in RETRY_WAITS:
         try:
@@ -247,16 +245,6 @@ def reason(e: BaseException) -> str:
     lines = [line for line in str(e).splitlines() if not line.startswith('For more information check')]
     text = ' '.join(f'{type(e).__name__}: {" ".join(lines)}'.split())
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
-
-
-def _delete(file: str | Path) -> None:
-    # A Hub cache holds links to blobs, which may be links to a store shared by several caches.
-    file = Path(file)
-    while file.is_symlink():
-        target = file.parent / os.readlink(file)
-        file.unlink()
-        file = target
-    file.unlink(missing_ok=True)
 
 
 def is_set(variable: str) -> bool:

@@ -57,11 +57,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
     def add(self, source: str, model: str = '', label_names: Any = None, **entries: Any) -> None:
-        """Take what a further source says and no earlier one did.
-
-        Raises:
-            UserError: An entry is not of the kind that it has to be, or cannot stand in a config.json.
-        """
+        """Take what a further source says and no earlier one did; a UserError names what a config.json cannot hold."""
         self.model = self.model or model
         if label_names is not None and self.label_names is None:
             if not isinstance(label_names, (list, tuple)) or not all(_text(n) and n.isprintable() for n in label_names):
@@ -158,9 +154,6 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
 
     The first source that says something is believed: the config.json beside the file, the run's own arguments (timm's,
     Lightning's, mmengine's), the pretrained cfg of what the run started from. Nothing is asked of a network.
-
-    Raises:
-        UserError: An entry cannot be kept.
     """
     record = Record()
     _read_config(folder, record)
@@ -217,8 +210,6 @@ def _literal(node: ast.AST) -> Any:
     # The value of Python's text, which is not run: plain values, and dict() of them; None for all else.
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {k.arg: _literal(k.value) for k in node.keywords if k.arg}
-    if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(v) for v in node.elts]
     try:

@@ -109,7 +109,7 @@ def test_weights_of_ones_own(tmp_path, kwargs, caplog):
 
 
 @pytest.mark.parametrize('size, without', [
-    ((56, 112), 'it has 29 positions, and images of 56 x 56 pixels need 17. Give the size .* as --img-size H W'),
+    ((56, 112), r'pos_embed \(1, 29, 64\) instead of \(1, 17, 64\), for images of 56 x 56 .* as --img-size H W'),
     ((64, 144), 'nothing says the image size, 36 tokens taken for 96 x 96 pixels: give --img-size H W'),
 ], ids=str)
 def test_a_size_that_nothing_says_is_given(tmp_path, capsys, size, without):
@@ -133,7 +133,7 @@ def test_a_size_that_nothing_says_is_given(tmp_path, capsys, size, without):
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--model', 'test_t2t_vit', '--img-size', '64', '96'], 'it has 17 positions, and images of 64 x 96 pixels'),
+    (['--model', 'test_t2t_vit', '--img-size', '64', '96'], '(1, 25, 64), for images of 64 x 96 pixels: give the size'),
     (['--model', 'test_t2t_vit.mnist', '--img-size', '56'], 'for weights of your own, which have no tag: use'),
     (['--model', 'test_t2t_vit', '--key', 'teacher'], "holds no T2T-ViT under 'teacher', but under no key."),
 ])
