@@ -24,7 +24,7 @@ from ..weights.download import FAILURES, check_file, file_hash, reason, release_
 from ..weights.manifest import MANIFEST, YamlLoader, hub_repo, load_manifest, weight_entry
 from .cards import for_repo
 from .convert import convert, write_config_and_card
-from .push import FILES, HUB, LOG_IN, hash_and_size, is_refusal, push, unreachable
+from .push import FILES, HUB, LOG_IN, check_reached, hash_and_size, is_refusal, push
 from .verify import verify
 
 _logger = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ def _check_login(namespace: str) -> None:
     try:
         HUB.whoami()
     except FAILURES as e:
-        if error := unreachable(e):
-            raise error from e
+        check_reached(e)
         if is_refusal(e):  # another answer is none: a server of one's own need not know the question
             raise UserError(f'{needed}, and the one set is not accepted. {LOG_IN}') from e
 

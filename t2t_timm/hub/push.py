@@ -16,7 +16,7 @@ from .cards import for_repo, places_to_fill_in
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['FILES', 'HUB', 'LOG_IN', 'hash_and_size', 'is_refusal', 'push', 'unreachable']
+__all__ = ['FILES', 'HUB', 'LOG_IN', 'check_reached', 'hash_and_size', 'is_refusal', 'push']
 
 HUB = HfApi(library_name='t2t-timm', library_version=__version__)
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
@@ -83,13 +83,12 @@ def is_refusal(e: BaseException) -> bool:
     return getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
 
 
-def unreachable(e: BaseException) -> UserError | None:
-    """Return the error to raise if a request failed because the Hub did not answer at all."""
-    if getattr(e, 'response', None) is not None:
-        return None
+def check_reached(e: BaseException) -> None:
+    """Raise a UserError if a request failed because the Hub did not answer at all."""
     if constants.HF_HUB_OFFLINE:
-        return UserError(f'{OFFLINE}: unset HF_HUB_OFFLINE to ask the Hub.')
-    return UserError(f'The Hub at {constants.ENDPOINT} cannot be reached. {reason(e)}')
+        raise UserError(f'{OFFLINE}: unset HF_HUB_OFFLINE to ask the Hub.') from e
+    if getattr(e, 'response', None) is None:
+        raise UserError(f'The Hub at {constants.ENDPOINT} cannot be reached. {reason(e)}') from e
 
 
 def hash_and_size(repo: str, name: str) -> tuple[str | None, int | None]:

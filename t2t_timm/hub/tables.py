@@ -15,7 +15,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 from ..weights.download import FAILURES, is_set, reason, release_path
 from ..weights.manifest import hub_repo, load_manifest, pretrained_cfg, weight_entry, weights_repo
 from .complexity import known_complexity
-from .push import hash_and_size, unreachable
+from .push import check_reached, hash_and_size
 from .verify import Verdict
 
 _logger = logging.getLogger(__name__)
@@ -129,8 +129,7 @@ def _compare(repo: str, known: dict[str, Any]) -> tuple[str, str]:
     except GatedRepoError:
         return 'gated', f'access to {repo} has to be asked for'
     except FAILURES as e:
-        if error := unreachable(e):
-            raise error from e
+        check_reached(e)
         return 'error', f'{repo}: {reason(e)}'
     if sha256 is None:
         return 'missing', f'there is no {repo}/{HF_SAFE_WEIGHTS_NAME}, or it is private'

@@ -47,7 +47,6 @@ def verify(
 
     Raises:
         UserError: Nothing of that name, images of different size, or an img_size or key without a file.
-        OSError: The directory holds no model.safetensors.
     """
     if (img_size or key) and not any(Path(what).is_file() for what in (first, second or '')):
         raise UserError('--img-size and --key are for checkpoint files: a folder or a tag says what it is.')
@@ -100,7 +99,9 @@ def _inspect(
 def _file_of(what: str) -> Path:
     path = Path(what)
     if path.is_dir():
-        return path / HF_SAFE_WEIGHTS_NAME
+        path = path / HF_SAFE_WEIGHTS_NAME
+        if not path.is_file():
+            raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it was not written by `t2t-timm convert`.')
     if path.is_file():
         return path
     if what in load_manifest()['weights']:

@@ -66,8 +66,6 @@ class Record:
             self.label_names = list(label_names)
             self.sources['label_names'] = source
         for kind, values in entries.items():
-            if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-                raise UserError(f'{source} should have {kind} as names with values, not {shown(values)}.')
             mine = getattr(self, kind)
             for key, value in values.items():
                 if key in mine or kind == 'model_args' and _TRAINING.fullmatch(key):
@@ -142,10 +140,9 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
         source,
         model=str(ModelName(architecture, _text(cfg.get('tag')))),
         label_names=None if is_start else config.get('label_names', cfg.get('label_names')),
-        model_args=config.get('model_args') or {},
+        model_args=_given(config, ('global_pool',)) | (config.get('model_args') or {}),
         data=_given(cfg, PREPROCESSING) | ({} if is_start else _given(config, ('num_classes',))),
     )
-    record.add(source, model_args=_given(config, ('global_pool',)))
     return True
 
 
@@ -221,8 +218,7 @@ def _literal(node: ast.AST) -> Any:
 def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
     """Add what OpenMMLab's runner says: the text of its config file, and the names of the classes."""
     source = "OpenMMLab's meta"
-    dataset = meta.get('dataset_meta')
-    record.add(source, label_names=dataset.get('classes') if isinstance(dataset, dict) else meta.get('CLASSES'))
+    record.add(source, label_names=_dict(meta.get('dataset_meta')).get('classes', meta.get('CLASSES')))
     text = _text(meta.get('cfg') or meta.get('config'))
     try:
         if len(text) > _LONGEST_PYTHON:

@@ -69,7 +69,7 @@ def test_verify_refuses(tmp_path, tiny_file, other_file):
     with pytest.raises(UserError, match='neither a folder, nor a file, nor a tag'):
         verify('nothing')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='empty/model.safetensors'):
+    with pytest.raises(UserError, match='holds no model.safetensors'):
         verify(str(tmp_path / 'empty'))
 
 

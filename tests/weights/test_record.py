@@ -353,7 +353,7 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(model_kwargs=dict(depth=10**7)), 'fewer than such a model has blocks'),
     (dict(model_kwargs=dict(img_size=10**6)), 'a side between 8 and 4096'),
     (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*: it makes a T2TFeaturePyramid'),
-    (dict(model_kwargs={3: 4}), 'model_args as names with values, not <dict>'),
+    (dict(model_kwargs={3: 4}), 'says what it is in a way that cannot be read: TypeError'),
 ], ids=str)
 def test_a_record_that_cannot_be_kept(own, refused, tmp_path, args, words):
     refused(run(own(), **args), words)
@@ -399,7 +399,7 @@ def test_a_run_with_options_of_its_own_is_no_published_file(own, refused):
     ('{"pretrained_cfg": {"mean": [0.1, 0.2, Infinity]}}', 'which a config.json cannot hold'),
     ('{"pretrained_cfg": {"input_size": 7}}', 'input_size=7'),
     ('{"num_classes": 5}', 'has 10 classes, and the config.json beside it says 5'),
-    ('{"model_args": 5}', 'model_args as names with values, not 5'),
+    ('{"model_args": 5}', 'says what it is in a way that cannot be read: TypeError'),
     ('[' * 200000, 'config.json is not readable JSON'),
     ('nonsense', 'config.json is not readable JSON'),
 ])
