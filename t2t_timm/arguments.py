@@ -240,9 +240,9 @@ def _push(args: argparse.Namespace) -> None:
 
 def _publish(args: argparse.Namespace) -> int:
     from .hub.publish import publish
-    done = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
-    print(done.patch, end='')
-    return 1 if done.failed else 0
+    patch, failed = publish(args.tags, args.namespace, args.source, args.manifest, args.private, args.dry_run)
+    print(patch, end='')
+    return 1 if failed else 0
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -263,10 +263,9 @@ def _cards(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from .hub.tables import compare_with_hub, models_csv, models_json, models_table
     if args.check:
-        from .hub.check import compare_with_hub
         return _tell(compare_with_hub())
-    from .hub.tables import models_csv, models_json, models_table
     print(models_json() if args.json else models_csv() if args.csv else models_table())
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ['UserError', 'file_reason', 'printable', 'require_timm', 'suggestion']
+__all__ = ['UserError', 'file_reason', 'printable', 'require_new_timm', 'suggestion']
 
 _LONGEST = 1500  # characters
 
@@ -47,16 +47,10 @@ def file_reason(e: OSError) -> str:
     return text
 
 
-def require_timm(version: str, what: str) -> None:
-    """Raise a UserError if timm is older than a feature needs.
-
-    Args:
-        version: Oldest release of timm that has what the feature needs.
-        what: The feature, to begin the sentence with.
-    """
+def require_new_timm(what: str) -> None:
+    """Raise a UserError if timm is older than 1.0.31; `what` needs that, and begins the sentence."""
     import timm  # not above: the command line imports this file, and answers before timm could be imported
-    installed, needed = (tuple(map(int, re.findall(r'\d+', v)[:3])) for v in (timm.__version__, version))
-    if installed < needed:
+    if tuple(map(int, re.findall(r'\d+', timm.__version__)[:3])) < (1, 0, 31):
         raise UserError(
-            f"{what} needs timm {version} or newer, and timm {timm.__version__} is installed: "
-            "run pip install --upgrade timm.")
+            f'{what} needs timm 1.0.31 or newer, and timm {timm.__version__} is installed: '
+            'run pip install --upgrade timm.')

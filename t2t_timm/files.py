@@ -26,21 +26,13 @@ def is_part(name: str) -> bool:
 
 
 def check_parent(path: Path) -> None:
-    """Check that there is a folder for a file or folder to write: parents are never made.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Raise a UserError if there is no folder to write a file or folder to: parents are never made."""
     if not path.parent.is_dir():
         raise UserError(f'There is no folder {path.parent} to write {path.name} to.')
 
 
 def check_new_folder(path: Path) -> None:
-    """Check, before long work begins, that `new_folder` can make a folder.
-
-    Raises:
-        UserError: There is no folder to make it in, or what is there already is no folder or not empty.
-    """
+    """Raise a UserError, before long work begins, if `new_folder` cannot make a folder."""
     check_parent(path)
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f'{path} exists and is not empty: name a new folder, or empty it.')
@@ -49,15 +41,9 @@ def check_new_folder(path: Path) -> None:
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:
-    """Check, before long work begins, that a file can be written.
+    """Raise a UserError, or an OSError of the system, before long work begins, if a file cannot be written.
 
-    Args:
-        path: File to write.
-        suffixes: Ends that its name may have if it has any; the first is the usual one.
-
-    Raises:
-        UserError: There is no folder to write it to, it is a folder, or its name says that it is of another format.
-        OSError: Its folder is read-only.
+    If its name has an end, it has to be one of `suffixes`, of which the first is the usual one.
     """
     path = Path(path)
     check_parent(path)
@@ -96,11 +82,7 @@ def _full_disk(part: Path) -> OSError | None:
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Keep other commands from writing to a file or folder meanwhile, by a lock beside it, which goes at the end.
-
-    Raises:
-        UserError: Another command is writing to it.
-    """
+    """Keep other commands from writing to a file or folder, by a lock beside it; a UserError says if one is."""
     from huggingface_hub.utils import WeakFileLock  # takes long to import, and some commands lock nothing
     lock = path.with_name(f'.{path.name}.lock')
     with ExitStack() as stack:
@@ -121,12 +103,7 @@ def sole_writer(path: Path) -> Iterator[None]:
 def new_file(path: Path, suffix: str = '') -> Iterator[Path]:
     """Give a path beside `path` to write to; at the end it takes the place of `path`, or goes if anything fails.
 
-    Args:
-        path: File to make or to replace.
-        suffix: What the name of the file to write to has to end in, for a library that asks for it.
-
-    Raises:
-        OSError: It cannot be written; the error names `path`.
+    The name to write to ends in `suffix`, for a library that asks for it. An OSError of writing names `path`.
     """
     part = path.with_name(f'.{token_hex(8)}.part{suffix}')
     try:
@@ -149,11 +126,7 @@ def new_text_file(path: str | Path) -> Iterator[TextIO]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`.
-
-    Raises:
-        OSError: It cannot be made, or nothing can be written there; the error names `path`.
-    """
+    """Give a temporary folder beside `path`, which an OSError of making or filling it names."""
     try:
         folder = TemporaryDirectory(prefix=f'.{path.name}-', dir=path.absolute().parent, ignore_cleanup_errors=True)
     except OSError as e:
@@ -166,12 +139,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a new folder beside `path` to fill; at the end it takes the name of `path`, or goes if anything fails.
 
-    Args:
-        path: Folder to make; may exist if it is empty.
-
-    Raises:
-        OSError: There is no folder to make it in, it cannot be filled, or it exists and is not empty; the error names
-            `path`.
+    There may be an empty folder at `path`. Errors of making it, as folder_beside's, name `path`.
     """
     with folder_beside(path) as tmp:
         folder = tmp / 'folder'  # not the temporary one itself, which nobody else may read

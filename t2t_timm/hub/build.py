@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import to_2tuple
-from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg, is_model
 
 from ..errors import UserError
 from ..layers import join_positions, sinusoidal_pos_embed, tokens_grid_size
@@ -21,22 +21,10 @@ from ..weights.manifest import ModelName, known_name
 from ..weights.names import abbreviate
 from ..weights.record import PREPROCESSING, shown
 
-__all__ = ['build', 'full_name', 'strict_state_dict', 'usual_cfg']
+__all__ = ['build', 'strict_state_dict']
 
 _OF_ONE_TAG = (
     'tag', 'license', 'origin_url', 'label_names', 'description', 'notes', 'source', 'url', 'file', 'hf_hub_id')
-
-
-def usual_cfg(architecture: str) -> PretrainedCfg:
-    """Return the pretrained cfg of an architecture's first tag."""
-    cfg = get_pretrained_cfg(architecture)
-    assert cfg is not None  # every architecture of this package has one
-    return cfg
-
-
-def full_name(model: T2TViT) -> str:
-    """Return a model's architecture[.tag]."""
-    return str(ModelName(model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag') or ''))
 
 
 def build(
@@ -48,13 +36,8 @@ def build(
     """Build, on the meta device, the model that a checkpoint is of.
 
     A tag decides everything. Without one, classes and input channels come from the shapes, and all that no shape shows
-    from the record; the architecture's defaults are the last resort.
-
-    Args:
-        checkpoint: What the file held.
-        file: The file, for messages.
-        model: Architecture[.tag], by default what the record says, or else what the shapes fit.
-        img_size: Size (H, W) of the images that it was trained with, in pixels, if the record does not say it.
+    from the record; the architecture's defaults are the last resort. `model` is architecture[.tag], by default what the
+    record says, or else what the shapes fit; `img_size` (H, W), in pixels, goes before what the record says.
 
     Raises:
         UserError: The record contradicts itself, the model asked for, or what a model of this package can be.
@@ -65,13 +48,10 @@ def build(
     if not asked:
         raise UserError(f'{file} has shapes that fit no architecture: name the expected one with --model.')
     name = known_name(asked)
-    if said and said != name.architecture and not is_model(said):
-        checkpoint.notes.append(f'it says that it is {said}, which is no architecture here')
-    elif said and said != name.architecture:
-        what = f'looks like {found} and ' if found not in (None, said) else ''
-        better = found or said
-        alone = f', with a file of the state dict alone, if {said} is wrong' if better == name.architecture else ''
-        raise UserError(f'{file} {what}says that it is {said}, not {name.architecture}: use --model {better}{alone}.')
+    if is_model(said) and said != name.architecture:
+        raise UserError(
+            f'{file} says that it is {said}, not {name.architecture}: use --model {found or said}, with a file of the '
+            f'state dict alone, if {said} is wrong.')
     if name.tag:
         own = {k: v for k, v in record.model_args.items() if k != 'img_size'}
         if img_size or own:
@@ -79,7 +59,7 @@ def build(
                 f'{file} was trained with {_listed(own)}, so it is not the published {name}')
             raise UserError(f'{what}: use --model {name.architecture}.')
         return cast(T2TViT, timm.create_model(str(name), device='meta'))
-    usual = usual_cfg(name.architecture)
+    usual: Any = get_pretrained_cfg(name.architecture)  # every architecture has one, that of its first tag
     cfg = _data_cfg(checkpoint, file, usual.to_dict(), img_size)
     args = dict(record.model_args)
     try:
@@ -167,10 +147,10 @@ def _model_size(checkpoint: Checkpoint, cfg: dict[str, Any], usual: tuple[int, i
 def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a checkpoint, completed with the position table, if it fits a model exactly.
 
-    Raises:
-        UserError: A name is missing or unexpected, or a shape differs; it names the architecture that would fit.
+    If not, a UserError says which names and shapes differ, or which architecture would fit.
     """
-    state_dict, name = dict(checkpoint.state_dict), full_name(model)
+    state_dict = dict(checkpoint.state_dict)
+    name = ModelName(model.pretrained_cfg['architecture'], model.pretrained_cfg.get('tag') or '')
     if model.has_sinusoidal_pos_embed and 'pos_embed' not in state_dict:
         full = sinusoidal_pos_embed(1 + model.patch_embed.num_patches, model.embed_dim)
         state_dict['pos_embed'] = join_positions(
@@ -179,34 +159,26 @@ def strict_state_dict(checkpoint: Checkpoint, model: T2TViT, file: str | Path) -
     expected, actual = ({k: tuple(v.shape) for k, v in d.items()} for d in (model.state_dict(), state_dict))
     if actual == expected:
         return state_dict
-    architecture, tag = ModelName.parse(name)
-    found = looks_like(checkpoint.state_dict, architecture)
-    if found not in (None, architecture):
-        raise UserError(f'{file} looks like {found}, not like {architecture}: use --model {found}.')
-    wrong = {k for k in {**actual, **expected} if actual.get(k) != expected.get(k)}
-    if tag and wrong <= {'head.weight', 'head.bias'}:
-        classes, usual = ((shapes.get('head.bias') or ('no',))[0] for shapes in (actual, expected))
-        raise UserError(
-            f'{file} has {classes} classes, {name} has {usual}: if it is not that tag, use --model {architecture}.')
-    if 'cls_token' in expected and 'cls_token' not in actual:
-        raise UserError(
-            f'{file} has no class token (cls_token), and nothing in it says how the model pools its tokens: models '
-            'without one need a config.json or training arguments that name class_token and global_pool.')
-    table, own = (shapes.get('pos_embed', ()) for shapes in (actual, expected))
-    if not tag and wrong == {'pos_embed'} and table[::2] == own[::2]:
-        height, width = model.patch_embed.img_size
-        source = checkpoint.record.sources.get('img_size') or checkpoint.record.sources.get('input_size')
-        said = f' as {source} have it' if source else ''
-        raise UserError(
-            f'{file} does not fit {name}: it has {table[1]} positions, and images of {height} x {width} pixels{said} '
-            f'need {own[1]}. Give the size of the images that it was trained with, as --img-size H W.'
-        )
-    args = checkpoint.record.model_args
-    with_args = f' with {_listed(args)}' if args and not tag else ''
+    found = looks_like(checkpoint.state_dict, name.architecture)
+    if found not in (None, name.architecture):
+        raise UserError(f'{file} looks like {found}, not like {name.architecture}: use --model {found}.')
+    missing = [k for k in expected if k not in actual]
+    unexpected = [k for k in actual if k not in expected]
+    reshaped = [k for k in expected if k in actual and actual[k] != expected[k]]
     differences = '; '.join(f'{what} {abbreviate(names)}' for what, names in (
-        ('missing', [k for k in expected if k not in actual]),
-        ('unexpected', [k for k in actual if k not in expected]),
-        ('of another shape', [
-            f'{k} {actual[k]} instead of {expected[k]}' for k in expected if k in wrong and k in actual]),
+        ('missing', missing),
+        ('unexpected', unexpected),
+        ('of another shape', [f'{k} {actual[k]} instead of {expected[k]}' for k in reshaped]),
     ) if names)
-    raise UserError(f'{file} does not fit {name}{with_args}: {differences}.')
+    advice = ''
+    if name.tag:
+        advice = f': if it is not that tag, use --model {name.architecture}'
+    elif 'cls_token' in missing:
+        advice = (
+            ': a model without a class token needs a config.json or training arguments that name class_token and '
+            'global_pool')
+    elif reshaped == ['pos_embed'] and not missing and not unexpected:
+        height, width = model.patch_embed.img_size
+        advice = f', for images of {height} x {width} pixels: give the size that it was trained with as --img-size H W'
+    args = '' if name.tag else _listed(checkpoint.record.model_args)
+    raise UserError(f'{file} does not fit {f"{name} with {args}" if args else name}: {differences}{advice}.')

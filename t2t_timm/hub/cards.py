@@ -15,7 +15,7 @@ from ..files import check_parent, new_text_file
 from ..recipes import recipe_names
 from ..version import REPOSITORY
 from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry
-from .complexity import Complexity, count_complexity, known_complexity
+from .complexity import count_complexity, known_complexity
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +60,11 @@ def tag_card(name: str, origin: str = '') -> str:
         label=_OWN_LABEL if 'label_names' in dataset else 'timm.data.ImageNetInfo().index_to_description(i)',
         repo=f'{_NAMESPACE}/{name}' if entry.url else None,  # what is in the package is never published
         entry=entry, cfg=cfg, dataset=dataset, source=manifest['sources'][entry.source], reporter=reporter,
-        fine_tuned=fine_tuned, origin=origin, family=_family(name),
+        fine_tuned=fine_tuned, origin=origin,
+        family=[  # the authors' weights for ImageNet-1k, and these
+            (other, pretrained_cfg(other)['input_size'][-1], known_complexity()[other], published.top1)
+            for other, published in manifest['weights'].items()
+            if other == name or (published.source, published.dataset) == ('yitu', 'imagenet-1k')],
         recipe=next(r for r in (f'{architecture}_{entry.dataset}', architecture) if r in recipe_names()),
     )
 
@@ -103,14 +107,6 @@ def _card(
     return f'{card}\n'
 
 
-def _family(current: str) -> list[tuple[str, int, Complexity, float]]:
-    """Return name, image size, cost and accuracy of the authors' weights for ImageNet-1k, and of the current ones."""
-    return [
-        (name, pretrained_cfg(name)['input_size'][-1], known_complexity()[name], entry.top1)
-        for name, entry in load_manifest()['weights'].items()
-        if name == current or (entry.source, entry.dataset) == ('yitu', 'imagenet-1k')]
-
-
 def for_repo(card: str, repo: str) -> str:
     """Return a card with the name of its Hub repo where it stands for the folder or for another repo."""
     card = re.sub(r'DIR stands for the path of the folder that holds this card\.\s+', '', card)
@@ -124,15 +120,8 @@ def places_to_fill_in(card: str) -> list[str]:
 
 
 def write_cards(folder: str | Path, check: bool = False) -> None:
-    """Write the card of every tag into a folder, or only check those that are there.
-
-    Raises:
-        UserError: There is no folder to make it in, check is True and a card is out of date, or a figure in
-            hub/complexity.yaml is.
-    """
+    """Write the card of every tag into a folder, or only check those that are there; a UserError says what is old."""
     folder = Path(folder)
-    if check and not folder.is_dir():
-        raise UserError(f'There is no folder {folder}: name the folder of the cards with --out.')
     check_parent(folder)
     counted = {}
     for name, entry in load_manifest()['weights'].items():

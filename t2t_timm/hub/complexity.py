@@ -40,16 +40,9 @@ def model_complexity(model: Any, input_size: tuple[int, int, int]) -> Complexity
 
     Multiply-accumulates are those of convolutions, linear layers and matrix products, the products inside the
     attention included; normalization, softmax, exponentials and elementwise arithmetic are not counted. Activations are
-    the elements that the same operations put out, as fvcore counts them.
-
-    Args:
-        model: Model on the meta device; it loses fused attention, so don't use it further.
-        input_size: Size (C, H, W) of the image.
+    the elements that the same operations put out, as fvcore counts them. The image is of size (C, H, W).
     """
     model.eval()
-    for module in model.modules():
-        if hasattr(module, 'fused_attn'):
-            module.fused_attn = False
     with set_fused(False), torch.no_grad(), _Counter() as counter:
         model(torch.empty(1, *input_size, device='meta'))
     params = sum(p.numel() for p in model.parameters())

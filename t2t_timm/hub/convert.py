@@ -2,21 +2,23 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from timm.data import ImageDataset, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
+from timm.models import get_pretrained_cfg_value
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.utils.misc import natural_key
 
-from ..errors import UserError, printable, require_timm
+from ..errors import UserError, printable, require_new_timm
 from ..files import check_new_folder, new_folder
 from ..models import T2TViT
 from ..weights.checkpoint import Checkpoint, read_checkpoint
 from ..weights.download import IntegrityError, check_file, file_hash
 from ..weights.manifest import known_name, weight_entry
-from .build import build, full_name, strict_state_dict, usual_cfg
+from .build import build, strict_state_dict
 from .cards import architecture_card, tag_card
 
 _logger = logging.getLogger(__name__)
@@ -51,14 +53,12 @@ def convert(
     Raises:
         UserError: The file is not a readable checkpoint of that architecture, the names are not as many as its classes,
             or the directory is taken.
+        OSError: There is no such file.
     """
-    require_timm('1.0.31', 'Writing a config.json')  # older releases run what a class map in a pickle asks for
+    require_new_timm('Writing a config.json')  # older releases run what a class map in a pickle asks for
     file, out = Path(file), Path(out)
     name = known_name(model)
     check_new_folder(out)
-    if not file.is_file():
-        raise UserError(
-            f'{file} is a folder: name a checkpoint file.' if file.is_dir() else f'There is no file {file}.')
     if labels is not None and name.tag:
         raise UserError(
             f'--labels names the classes of weights of your own, which have no tag: use --model {name.architecture}.')
@@ -139,8 +139,6 @@ def _folder_names(labels: Path, checkpoint: Checkpoint) -> list[str]:
 
 
 def _listed_names(labels: Path) -> list[str]:
-    if not labels.is_file():
-        raise UserError(f'There is no folder or file {labels} with the names of the classes.')
     try:
         names = [line.strip() for line in labels.read_text(encoding='utf-8-sig').splitlines()]
     except UnicodeDecodeError as e:
@@ -151,26 +149,23 @@ def _listed_names(labels: Path) -> list[str]:
 
 
 def write_config_and_card(folder: Path, model: T2TViT, origin: str = '') -> None:
-    """Write a model's config.json and README.md, the model card, into a folder.
+    """Write a model's config.json and README.md, the model card, into a folder; `origin` is as for `tag_card`.
 
-    Args:
-        folder: Folder that exists.
-        model: Model, which may be on the meta device; its pretrained cfg has the preprocessing.
-        origin: Sentences for a tag's card on the file that was converted.
+    The model may be on the meta device; its pretrained cfg has the preprocessing.
     """
-    require_timm('1.0.31', 'Writing a config.json')
+    require_new_timm('Writing a config.json')
     cfg, path = model.pretrained_cfg, folder / 'config.json'
     label_names = cfg.get('label_names')
     save_config_for_hf(model, str(path), model_config={'label_names': list(label_names)} if label_names else None)
     # timm writes every argument that it knows. Transformers passes num_classes itself, and trips over a second one; it
     # does not read pretrained_cfg, and needs what differs from the architecture's defaults.
     config = json.loads(path.read_text(encoding='utf-8'))
-    size = usual_cfg(cfg['architecture']).input_size
+    size: Any = get_pretrained_cfg_value(cfg['architecture'], 'input_size')
     usual = dict(in_chans=size[0], img_size=list(size[1:]), global_pool='token')
     # An empty entry is written too: Transformers saves null for what is missing, which timm cannot read.
     config['model_args'] = {
         k: v for k, v in config['model_args'].items() if k != 'num_classes' and usual.get(k) != v}
     path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8', newline='\n')
-    card = tag_card(full_name(model), origin) if cfg.get('tag') else architecture_card(
-        cfg['architecture'], model.num_classes, cfg['input_size'], cfg.get('label_names') or ())
+    card = tag_card(f'{cfg["architecture"]}.{cfg["tag"]}', origin) if cfg.get('tag') else architecture_card(
+        cfg['architecture'], model.num_classes, cfg['input_size'], label_names or ())
     (folder / 'README.md').write_text(card, encoding='utf-8', newline='\n')

@@ -8,34 +8,28 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import timm
 import yaml
 from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
 
 from ..errors import UserError, suggestion
 from ..files import new_text_file, sole_writer
 from ..models import T2TViT
-from ..weights.download import FAILURES, file_hash, reason, release_file, retrying
+from ..weights.download import FAILURES, check_file, file_hash, reason, release_file, retrying
 from ..weights.manifest import MANIFEST, YamlLoader, hub_repo, load_manifest, weight_entry
 from .cards import for_repo
-from .check import hash_and_size, unreachable
 from .convert import convert, write_config_and_card
-from .push import FILES, HUB, LOG_IN, check_repo, is_refusal, push
+from .push import FILES, HUB, LOG_IN, check_reached, hash_and_size, is_refusal, push
 from .verify import verify
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['Outcome', 'publish']
-
-
-class Outcome(NamedTuple):
-    """What came of publishing."""
-    patch: str  # unified diff that puts the hashes and sizes of what is on the Hub now into the manifest
-    failed: dict[str, str]  # architecture.tag: why
+__all__ = ['publish']
 
 
 def publish(
@@ -45,32 +39,28 @@ def publish(
         manifest: Path | None = None,
         private: bool = False,
         dry_run: bool = False,
-) -> Outcome:
+) -> tuple[str, dict[str, str]]:
     """Fetch, convert, verify and upload published weights, one Hub repo per tag, and read each back from the Hub.
 
     A tag whose repo holds the files that the manifest and the code describe is skipped. A tag that fails does not stop
-    the others. After a kill, the same call goes on: downloads, uploaded files and lines of `manifest` are kept.
+    the others. After a kill, the same call goes on: downloads, uploaded files and lines of `manifest` are kept. The
+    arguments are those of `t2t-timm publish`, `source` its --from.
 
-    Args:
-        tags: architecture.tag names, by default all that have a release.
-        namespace: Hub user or organization, by default T2T_TIMM_HUB_NAMESPACE or the project's.
-        source: Folder with the publishers' files, to take them from instead of downloading them.
-        manifest: Manifest to write each tag's line into, once it has been read back; there is no patch then.
-        private: Make repos private that are created.
-        dry_run: Fetch, convert and verify; ask the Hub nothing and send nothing.
+    Returns:
+        Unified diff that puts the hashes and sizes of what is on the Hub now into the manifest, empty if `manifest` is
+        given; and of each architecture.tag that failed, why.
 
     Raises:
-        UserError: A tag, the namespace, the folder or the manifest is wrong, nobody is logged in, or the Hub cannot be
-            reached; nothing has been done.
+        UserError: A tag or the manifest is wrong, nobody is logged in, or the Hub cannot be reached; nothing has been
+            done.
+        HFValidationError: No Hub user or organization can have the name of the namespace.
     """
     repos = {name: hub_repo(name, namespace) for name in _names(tags)}
     for repo in repos.values():
-        check_repo(repo)
+        validate_repo_id(repo)
     file = Path(manifest or MANIFEST).resolve()
     head, on_hub = _read_manifest(file)
     before = _manifest(head, on_hub)
-    if source is not None and not Path(source).is_dir():
-        raise UserError(f'There is no folder {source} to take the files from.')
     if not dry_run:
         _check_login(namespace=repo.split('/')[0])
     outcomes: Counter[str] = Counter()
@@ -95,7 +85,10 @@ def publish(
     counts = ', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())
     summary = f'{len(repos)} {"tag" if len(repos) == 1 else "tags"}: {counts}.'
     _logger.info('\n'.join([summary, *(f'  {name}: {why}' for name, why in failed.items())]))
-    return Outcome('' if manifest else _diff(before, _manifest(head, on_hub)), failed)
+    path = 't2t_timm/weights/manifest.yaml'
+    old, new = (text.splitlines(keepends=True) for text in (before, _manifest(head, on_hub)))
+    patch = ''.join(difflib.unified_diff(old, new, f'a/{path}', f'b/{path}'))
+    return '' if manifest else patch, failed
 
 
 def _names(tags: Sequence[str]) -> list[str]:
@@ -110,8 +103,6 @@ def _names(tags: Sequence[str]) -> list[str]:
 
 def _read_manifest(file: Path) -> tuple[str, dict[str, Any]]:
     """Return a manifest's text up to its last section, `hub`, and what that has of each architecture.tag."""
-    if not file.is_file():
-        raise UserError(f'There is no manifest {file}.')
     try:
         text = file.read_text(encoding='utf-8')
         return text[:text.index('\nhub:') + 1], yaml.load(text, YamlLoader)['hub']
@@ -123,12 +114,6 @@ def _manifest(head: str, on_hub: dict[str, Any]) -> str:
     return head + yaml.safe_dump({'hub': on_hub}, sort_keys=False, width=200)
 
 
-def _diff(before: str, after: str) -> str:
-    path = 't2t_timm/weights/manifest.yaml'
-    old, new = (text.splitlines(keepends=True) for text in (before, after))
-    return ''.join(difflib.unified_diff(old, new, f'a/{path}', f'b/{path}'))
-
-
 def _check_login(namespace: str) -> None:
     token, needed = get_token(), f'Publishing to {namespace} needs a Hub token'
     if not token:
@@ -138,8 +123,7 @@ def _check_login(namespace: str) -> None:
     try:
         HUB.whoami()
     except FAILURES as e:
-        if error := unreachable(e):
-            raise error from e
+        check_reached(e)
         if is_refusal(e):  # another answer is none: a server of one's own need not know the question
             raise UserError(f'{needed}, and the one set is not accepted. {LOG_IN}') from e
 
@@ -171,10 +155,14 @@ def _publish_tag(
     if known and not dry_run and _is_there(name, repo, known, folder):
         _logger.info(f'{repo} is there already and equal.')
         return 'already there', None
-    file = release_file(name) if source is None else Path(source) / weight_entry(name).file
-    if not file.is_file():
-        raise UserError(f'{source} does not hold {file.name}, which is at {weight_entry(name).url}.')
-    converted = convert(file, name, folder / 'converted', checked=source is None)
+    if source is None:
+        file = release_file(name)
+    else:
+        file = Path(source) / weight_entry(name).file
+        if not file.is_file():
+            raise UserError(f'{source} does not hold {file.name}, which is at {weight_entry(name).url}.')
+        check_file(file, weight_entry(name).facts, name)
+    converted = convert(file, name, folder / 'converted', checked=True)
     _name_repo(converted, repo)
     verdict = verify(str(file), str(converted), name)
     if not verdict.good:

@@ -1,22 +1,22 @@
-"""Publishing a folder of converted weights as a Hub repo."""
+"""What is asked of the Hub: to take a folder of converted weights as a repo, and what it holds."""
 import logging
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
 from ..errors import UserError
 from ..version import __version__
-from ..weights.download import FAILURES, reason
+from ..weights.download import FAILURES, OFFLINE, reason
 from ..weights.manifest import ModelName, hub_repo
 from ..weights.record import record_of
 from .cards import for_repo, places_to_fill_in
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['FILES', 'HUB', 'LOG_IN', 'check_repo', 'is_refusal', 'push']
+__all__ = ['FILES', 'HUB', 'LOG_IN', 'check_reached', 'hash_and_size', 'is_refusal', 'push']
 
 HUB = HfApi(library_name='t2t-timm', library_version=__version__)
 FILES = (HF_SAFE_WEIGHTS_NAME, 'config.json', 'README.md')  # all of a repo: nothing pickled
@@ -33,30 +33,22 @@ def push(
     """Upload a folder's weights, config and card to the Hub and return the name that timm loads them by.
 
     The repo is created if there is none. Files that the repo already holds are left alone. The card that is uploaded
-    names the repo where the one in the folder says `local-dir:DIR`.
-
-    Args:
-        folder: Folder as `t2t-timm convert` writes it.
-        repo: Hub repo, by default the one that `pretrained=True` would load the folder's architecture.tag from.
-        private: Make the repo private if it is created.
-        dry_run: Only say what would be uploaded; keeps off the network.
-        force: Upload a card that still has places to fill in.
+    names the repo where the one in the folder says `local-dir:DIR`. The arguments are those of `t2t-timm push`;
+    dry_run keeps off the network.
 
     Raises:
-        UserError: A file is missing, the card has places to fill in, the config names no tag, or the Hub refused.
+        UserError: The card has places to fill in, the config names no tag, or the Hub refused.
+        HFValidationError: No Hub repo can have that name.
+        OSError: A file is missing.
     """
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
     if not repo:
         name = record_of({}, folder).model
         if not ModelName.parse(name).tag:
             raise UserError(
                 f'{folder}/config.json names no architecture and tag, so the repo is not known: give REPO as well.')
         repo = hub_repo(name)
-    check_repo(repo)
+    validate_repo_id(repo)
     try:
         card = (folder / 'README.md').read_bytes().decode()  # as it is, also its line ends
     except UnicodeDecodeError as e:
@@ -86,18 +78,28 @@ def push(
     return f'hf-hub:{repo}'
 
 
-def check_repo(repo: str) -> None:
-    """Check a Hub repo's name.
-
-    Raises:
-        UserError: No Hub repo can have it.
-    """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as e:
-        raise UserError(f'{repo!r} is not the name of a Hub repo; it should look like t2t-timm/t2t_vit_14.in1k.') from e
-
-
 def is_refusal(e: BaseException) -> bool:
     """Return whether an error is the Hub's answer that one may not."""
     return getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403)
+
+
+def check_reached(e: BaseException) -> None:
+    """Raise a UserError if a request failed because the Hub did not answer at all."""
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f'{OFFLINE}: unset HF_HUB_OFFLINE to ask the Hub.') from e
+    if getattr(e, 'response', None) is None:
+        raise UserError(f'The Hub at {constants.ENDPOINT} cannot be reached. {reason(e)}') from e
+
+
+def hash_and_size(repo: str, name: str) -> tuple[str | None, int | None]:
+    """Return the SHA-256 of a large file on the Hub, git's blob hash of a small one, or '', and its bytes.
+
+    One HEAD request asks. Both are None if there is no such file or repo.
+    """
+    try:
+        found = HUB.get_hf_file_metadata(url=hf_hub_url(repo, name))
+    except GatedRepoError:
+        raise
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None, None
+    return found.etag or '', found.size

@@ -1,18 +1,26 @@
-"""The table of pretrained tags: what they cost, how good they are and where their weights would come from."""
+"""The table of pretrained tags: what they cost, how good they are, and where their weights are."""
 import csv
 import io
 import json
+import logging
 import os
+from collections import Counter
 from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-from ..weights.download import is_set, release_path
-from ..weights.manifest import load_manifest, pretrained_cfg, weight_entry, weights_repo
+from ..weights.download import FAILURES, is_set, reason, release_path
+from ..weights.manifest import hub_repo, load_manifest, pretrained_cfg, weight_entry, weights_repo
 from .complexity import known_complexity
+from .push import check_reached, hash_and_size
+from .verify import Verdict
 
-__all__ = ['models_csv', 'models_json', 'models_table', 'weights_origin']
+_logger = logging.getLogger(__name__)
+
+__all__ = ['compare_with_hub', 'models_csv', 'models_json', 'models_table', 'weights_origin']
 
 
 def weights_origin(name: str) -> str:
@@ -96,3 +104,39 @@ def models_table() -> str:
     return '\n'.join(
         '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<>>>><<<', widths, strict=True)).rstrip()
         for row in rows)
+
+
+def compare_with_hub() -> Verdict:
+    """Compare the Hub's weights with the manifest, one HEAD request per tag that has a release.
+
+    Good if every tag's weights are there and equal to what the manifest knows of them. A UserError says if the Hub
+    cannot be reached.
+    """
+    tags = {name: entry for name, entry in load_manifest()['weights'].items() if entry.url}
+    validate_repo_id(hub_repo(next(iter(tags))))
+    _logger.info(f'Asking {constants.ENDPOINT} for {len(tags)} repos.')
+    found = {name: _compare(hub_repo(name), entry.hub) for name, entry in tags.items()}
+    width = max(map(len, tags))
+    lines = [f'{name:{width}}  {state:7}  {words}' for name, (state, words) in found.items()]
+    counts = Counter(state for state, _ in found.values())
+    lines.append(f'{len(tags)} tags: {", ".join(f"{count} {state}" for state, count in counts.items())}')
+    return Verdict(lines, set(counts) == {'equal'})
+
+
+def _compare(repo: str, known: dict[str, Any]) -> tuple[str, str]:
+    try:
+        sha256, size = hash_and_size(repo, HF_SAFE_WEIGHTS_NAME)
+    except GatedRepoError:
+        return 'gated', f'access to {repo} has to be asked for'
+    except FAILURES as e:
+        check_reached(e)
+        return 'error', f'{repo}: {reason(e)}'
+    if sha256 is None:
+        return 'missing', f'there is no {repo}/{HF_SAFE_WEIGHTS_NAME}, or it is private'
+    if not known:
+        return 'unknown', f'{repo} is there; this version of t2t-timm knows no hash to compare with'
+    if len(sha256) != 64:
+        return 'unknown', f'{repo} is there; {constants.ENDPOINT} gives no SHA-256 to compare'
+    if (sha256, size) != (known['sha256'], known['size']):
+        return 'stale', f'{repo} has sha256 {sha256}, {size} bytes; the manifest has {known["sha256"]}'
+    return 'equal', repo

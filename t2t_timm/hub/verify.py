@@ -102,13 +102,13 @@ def _file_of(what: str) -> Path:
         path = path / HF_SAFE_WEIGHTS_NAME
         if not path.is_file():
             raise UserError(f'{what} holds no {HF_SAFE_WEIGHTS_NAME}: it was not written by `t2t-timm convert`.')
-    elif not path.is_file() and what in load_manifest()['weights']:
+    if path.is_file():
+        return path
+    if what in load_manifest()['weights']:
         return pretrained_file(what)
-    elif not path.is_file():
-        raise UserError(
-            f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
-            f'{suggestion(what, load_manifest()["weights"])}')
-    return path
+    raise UserError(
+        f'{what} is neither a folder, nor a file, nor a tag; `t2t-timm models` lists the tags.'
+        f'{suggestion(what, load_manifest()["weights"])}')
 
 
 def _configured(folder: str) -> T2TViT:

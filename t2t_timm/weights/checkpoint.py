@@ -102,8 +102,6 @@ def load_file(path: Path) -> tuple[Any, str]:
             return _load_torch(f), 'PyTorch checkpoint, written before 1.6'
         if start[:1] == b'\x80':
             return load_paddle(f), 'Paddle parameters'
-    if path.suffix in ('.pdiparams', '.pdmodel', '.json'):
-        raise UserError(f'{path} belongs to a program that Paddle exported: take the .pdparams file of its training.')
     what = 'is empty' if not start else f'begins with {start[:8]!r}'
     raise UserError(
         f'{path} {what}: it is not a checkpoint of a known format (PyTorch .pth or .pth.tar, OpenMMLab .pth, Paddle '

@@ -6,16 +6,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import constants, get_session, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, get_cache_dir
@@ -33,8 +27,6 @@ __all__ = [
     'DownloadError', 'FAILURES', 'IntegrityError', 'OFFLINE', 'check_file', 'file_hash', 'pretrained_file', 'reason',
     'release_file', 'retrying',
 ]
-
-T = TypeVar('T')
 
 OFFLINE = 'Offline mode is on (HF_HUB_OFFLINE=1)'
 PART = '.incomplete'  # end of the name of a file that is being downloaded
@@ -61,9 +53,7 @@ def pretrained_file(name: str, cache_dir: str | Path | None = None) -> Path:
     forbids. The Hub repo `<namespace>/<architecture>.<tag>` is asked first if the manifest knows the hash of its
     weights, or if T2T_TIMM_HUB_NAMESPACE names a namespace; the release is taken only if there is no such repo.
 
-    Args:
-        name: Architecture and tag, as in 't2t_vit_14.in1k'.
-        cache_dir: Folder to keep downloads in, by default the Hub's cache and torch.hub's checkpoints folder.
+    Downloads are kept in `cache_dir`, by default the Hub's cache and torch.hub's checkpoints folder.
 
     Raises:
         KeyError: No such weights.
@@ -119,15 +109,9 @@ def _find_file(name: str, entry: Published, cache_dir: str | Path | None) -> Pat
 
 
 def check_file(file: str | Path, known: dict[str, Any], name: str) -> bool:
-    """Compare a file with what is known of it, and return whether a hash, or a part of one, was among that.
+    """Compare a file with what the manifest knows of it, and return whether a hash, or a part of one, was among that.
 
-    Args:
-        file: File to check.
-        known: Any of size, sha256, sha384 and sha256_prefix, as the manifest has them.
-        name: What the file is, for messages.
-
-    Raises:
-        IntegrityError: The file differs.
+    An IntegrityError, which calls the file `name`, says if it differs.
     """
     size, file_name = os.path.getsize(file), os.path.basename(file).removesuffix(PART)
     checked = [key for key in ('size', 'sha256', 'sha384', 'sha256_prefix') if key in known]
@@ -160,13 +144,9 @@ def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: str | Path
         library_name='t2t-timm', library_version=__version__)
     try:
         file = retrying(download, name)
-    except GatedRepoError as e:
-        raise DownloadError(f'The Hub repo {repo} is gated: ask for access on its page.') from e
-    except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
-        raise e from error or e.__cause__
-    except EntryNotFoundError as e:
-        raise DownloadError(f'The Hub repo {repo} has no {HF_SAFE_WEIGHTS_NAME}.') from e
     except FAILURES as e:
+        if isinstance(e, (RepositoryNotFoundError, LocalEntryNotFoundError)) and not isinstance(e, GatedRepoError):
+            raise e from error or e.__cause__
         raise DownloadError(f'Downloading {repo} from the Hub failed. {reason(e)}') from e
     blob = os.path.basename(os.path.realpath(file))
     if len(blob) == 64 and 'sha256' not in known:  # The cache names a large file by the SHA-256 that the Hub gave.
@@ -177,32 +157,21 @@ def _hub_file(name: str, repo: str, known: dict[str, Any], cache_dir: str | Path
 
 
 def release_file(name: str, cache_dir: str | Path | None = None) -> Path:
-    """Return the local file of the publisher's release of an architecture.tag, downloaded if need be and checked.
-
-    Args:
-        name: Architecture and tag that has a release.
-        cache_dir: Folder to keep it in, by default torch.hub's checkpoints folder.
-
-    Raises:
-        DownloadError: It could not be fetched.
-        IntegrityError: It is not what the manifest describes; it has been deleted.
-    """
+    """Return the local file of the publisher's release of an architecture.tag, as `pretrained_file`."""
     entry = weight_entry(name)
     file = release_path(entry, cache_dir)
     if not file.is_file():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with WeakFileLock(file.with_name(f'.{file.name}.lock')):
-                if not file.is_file():  # Another process may have been here first.
-                    part = file.with_name(file.name + PART)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(file.with_name(f'.{file.name}.lock')):
+            if not file.is_file():  # Another process may have been here first.
+                part = file.with_name(file.name + PART)
+                try:
                     retrying(partial(_download_release, entry, part), name)
-                    _check_download(part, entry.facts, name, is_new=True)
-                    os.replace(part, file)
-                    return file
-        except IntegrityError:
-            raise
-        except FAILURES as e:
-            raise DownloadError(f'Downloading {entry.url} failed. {reason(e)}') from e
+                except FAILURES as e:
+                    raise DownloadError(f'Downloading {entry.url} failed. {reason(e)}') from e
+                _check_download(part, entry.facts, name, is_new=True)
+                os.replace(part, file)
+                return file
     _logger.info(f'{name}: downloaded before, {file}.')
     _check_download(file, entry.facts, name)
     return file
@@ -231,7 +200,8 @@ def _check_download(file: str | Path, known: dict[str, Any], name: str, is_new: 
         if not check_file(file, known, name) and is_new:
             load_file(Path(file))  # only reading it tells a gateway's own page or a file without its end
     except UserError as e:
-        _delete(file)
+        Path(file).resolve().unlink(missing_ok=True)  # a Hub cache holds links to files
+        Path(file).unlink(missing_ok=True)
         text = str(e).replace(PART, '').rstrip('.')
         raise IntegrityError(
             f'{text if isinstance(e, IntegrityError) else f"{name}: {text}"}. The file has been deleted and nothing '
@@ -247,7 +217,7 @@ def _connection_error(url: str) -> Exception | None:
     return None
 
 
-def retrying(download: Callable[[], T], name: str) -> T:
+def retrying(download: Callable[[], Any], name: str) -> Any:
     """Return what a download returns, tried again after a failure that may pass."""
     for wait in RETRY_WAITS:
         try:
@@ -275,16 +245,6 @@ def reason(e: BaseException) -> str:
     lines = [line for line in str(e).splitlines() if not line.startswith('For more information check')]
     text = ' '.join(f'{type(e).__name__}: {" ".join(lines)}'.split())
     return text if text.endswith('.') else f'{text.rstrip(":")}.'
-
-
-def _delete(file: str | Path) -> None:
-    # A Hub cache holds links to blobs, which may be links to a store shared by several caches.
-    file = Path(file)
-    while file.is_symlink():
-        target = file.parent / os.readlink(file)
-        file.unlink()
-        file = target
-    file.unlink(missing_ok=True)
 
 
 def is_set(variable: str) -> bool:

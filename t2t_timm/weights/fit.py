@@ -10,9 +10,9 @@ import torch.nn as nn
 from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models import list_models, model_entrypoint
 
-from ..errors import printable, require_timm
+from ..errors import printable, require_new_timm
 from ..layers import SOFT_SPLITS, join_positions, tokens_grid_size
-from .manifest import published_sizes
+from .manifest import load_manifest, pretrained_cfg
 from .names import find_weights, first_names, rename
 
 _logger = logging.getLogger(__name__)
@@ -64,10 +64,6 @@ def adapt_stem(state_dict: dict[str, torch.Tensor], in_chans: int) -> dict[str, 
 
     for p pixels per patch: a linear map without a bias of its own can carry d if the norm's gain and bias are ones.
     The token transformer's attention scale follows the input width, so its queries are rescaled.
-
-    Args:
-        state_dict: State dict under the names of the models, with a layer that reads the image.
-        in_chans: Channels that the model reads, another number than the layer's.
     """
     base_chans, key, state_dict = input_channels(state_dict), first_layer(state_dict), dict(state_dict)
     weight = state_dict[f'{key}.weight']
@@ -119,10 +115,7 @@ def _usual(architecture: str) -> tuple[dict[str, tuple[int, ...]], tuple[int, ..
 def looks_like(state_dict: dict[str, Any], preferred: str | None = None) -> str | None:
     """Return the architecture that fits the names and shapes of weights under the models' names, or None.
 
-    Args:
-        state_dict: State dict.
-        preferred: Architecture to return if several fit and this is one of them; by default the one whose image size
-            fits too.
+    If several fit, it is the preferred one, or else one whose image size fits too.
     """
     shapes, table = _shapes(state_dict), getattr(state_dict.get('pos_embed'), 'shape', ())
     fitting = [architecture for architecture in list_models('*t2t_vit*') if _usual(architecture)[0] == shapes]
@@ -172,7 +165,8 @@ def _fit_positions(state_dict: dict[str, torch.Tensor], model: Any, came_with_cf
     cfg_size = getattr(model, 'pretrained_model_args', {}).get('img_size')
     cfg_size = cfg_size or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[-2:] or img_size
     sizes = (cfg_size, img_size) if came_with_cfg else (img_size, cfg_size)
-    grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published_sizes())]
+    published = (pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights'])
+    grids = [tokens_grid_size(to_2tuple(size)) for size in (*sizes, *published)]
     num_prefix, grid = next(
         ((n, grid) for n in (num_own, 1) for grid in grids if n + math.prod(grid) == table.shape[1]), (0, None))
     if grid is None:
@@ -199,7 +193,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any) -> dict[str, to
     if first_layer(state_dict) is None:
         raise _no_t2t_vit(state_dict)
     if input_channels(state_dict) not in (0, model.in_chans):
-        require_timm('1.0.31', f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
+        require_new_timm(f'Adapting pretrained weights to in_chans={model.in_chans}')  # older releases adapt too
         state_dict = adapt_stem(state_dict, model.in_chans)
     _check_architecture(state_dict, model)
     if not model.has_class_token:
@@ -212,12 +206,7 @@ def fit_state_dict(state_dict: dict[str, Any], model: Any, prefix: str = '') -> 
     """Make what load_state_dict was given fit a model, in place: any route may bring an official file.
 
     timm's loaders hand over a whole checkpoint if they do not know the key of its weights, as 'net' of the authors'
-    fine-tuned files.
-
-    Args:
-        state_dict: State dict, in which the model may be one of several modules.
-        model: Model that will load it.
-        prefix: What the names of the model begin with.
+    fine-tuned files. The names of the model begin with `prefix` if it is one of several modules.
 
     Raises:
         ValueError: As `checkpoint_filter_fn`.

@@ -12,7 +12,7 @@ from ..errors import UserError, suggestion
 
 __all__ = [
     'MANIFEST', 'ModelName', 'Published', 'YamlLoader', 'hub_repo', 'known_name', 'load_manifest', 'pretrained_cfg',
-    'published_sizes', 'tagged', 'weight_entry', 'weights_repo',
+    'tagged', 'weight_entry', 'weights_repo',
 ]
 
 MANIFEST = Path(__file__).parent / 'manifest.yaml'
@@ -147,12 +147,6 @@ def pretrained_cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     else:
         cfg.update(hf_hub_id=weights_repo(name), url=entry.url)
     return cfg
-
-
-@lru_cache(maxsize=None)
-def published_sizes() -> set[tuple[int, int]]:
-    """Return the image sizes (H, W), in pixels, of the published weights."""
-    return {pretrained_cfg(name)['input_size'][1:] for name in load_manifest()['weights']}
 
 
 def _frozen(value: Any) -> Any:

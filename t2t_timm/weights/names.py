@@ -93,8 +93,6 @@ def _choose(keys: Iterable[str], key: str | None, swapped: bool) -> str:
     for them, and the others as ema_state_dict.
     """
     left = [k for k in keys if key is None or f'{k}.'.startswith(f'{key}.')]
-    if not left and list(keys) == ['']:
-        raise ValueError(f'This checkpoint holds one T2T-ViT, under no key: leave out --key {key}.')
     if not left:
         raise ValueError(f'This checkpoint holds no T2T-ViT under {key!r}, but under {_shown(keys)}.')
     if swapped:
@@ -114,9 +112,7 @@ def find_weights(checkpoint: dict[Any, Any], key: str | None = None) -> tuple[di
     They are what stands beside the tokens-to-token module: inside whatever dicts, behind whatever prefix of the names,
     without token labeling's auxiliary head. A checkpoint without such a module is returned as it is.
 
-    Args:
-        checkpoint: A state dict, or a checkpoint that holds one or more.
-        key: Model to take of several, as 'teacher' or 'state_dict.backbone'; by default the averaged one.
+    Of several models the one under `key` is taken, as 'teacher' or 'state_dict.backbone', or else the averaged one.
 
     Raises:
         ValueError: Nothing says which of several models to take, there is none under the key, or names of two kinds.
@@ -184,14 +180,9 @@ def _usual_scale(weights: dict[str, Any], meta: Any) -> list[str]:
 
 
 def rename(state_dict: dict[str, Any], prefix: str = '') -> list[str]:
-    """Give the official names, tokens_to_token.*, as patch_embed.*, and take token labeling's auxiliary head out.
+    """Give the official names, tokens_to_token.*, as patch_embed.*, in place, and take the auxiliary head out.
 
-    Args:
-        state_dict: State dict, changed in place.
-        prefix: What the names of the model begin with.
-
-    Returns:
-        The names of the auxiliary head.
+    Returns the names of that head, which token labeling trains. All names of the model begin with `prefix`.
 
     Raises:
         ValueError: The state dict has both kinds of names.

@@ -107,8 +107,7 @@ class _Unpickler(GuardedUnpickler):
 def load_paddle(file: BinaryIO) -> Any:
     """Read what paddle.save or pickle.dump wrote into a file of arrays, which as_tensor takes, and dicts of them.
 
-    Raises:
-        UserError: The file holds something else than numpy arrays, or it is damaged.
+    A UserError says if there is something else in it, or it is damaged.
     """
     try:
         size = file.seek(0, os.SEEK_END)

@@ -13,11 +13,7 @@ class GuardedUnpickler(pickle._Unpickler):
     """Unpickler of files whose author may wish harm; subclasses say what find_class admits.
 
     Of pickle's two implementations the one in Python: the other allocates a table as long as the file says. It does so
-    for a bytearray itself, so the override is needed.
-
-    Args:
-        file: Open binary file.
-        size: Bytes of the whole file.
+    for a bytearray itself, so the override is needed. `size` is that of the whole file, in bytes.
     """
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     append: Callable[[Any], None]  # both set by load
@@ -28,11 +24,7 @@ class GuardedUnpickler(pickle._Unpickler):
         self.left = 1 << 20 | _COPIES * size
 
     def spend(self, value: Any) -> None:
-        """Count a copy of a value: a short file can ask for a long one again and again.
-
-        Raises:
-            pickle.UnpicklingError: The copies are larger than the file explains.
-        """
+        """Count a copy of a value, and raise when all are too large: a short file can ask for a long one repeatedly."""
         self.left -= len(value) if hasattr(type(value), '__len__') else 0
         if self.left < 0:
             raise pickle.UnpicklingError('it unpacks to more than its size explains')

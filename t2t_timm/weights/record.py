@@ -57,11 +57,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
     def add(self, source: str, model: str = '', label_names: Any = None, **entries: Any) -> None:
-        """Take what a further source says and no earlier one did.
-
-        Raises:
-            UserError: An entry is not of the kind that it has to be, or cannot stand in a config.json.
-        """
+        """Take what a further source says and no earlier one did; a UserError names what a config.json cannot hold."""
         self.model = self.model or model
         if label_names is not None and self.label_names is None:
             if not isinstance(label_names, (list, tuple)) or not all(_text(n) and n.isprintable() for n in label_names):
@@ -70,8 +66,6 @@ class Record:
             self.label_names = list(label_names)
             self.sources['label_names'] = source
         for kind, values in entries.items():
-            if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-                raise UserError(f'{source} should have {kind} as names with values, not {shown(values)}.')
             mine = getattr(self, kind)
             for key, value in values.items():
                 if key in mine or kind == 'model_args' and _TRAINING.fullmatch(key):
@@ -141,17 +135,14 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
     architecture = _text(_dict(config).get('architecture'))
     if not architecture or is_model(architecture) and 't2t_vit' not in architecture:
         return False
-    cfg = config.get('pretrained_cfg') or {}
-    if not isinstance(cfg, dict):
-        raise UserError(f'{path} should have its pretrained_cfg as names with values, not {shown(cfg)}.')
+    cfg = _dict(config.get('pretrained_cfg'))
     record.add(
         source,
         model=str(ModelName(architecture, _text(cfg.get('tag')))),
         label_names=None if is_start else config.get('label_names', cfg.get('label_names')),
-        model_args=config.get('model_args') or {},
+        model_args=_given(config, ('global_pool',)) | (config.get('model_args') or {}),
         data=_given(cfg, PREPROCESSING) | ({} if is_start else _given(config, ('num_classes',))),
     )
-    record.add(source, model_args=_given(config, ('global_pool',)))
     return True
 
 
@@ -160,9 +151,6 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
 
     The first source that says something is believed: the config.json beside the file, the run's own arguments (timm's,
     Lightning's, mmengine's), the pretrained cfg of what the run started from. Nothing is asked of a network.
-
-    Raises:
-        UserError: An entry cannot be kept.
     """
     record = Record()
     _read_config(folder, record)
@@ -193,8 +181,6 @@ def record_of(loaded: dict[Any, Any], folder: Path) -> Record:
 def _add_arguments(record: Record, args: dict[Any, Any], source: str) -> None:
     data = _given(args, PREPROCESSING)
     kwargs: Any = next((args[k] for k in ('model_kwargs', 'model_args') if args.get(k)), {})
-    if not isinstance(kwargs, dict):
-        raise UserError(f'{source} should have model_kwargs as names with values, not {shown(kwargs)}.')
     channels = args.get('in_chans') or kwargs.get('in_chans') or 3
     size = data.pop('input_size', None) or args.get('img_size')
     if isinstance(size, (list, tuple)):
@@ -221,8 +207,6 @@ def _literal(node: ast.AST) -> Any:
     # The value of Python's text, which is not run: plain values, and dict() of them; None for all else.
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {k.arg: _literal(k.value) for k in node.keywords if k.arg}
-    if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(v) for v in node.elts]
     try:
@@ -234,8 +218,7 @@ def _literal(node: ast.AST) -> Any:
 def _add_openmmlab(record: Record, meta: dict[str, Any]) -> None:
     """Add what OpenMMLab's runner says: the text of its config file, and the names of the classes."""
     source = "OpenMMLab's meta"
-    dataset = meta.get('dataset_meta')
-    record.add(source, label_names=dataset.get('classes') if isinstance(dataset, dict) else meta.get('CLASSES'))
+    record.add(source, label_names=_dict(meta.get('dataset_meta')).get('classes', meta.get('CLASSES')))
     text = _text(meta.get('cfg') or meta.get('config'))
     try:
         if len(text) > _LONGEST_PYTHON:

@@ -212,11 +212,12 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
     hosts.hub.faults['/api/repos/create'] = [Fault(status=403, methods=('POST',))]
     to = ['publish', name, '--namespace']
     manifest = shutil.copy(MANIFEST, tmp_path / 'manifest.yaml')
-    none, bad, refused, full, healed, dry = [stage['commands'][0] for stage in publish(
+    none, bad, refused, full, healed, again, dry = [stage['commands'][0] for stage in publish(
         stage([*to, 'one'], env=dict(HF_TOKEN='')),
         stage([*to, 'one'], env=dict(HF_TOKEN=TOKEN)),
         stage([*to, 'one', '--from', str(source)]),
         stage([*to, 'one'], file_limit=100_000),
+        stage([*to, 'one', '--from', str(source), '--manifest', str(manifest)]),
         stage([*to, 'one', '--from', str(source), '--manifest', str(manifest)]),
         stage([*to, 'two', '--from', str(source), '--dry-run'], env=dict(HF_TOKEN='')),
     )]
@@ -231,7 +232,7 @@ def test_refusals_and_a_full_disk(hosts, killed, weights, stage, publish, tmp_pa
     assert healed['code'] == 0, healed['err']
     assert hosts.hub.repos[f'one/{name}'].files['model.safetensors'] == (
         hosts.hub.repos[f'all/{name}'].files['model.safetensors'])
-    assert (source / FILE[name]).exists()
+    assert (source / FILE[name]).exists() and again['log'][-1] == '1 tag: 1 already there.'
     assert dry['code'] == 0 and dry['out'] == ''
     assert dry['log'][-1] == '1 tag: 1 checked, not sent.' and f'two/{name}' not in hosts.hub.repos
 
@@ -289,10 +290,9 @@ def test_no_output_holds_the_token(failures, killed):
 @pytest.mark.parametrize('args, words', [
     (['t2t_vit_14'], 'No tag with a release is called t2t_vit_14; there are t2t_vit_7.in1k, '),
     (['test_t2t_vit.mnist'], 'No tag with a release is called test_t2t_vit.mnist'),
-    (['--namespace', 'a/b'], "'a/b/t2t_vit_7.in1k' is not the name of a Hub repo"),
-    (['--manifest', 'nowhere.yaml'], 'There is no manifest '),
+    (['--namespace', 'a/b'], "Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/t2t_vit_7.in1k'"),
+    (['--manifest', 'nowhere.yaml'], 'nowhere.yaml: No such file or directory.'),
     (['--manifest', __file__], 'is not a manifest: it should be a copy of t2t_timm/weights/manifest.yaml'),
-    (['--from', 'nowhere'], 'There is no folder nowhere'),
     ([], 'the one set holds characters that no token has. Log in with'),
 ])
 def test_mistakes_are_found_before_anything_is_done(args, words, capsys, monkeypatch):

@@ -55,12 +55,12 @@ def test_the_default_repo_is_the_one_that_pretrained_loads(dry_run, monkeypatch)
 
 
 @pytest.mark.parametrize('file, content, repo, words', [
-    *((name, None, 'a/b', f'has no {name}: name a folder that `t2t-timm convert` wrote') for name in FILES),
+    *((name, None, 'a/b', f'{name}: No such file or directory') for name in FILES),
     ('README.md', b'\xfc', 'a/b', 'README.md is not a text file in UTF-8'),
     ('config.json', b'not json', '', 'is not readable JSON'),
     ('config.json', b'[]', '', 'names no architecture and tag'),
     ('config.json', b'{"architecture": "t2t_vit_7"}', '', 'names no architecture and tag'),
-    *(('README.md', b'', repo, 'is not the name of a Hub repo') for repo in ('a/b/c', 'some one/model', '../model')),
+    *(('README.md', b'', repo, 'Repo id must ') for repo in ('a/b/c', 'some one/model', '../model')),
 ])
 def test_what_cannot_be_pushed(folder, dry_run, file, content, repo, words):
     (folder / file).unlink()

@@ -40,8 +40,9 @@ HUB = dict(
     found=Case('t2t_vit_7.in1k', known=('size', 'sha256'), cache=False),
     found_unknown=Case('t2t_vit_10.in1k'),
     file_missing=Case('t2t_vit_12.in1k', empty=True, error=(
-        'DownloadError', r'The Hub repo one/t2t_vit_12.in1k has no model.safetensors')),
-    gated=Case('t2t_vit_14.in1k', gated=True, error=('DownloadError', r'The Hub repo one/t2t_vit_14.in1k is gated')),
+        'DownloadError', r'Downloading one/.* failed. .*Entry Not Found for url: .*one/t2t_vit_12.in1k/.*safetensors')),
+    gated=Case('t2t_vit_14.in1k', gated=True, error=(
+        'DownloadError', r'Downloading one/t2t_vit_14.in1k from the Hub failed. GatedRepoError: 403')),
     head_503_once=Case('t2t_vit_19.in1k', fault=dict(status=503, methods=('HEAD',))),
     get_503_once=Case('t2t_vit_24.in1k', fault=dict(status=503)),
     get_503_always=Case('t2t_vit_24.tl_in1k', fault=dict(status=503, times=ALWAYS), healed=True, error=(
