@@ -1,19 +1,16 @@
 """The formats that a model can be exported to: what each needs, and how it is written, quantized and run."""
-import errno
 import io
 import json
 import math
-import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,20 +45,14 @@ class _InFloat16(torch.nn.Module):
         return self.model(x.half()).float()
 
 
+@dataclass
 class Source:
-    """A model to be exported, and the graphs of it that formats are made from.
-
-    Args:
-        model: The model, in float32, for evaluation, on the CPU.
-        example: Images that the exporters trace it with.
-        folder: Temporary folder for what is made on the way.
-        opset: Opset of ONNX graphs.
-        half: Write a file in float16.
-    """
-
-    def __init__(self, model: T2TViT, example: torch.Tensor, folder: Path, opset: int | None, half: bool) -> None:
-        self.model, self.example, self.folder, self.half = model, example, folder, half
-        self.opset = opset or OPSET
+    """A model to be exported, and the graphs of it that formats are made from."""
+    model: T2TViT  # in float32, for evaluation, on the CPU
+    example: torch.Tensor  # images that the exporters trace it with
+    folder: Path  # temporary, for what is made on the way
+    opset: int  # of ONNX graphs
+    half: bool  # write a file in float16
 
     def program(
             self, for_runtimes: bool = False, written_out: bool = False, half: bool = False,
@@ -96,37 +87,29 @@ class Source:
         return {'x': shapes}
 
     def onnx_file(self, input_name: str = 'x', half: bool = False, int8: bool = False) -> Path:
-        """Return an ONNX file, which is made once.
+        """Make an ONNX file and return its path.
 
         Args:
             input_name: Name of the images.
             half: Compute in float16.
             int8: For int8 to be made of it, which knows the layers by the products that they are.
         """
-        file = self.folder / f'graph{".plain" if int8 else ""}.onnx'
-        if not file.exists():
-            with quiet():  # they tell of each constant, the older one of each size that it takes for one
-                if self.opset < DYNAMO_OPSET:
-                    self._save_older_onnx(file)
-                else:
-                    self._save_onnx(self.program(not int8, self.opset < ATTENTION_OPSET, half), input_name, file)
-        return file
-
-    def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
         import onnx
         import onnx_ir
-        exported = torch.onnx.export(
-            program, (self.example,), dynamo=True, dynamic_shapes=self._sizes(), opset_version=self.opset,
-            input_names=[input_name], output_names=['logits'], verbose=False)
-        assert exported is not None  # dynamo=True gives one
+        file, images = self.folder / f'graph{".plain" if int8 else ""}.onnx', (self.example,)
+        options: dict[str, Any] = dict(opset_version=self.opset, input_names=[input_name], output_names=['logits'])
+        with quiet():  # they tell of each constant, the older one of each size that it takes for one
+            if self.opset < DYNAMO_OPSET:
+                axes = {name: {0: 'batch'} for name in (input_name, 'logits')}
+                torch.onnx.export(self.model, images, str(file), dynamo=False, dynamic_axes=axes, **options)
+                return file
+            exported: Any = torch.onnx.export(
+                self.program(not int8, self.opset < ATTENTION_OPSET, half), images, dynamo=True,
+                dynamic_shapes=self._sizes(), verbose=False, **options)
         proto = onnx_ir.to_proto(exported.model)
         del proto.graph.value_info[:]  # with the names of free sizes, a runtime that fixes them refuses the file
         onnx.save(proto, file)
-
-    def _save_older_onnx(self, file: Path) -> None:
-        torch.onnx.export(
-            self.model, (self.example,), str(file), dynamo=False, opset_version=self.opset, input_names=['x'],
-            output_names=['logits'], dynamic_axes={'x': {0: 'batch'}, 'logits': {0: 'batch'}})
+        return file
 
 
 class Format(NamedTuple):
@@ -137,7 +120,6 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()  # that it needs
     quantize: Callable[[Source, Path, Calibration], Any] | None = None  # makes what was written an int8 model
     quantize_packages: tuple[str, ...] = ()
-    run_int8: Callable[[Path], Run] | None = None  # if not by `run`
     has_float16: bool = False
     has_opset: bool = False
     is_fixed: bool = False  # for one image at a time, of one size
@@ -190,20 +172,6 @@ def _save(save: Callable[[io.BytesIO], Any], file: Path) -> None:
     file.write_bytes(buffer.getvalue())
 
 
-@contextmanager
-def _temporary_files() -> Iterator[None]:
-    """Tell if there is no room for the system's temporary files, where those of the compiler and its packages are."""
-    try:
-        yield
-    except Exception as e:
-        full = os.strerror(errno.ENOSPC) in str(e) or shutil.disk_usage(gettempdir()).free < 1 << 20
-        if not full or getattr(e, 'filename', None):
-            raise
-        raise UserError(
-            f'{gettempdir()} has no room left for the temporary files of AOTInductor: make room there, or name '
-            'another folder in TMPDIR.') from e
-
-
 def _write_aoti(source: Source, file: Path) -> None:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -212,14 +180,8 @@ def _write_aoti(source: Source, file: Path) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as e:
         raise UserError('AOTInductor needs a C++ compiler: install g++ or clang++, or name one in CXX.') from e
-    with _temporary_files(), TemporaryDirectory() as tmp:
+    with TemporaryDirectory() as tmp:
         shutil.copyfile(aoti_compile_and_package(source.program(), package_path=f'{tmp}/model.pt2'), file)
-
-
-def _run_aoti(file: Path) -> Run:
-    from torch._inductor import aoti_load_package
-    with _temporary_files():
-        return aoti_load_package(str(file))
 
 
 def _write_torchscript(source: Source, file: Path) -> None:
@@ -258,9 +220,10 @@ def _run_executorch(file: Path) -> Run:
         done = subprocess.run(
             [sys.executable, '-c', _RUN_PTE, file, given, got], capture_output=True, text=True, cwd=file.parent)
         if done.returncode:
-            code, said = done.returncode, done.stderr.strip().splitlines()
-            reason = f'ended by {signal.Signals(-code).name}' if code < 0 else f'said: {said[-1] if said else code}'
-            raise UserError(f'The runtime of ExecuTorch cannot run the file, it {reason}; nothing was written.')
+            said = (done.stderr.strip().splitlines() or ['it says nothing'])[-1]
+            raise UserError(
+                f'The runtime of ExecuTorch cannot run the file, exit code {done.returncode}: {said}; nothing was '
+                'written.')
         return torch.from_numpy(np.load(got))
     return run
 
@@ -319,15 +282,14 @@ FORMATS = {
         ('.pt2',),
         write=lambda source, file: _save(partial(torch.export.save, source.program()), file),
         run=lambda file: torch.export.load(file).module()),
-    'aoti': Format(('.pt2',), _write_aoti, _run_aoti),
+    'aoti': Format(('.pt2',), _write_aoti, run=lambda file: torch._inductor.aoti_load_package(str(file))),
     'torchscript': Format(('.pt', '.pth', '.ts'), _write_torchscript, _run_torchscript),
     'executorch': Format(('.pte',), _write_executorch, _run_executorch, packages=('executorch',), is_fixed=True),
     'transformers.js': Format(
         (),
         write=_write_transformers_js,
-        run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
+        run=lambda folder: _run_onnx(max((folder / 'onnx').iterdir())),  # model_quantized.onnx, once it is there
         packages=_ONNX,
         quantize=lambda source, folder, calibration: quantize_onnx(
-            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx'),
-        run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
+            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx')),
 }
