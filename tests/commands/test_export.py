@@ -342,7 +342,7 @@ class TestNothingIsWritten:
         replace('executorch', write=lambda source, file: file.touch(), packages=())
         monkeypatch.setattr(
             'subprocess.run', lambda command, **kwargs: subprocess.CompletedProcess(command, -9, '', ''))
-        with pytest.raises(UserError, match='The runtime of ExecuTorch cannot run the file, exit code -9: it says noth'):
+        with pytest.raises(UserError, match='The runtime of ExecuTorch cannot run the file, exit code -9: it says'):
             export_model(make_model(), out / 'model.pte', 'executorch')
         assert not list(out.iterdir())
 
