@@ -3,6 +3,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from .errors import UserError, suggestion
@@ -216,6 +217,11 @@ def _tell(verdict: Any) -> int:
     return 0 if verdict.good else 1
 
 
+def _require(package: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(f'{what} {package}: pip install {package}')
+
+
 def _recipe(args: argparse.Namespace) -> None:
     from .recipes import recipe_names, recipe_path
     print('\n'.join(recipe_names()) if args.name is None else recipe_path(args.name))
@@ -277,16 +283,14 @@ def _classify(args: argparse.Namespace) -> int:
     import torch
 
     from .commands.classify import classify
-    from .commands.results import check_pyarrow, open_journal, tell_errors, write_results
+    from .commands.results import tell_errors, write_results, write_resumable
     from .files import check_target
     if args.embeddings and args.form not in ('json', 'parquet'):
         raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
     if args.out is None and (args.resume or args.form == 'parquet'):
         raise UserError(f'--{"resume" if args.resume else "parquet"} needs --out FILE.')
     if args.form == 'parquet':
-        check_pyarrow()
-    if args.out is not None:
-        check_target(args.out, '.txt' if args.form == 'text' else f'.{args.form}')
+        _require('pyarrow', 'Parquet needs')
     options = dict(
         model=args.model, topk=args.topk, amp=args.amp and getattr(torch, args.amp), embeddings=args.embeddings,
         **_img_size(args))
@@ -300,11 +304,10 @@ def _classify(args: argparse.Namespace) -> int:
     if args.out is None:
         write_results(results([]), args.form)
     else:
-        out = Path(args.out)
-        with open_journal(out, {k: str(v) for k, v in options.items()}, args.resume) as journal:
-            journal.add(results(journal.done))
-            write_results(journal.results(), args.form, out)
-        print(out)
+        check_target(args.out, '.txt' if args.form == 'text' else f'.{args.form}')
+        write_resumable(
+            results, args.form, Path(args.out), {name: str(value) for name, value in options.items()}, args.resume)
+        print(args.out)
     return 1 if failed else 0
 
 
@@ -327,13 +330,16 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _draw(args: argparse.Namespace) -> None:
-    from .commands.images import require_image
+    from .commands.images import open_image
     from .commands.load import load_t2t_vit
-    from .commands.pictures import check_matplotlib, draw_attention, draw_features, read_image, save_picture
+    from .commands.pictures import draw_attention, draw_features, read_image, save_picture
     from .files import check_target
-    check_matplotlib()
+    _require('matplotlib', 'Pictures need')
     check_target(args.out, '.png')
-    require_image(args.image)  # before weights are fetched
+    try:
+        open_image(args.image)  # before weights are fetched
+    except ValueError as e:
+        raise UserError(f'{args.image} cannot be read as an image: {e}') from e
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     image = read_image(args.image, model)
     name = f'{args.model}, random weights' if args.untrained else args.model

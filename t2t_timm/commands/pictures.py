@@ -14,11 +14,10 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
-from .images import ImageReader, require_image
+from .images import ImageReader, open_image
 
 __all__ = [
-    'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
-    'save_picture',
+    'Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture', 'step_attention',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -42,16 +41,16 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     """Read an image as the model sees it: its colour channels, centre-cropped and resized to its image size.
 
     Raises:
-        UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
+        UserError: The model reads neither 1 nor 3 channels.
+        ValueError: The file does not exist or is not an image.
     """
-    image = require_image(file).convert(ImageReader(model).mode)
+    image = open_image(file).convert(ImageReader(model).mode)
     height, width = model.patch_embed.img_size
-    left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
-    if left < 0.99:
-        side = 'width' if image.width * height > image.height * width else 'height'
+    ratio = image.width * height / (image.height * width)
+    if not 0.99 < ratio < 1 / 0.99:
         _logger.info(
-            f'{file}: the picture shows the middle {left:.0%} of its {side}, since the model reads {height} x {width} '
-            'pixels (height x width).')
+            f'{file}: the picture shows the middle {min(ratio, 1 / ratio):.0%} of its '
+            f'{"width" if ratio > 1 else "height"}, since the model reads {height} x {width} pixels (height x width).')
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
@@ -121,14 +120,6 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
         step_maps.append(list(zip(points, maps_of_step, kept.tolist(), strict=True)))
     probabilities = logits[0].softmax(dim=0).cpu().numpy() if model.num_classes else np.zeros(0)
     return Attention(maps[1:], maps[0], step_maps, probabilities)
-
-
-def check_matplotlib() -> None:
-    """Raise a UserError if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
 
 
 def _new_figure(rows: list[int], image: Image.Image, title: str):
