@@ -83,21 +83,14 @@ def export_model(
 
 @dataclass
 class Export:
-    """Arguments of `export_model`, validated before a model is loaded.
-
-    Args:
-        dynamic: The model is made with dynamic_img_size=True.
-
-    Raises:
-        UserError: What `export_model` says of them.
-    """
+    """Arguments of `export_model`, validated before a model is loaded."""
     path: Path
     format: str = 'onnx'
     quantize: str | None = None
     calibration: str | Path | None = None
     opset: int | None = None
     dtype: str | None = None
-    dynamic: bool = False
+    dynamic: bool = False  # the model is made with dynamic_img_size=True
 
     def __post_init__(self) -> None:
         self.half, name = self.dtype == 'float16', self.format
@@ -131,7 +124,11 @@ class Export:
         else:
             check_new_folder(self.path)
         if name == 'openvino':
-            _check_pair(self.path)
+            weights = self.path.with_suffix('.bin')
+            if self.path.suffix != '.xml':
+                raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {self.path.name}.')
+            if weights.is_dir() or weights.exists() and not self.path.exists():
+                raise UserError(f'{weights} exists and is not the weights of {self.path.name}: use another name.')
         missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
         if missing:
             raise UserError(f'The format {name} needs more packages: pip install {" ".join(missing)}')
@@ -152,7 +149,18 @@ class Export:
             file = tmp / f'model{"".join(kind.suffixes[:1])}'
             source = Source(model, images[0], tmp, self.opset or OPSET, self.half)
             _logger.info(f'Exporting, format {format} ...')
-            self._write(source, file)
+            try:
+                kind.write(source, file)
+            except UserError:
+                raise
+            except Exception as e:
+                if torch.__version__ >= TESTED_TORCH:
+                    raise
+                reason = str(e).strip().split('\n')[0] or type(e).__name__
+                sizes = ' for images of any size' if self.dynamic else ''
+                raise UserError(
+                    f'torch {torch.__version__} cannot export this model as {format}{sizes} ({reason}); '
+                    f'torch {TESTED_TORCH} can. Nothing was written.') from e
             _logger.info('Comparing it with the model ...')
             max_diff = _compare(model, kind.run(file), images, format, HALF_TOLERANCE if self.half else TOLERANCE)
             agreement = None
@@ -163,28 +171,6 @@ class Export:
                 agreement = measure_agreement(model, kind.run(file), data)
             size = _keep(file, path)  # no session has it open any more, which Windows would not rename
         return Exported(path, size, max_diff, [tuple(x.shape) for x in images], agreement)
-
-    def _write(self, source: Source, file: Path) -> None:
-        try:
-            self.kind.write(source, file)
-        except UserError:
-            raise
-        except Exception as e:
-            if torch.__version__ >= TESTED_TORCH:
-                raise
-            reason = str(e).strip().split('\n')[0] or type(e).__name__
-            sizes = ' for images of any size' if self.dynamic else ''
-            raise UserError(
-                f'torch {torch.__version__} cannot export this model as {self.format}{sizes} ({reason}); '
-                f'torch {TESTED_TORCH} can. Nothing was written.') from e
-
-
-def _check_pair(path: Path) -> None:
-    if path.suffix != '.xml':
-        raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {path.name}.')
-    weights = path.with_suffix('.bin')
-    if weights.is_dir() or weights.exists() and not path.exists():
-        raise UserError(f'{weights} exists and is not the weights of {path.name}: use another name.')
 
 
 def _keep(file: Path, path: Path) -> int:

@@ -14,12 +14,7 @@ __all__ = ['load_t2t_vit']
 
 
 def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
-    """Create a T2T-ViT for evaluation.
-
-    Args:
-        name: Any name that timm.create_model takes: an architecture, with a tag, local-dir:DIR, hf-hub:REPO.
-        untrained: Give it random weights instead of pretrained ones.
-        **kwargs: Further arguments of timm.create_model.
+    """Create a T2T-ViT for evaluation, of any name and with any argument that timm.create_model takes.
 
     Raises:
         UserError: No such model, no weights for it, or no T2T-ViT.

@@ -201,8 +201,7 @@ def _show_classes(figure, axes: np.ndarray, probabilities: np.ndarray, labels: l
         axis.barh(y, probabilities[i], height=0.8, color='#9ecae1')
         axis.text(0.01, y, textwrap.shorten(labels[i], 44, placeholder=' ...'), fontsize=10, va='center')
         axis.text(0.99, y, f'{100 * probabilities[i]:.1f} %', fontsize=10, va='center', ha='right')
-    axis.set_xlim(0, 1)
-    axis.set_ylim(CLASSES - 0.4, -0.6)
+    axis.set(xlim=(0, 1), ylim=(CLASSES - 0.4, -0.6))
 
 
 def draw_attention(model: T2TViT, image: Image.Image, name: str, show_classes: bool = True):

@@ -38,18 +38,8 @@ class Agreement(NamedTuple):
 class Calibration:
     """Images by the model's own preprocessing; each is decoded once.
 
-    Up to SUBSET, spread evenly over the files, are read at once, and kept. The others are read when they are compared.
-    Those that cannot be read are left out, with a warning.
-
-    Args:
-        files: Image files.
-        model: Model that reads them; its img_size is the size of the images.
-
-    Attributes:
-        subset: Names of the images that were read at once, and their pixels, (C, H, W) in uint8.
-
-    Raises:
-        UserError: None of the first images can be read, or a model without a classifier.
+    Up to SUBSET, spread evenly over the files, are read at once, and kept: `subset` has their names and pixels, (C, H,
+    W) in uint8. The others are read when they are compared. Those that cannot be read are left out, with a warning.
     """
 
     def __init__(self, files: list[str], model: T2TViT) -> None:
@@ -80,11 +70,7 @@ class Calibration:
 
 
 def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agreement:
-    """Compare the probabilities of an int8 model with those of the float model on all images.
-
-    Raises:
-        UserError: The int8 model gives a logit that is not finite.
-    """
+    """Compare the probabilities of an int8 model with those of the float model on all images."""
     images, same, max_diff = 0, 0, 0.
     for file, x in calibration:
         expected, got = model(x), run(x)
@@ -97,11 +83,7 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
 
 
 def _performers(graph: Any) -> list:
-    """Return the Performers' nodes of an ONNX graph: in int8 their exponentials lose what tells keys apart.
-
-    Raises:
-        UserError: The graph does not say which module a node is of, as that of torch's exporter does.
-    """
+    """Return the Performers' nodes of an ONNX graph: in int8 their exponentials lose what tells keys apart."""
     modules = [(node, ' '.join(p.value for p in node.metadata_props)) for node in graph.node]
     if not any('patch_embed' in names for _, names in modules):
         raise UserError(

@@ -113,9 +113,7 @@ def write_resumable(
     Args:
         run: Gives the results of all images but those of a list, without errors.
         form: What `write_results` takes.
-        out: File to write.
         options: What the results depend on, beside the images.
-        resume: Go on with the results that are there.
 
     Raises:
         UserError: There are results already and `resume` is False, or they are of other options, or another command

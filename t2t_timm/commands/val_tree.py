@@ -248,11 +248,7 @@ def _match(place: _Folder | _Tar, listed: dict[str, _Line]) -> tuple[dict[str, _
 
 
 def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
-    """Return what a tree lacks, in the order of wanted; what a killed run was writing is deleted.
-
-    Raises:
-        UserError: It has something else in it.
-    """
+    """Return what a tree lacks, in the order of wanted; what a killed run was writing is deleted."""
     present, other = set(), []
     for path in folder.rglob('*'):
         key = path.relative_to(folder).as_posix()
