@@ -1,6 +1,5 @@
 """Exported models run outside of the module that made them, and a file appears only if it agrees with the model."""
 import os
-import subprocess
 
 import pytest
 import timm
@@ -337,14 +336,6 @@ class TestNothingIsWritten:
         with pytest.raises(UserError, match='exists and is not empty'):
             export_model(make_model(), out, 'transformers.js')
         assert [p.name for p in out.iterdir()] == ['model']
-
-    def test_of_a_file_that_ends_its_runtime(self, out, monkeypatch, replace):
-        replace('executorch', write=lambda source, file: file.touch(), packages=())
-        monkeypatch.setattr(
-            'subprocess.run', lambda command, **kwargs: subprocess.CompletedProcess(command, -9, '', ''))
-        with pytest.raises(UserError, match='The runtime of ExecuTorch cannot run the file, exit code -9: it says'):
-            export_model(make_model(), out / 'model.pte', 'executorch')
-        assert not list(out.iterdir())
 
 
 class TestCalibration:
