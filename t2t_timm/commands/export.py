@@ -126,7 +126,7 @@ class Export:
         if name == 'openvino':
             weights = self.path.with_suffix('.bin')
             if self.path.suffix != '.xml':
-                raise UserError(f'OpenVINO reads NAME.xml with NAME.bin beside it: name a file .xml, not {self.path.name}.')
+                raise UserError(f'OpenVINO reads NAME.xml and NAME.bin: name a file .xml, not {self.path.name}.')
             if weights.is_dir() or weights.exists() and not self.path.exists():
                 raise UserError(f'{weights} exists and is not the weights of {self.path.name}: use another name.')
         missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
