@@ -82,8 +82,7 @@ def _add_publishing(commands: Any) -> None:
     sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
     sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
     sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files, to download none")
-    sub.add_argument(
-        '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
+    sub.add_argument('--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes to (default: printed)')
     sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
 
@@ -98,9 +97,7 @@ def _add_checkpoints(commands: Any) -> None:
         '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
         'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument(
-        '--model', metavar='ARCH[.TAG]', required=True,
-        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, with a tag for a published file')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
@@ -126,9 +123,7 @@ def _add_checkpoints(commands: Any) -> None:
 
 
 def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        '--img-size', type=int, nargs='+', metavar='N',
-        help='height and width of the images, or one for both, if the file does not say them')
+    _add_img_size(sub, ', if the file does not say them')
     sub.add_argument('--key', help='which model to take of a file that holds several, such as teacher')
 
 
@@ -153,20 +148,17 @@ def _add_use(commands: Any) -> None:
     sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
     sub.add_argument('--batch-size', type=int, default=16, metavar='N', help='images at a time (default: %(default)s)')
-    sub.add_argument(
-        '--workers', type=int, default=0, metavar='N', help='processes that read images (default: %(default)s, none)')
+    sub.add_argument('--workers', type=int, default=0, metavar='N', help='processes that read images (default: none)')
     sub.add_argument('--device', default='cpu', help='such as cuda (default: %(default)s)')
     sub.add_argument('--amp', choices=('bfloat16', 'float16'), help='compute in this lower precision (autocast)')
     _add_img_size(sub)
-    sub.add_argument(
-        '--embeddings', action='store_true', help='add the vectors that the classifier reads (JSON, Parquet)')
+    sub.add_argument('--embeddings', action='store_true', help='add the vectors the classifier reads (JSON, Parquet)')
     form = sub.add_mutually_exclusive_group()
     for name, what in (('json', 'JSON'), ('csv', 'CSV, one line per class'), ('parquet', 'Parquet, one row per image')):
         form.add_argument(
             f'--{name}', dest='form', action='store_const', const=name, default='text', help=f'give results as {what}')
     sub.add_argument('--out', metavar='FILE', help='file to write instead of printing')
-    sub.add_argument(
-        '--resume', action='store_true', help='go on with the results that a run with the same --out has left')
+    sub.add_argument('--resume', action='store_true', help='go on with what a run with the same --out has left')
 
     sub = _add_command(
         commands, 'export', _export,
@@ -200,12 +192,11 @@ def _add_pictures(commands: Any) -> None:
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         _add_img_size(sub)
         sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
-    sub.add_argument(
-        '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
+    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='from 1 (default: first, middle and last)')
 
 
-def _add_img_size(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+def _add_img_size(sub: argparse.ArgumentParser, when: str = '') -> None:
+    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help=f'height and width, or one for both{when}')
 
 
 def _next_step(*commands: str) -> None:

@@ -93,8 +93,12 @@ def open_image(file: str) -> Image.Image:
         source.load()
         with suppress(Exception):  # EXIF data that are damaged, in whatever way, do not damage the image
             ImageOps.exif_transpose(source, in_place=True)
-        if colour_of_16_bits:
-            _check_colour_of_16_bits(source)
+        if colour_of_16_bits:  # of which Pillow reads the upper 8 alone
+            largest = int(np.asarray(source.convert('RGB')).max())
+            if 0 < largest < 16:
+                raise _too_dark(largest * 257)
+            if (_tag(source, *WHITE) or 65535.) < 65535.:
+                raise ValueError('its colours do not fill 16 bits, of which the upper 8 are read: scale its values')
         image = _to_8_bits(source) if _is_deep(source) else source
         if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
@@ -141,15 +145,6 @@ def _too_dark(largest: int) -> ValueError:
         'scale its values, or save it as a grey TIFF with the tag MaxSampleValue')
 
 
-def _check_colour_of_16_bits(source: Image.Image) -> None:
-    """Refuse colours whose values do not fill 16 bits: Pillow reads the upper 8 alone."""
-    largest = int(np.asarray(source.convert('RGB')).max())
-    if 0 < largest < 16:
-        raise _too_dark(largest * 257)
-    if (_tag(source, *WHITE) or 65535.) < 65535.:
-        raise ValueError('its colours do not fill their 16 bits, of which the upper 8 are read: scale its values')
-
-
 class ImageReader:
     """Reads image files by timm's transform of a model's own preprocessing, at the model's image size.
 
@@ -190,19 +185,16 @@ class ImageReader:
         """
         image = open_image(file)
         with _as_value_error():
-            self._check_size(image)
+            limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow opens none with more
+            ratio = max(self._height / image.height, self._width / image.width)
+            width, height = round(ratio * image.width), round(ratio * image.height)
+            if self._keeps_ratio and limit and width * height > limit:
+                raise ValueError(
+                    f'it has {image.width:,} x {image.height:,} pixels (width x height) and would be resized to '
+                    f'{width:,} x {height:,}, over the limit of {limit:,} in all: crop it')
             return self._transform(image.convert(self.mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""
         mean, std = (t.to(pixels.device) for t in (self._mean, self._std))
         return pixels.float().div_(255).sub(mean).div_(std)
-
-    def _check_size(self, image: Image.Image) -> None:
-        limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow opens none with more
-        ratio = max(self._height / image.height, self._width / image.width)
-        width, height = round(ratio * image.width), round(ratio * image.height)
-        if self._keeps_ratio and limit and width * height > limit:
-            raise ValueError(
-                f'it has {image.width:,} x {image.height:,} pixels (width x height) and would be resized to {width:,} '
-                f'x {height:,}, over the limit of {limit:,} in all: crop it')
