@@ -97,7 +97,7 @@ def _add_checkpoints(commands: Any) -> None:
         '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
         'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, with a tag for a published file')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, and tag of a published file')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
