@@ -101,12 +101,10 @@ class Export:
             raise UserError(f'Unknown quantization {self.quantize!r}: use int8.')
         if self.dtype not in (None, 'float32', 'float16'):
             raise UserError(f'Unknown dtype {self.dtype!r}: use float32 or float16.')
-        for given, option, what in (
-                (self.opset is not None, '--opset', 'has_opset'), (self.quantize, '--quantize int8', 'quantize'),
-                (self.half, '--dtype float16', 'has_float16'),
-        ):
-            if given and not getattr(kind, what):
-                formats = ', '.join(name for name, kind in FORMATS.items() if getattr(kind, what))
+        given = {'--opset': self.opset is not None, '--quantize int8': self.quantize, '--dtype float16': self.half}
+        for option, is_given in given.items():
+            if is_given and option not in kind.options:
+                formats = ', '.join(name for name, kind in FORMATS.items() if option in kind.options)
                 raise UserError(f'{option} is for {formats}, not for {name}.')
         first = DYNAMO_OPSET if self.quantize or self.half or self.dynamic else OPSETS[0]
         if self.opset is not None and not first <= self.opset <= OPSETS[-1]:

@@ -117,8 +117,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()  # that it needs
     quantize: Callable[[Source, Path, Calibration], Any] | None = None  # makes what was written an int8 model
     quantize_packages: tuple[str, ...] = ()
-    has_float16: bool = False
-    has_opset: bool = False
+    options: tuple[str, ...] = ()  # that only some formats take
     is_fixed: bool = False  # for one image at a time, of one size
 
 
@@ -247,8 +246,7 @@ FORMATS = {
         run=_run_onnx,
         packages=_ONNX,
         quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(int8=True), file),
-        has_float16=True,
-        has_opset=True),
+        options=('--opset', '--quantize int8', '--dtype float16')),
     'openvino': Format(
         ('.xml',),
         write=_write_openvino,
@@ -256,7 +254,7 @@ FORMATS = {
         packages=('openvino', 'onnx', 'onnxscript'),
         quantize=_quantize_openvino,
         quantize_packages=('nncf',),
-        has_float16=True),
+        options=('--quantize int8', '--dtype float16')),
     'export': Format(
         ('.pt2',),
         write=lambda source, file: _save(partial(torch.export.save, source.program()), file),
@@ -270,5 +268,6 @@ FORMATS = {
         run=lambda folder: _run_onnx(max((folder / 'onnx').iterdir())),  # model_quantized.onnx, once it is there
         packages=_ONNX,
         quantize=lambda source, folder, calibration: quantize_onnx(
-            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx')),
+            source.onnx_file('pixel_values', int8=True), folder / 'onnx' / 'model_quantized.onnx'),
+        options=('--quantize int8',)),
 }

@@ -136,7 +136,6 @@ def _show(axis, values: np.ndarray, title: str, image: Image.Image, interpolatio
     from matplotlib.patches import Rectangle
     # every map lies in the image's coordinates, whatever its grid
     axis.set_title(title, fontsize=10, y=1.)  # otherwise matplotlib measures ticks to place it
-    axis.set_axis_off()
     # An image on white has no edge without a frame.
     axis.add_patch(Rectangle((0, 0), image.width, image.height, fill=False, edgecolor='0.7', zorder=3))
     return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation=interpolation, **kwargs)

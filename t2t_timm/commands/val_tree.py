@@ -29,11 +29,8 @@ Problems = dict[str, list[str]]  # cases of each kind
 
 CLASS_MAP = 'class_map.txt'
 FORM = '"NAME.JPEG LABEL", labels 0 to 999 in the order of the synsets'
-DEVKIT_LIST = 'ILSVRC2012_validation_ground_truth.txt'
 FIRST = 'ilsvrc2012_val_00000001.jpeg'  # 65 in the order of the synsets, 490 in the devkit's, which counts from 1
-FROM_1 = (
-    ' The labels seem to be counted from 1; timm counts from 0: if they are in the order of the synsets, subtract 1 '
-    "from each; if they are in the devkit's, which is another one, they cannot be used here.")
+FROM_1 = " The labels seem to be counted from 1; timm counts from 0, in the order of the synsets, not in the devkit's."
 
 SYNSETS = ImageNetInfo('imagenet-1k').label_names()
 EXTENSIONS = get_img_extensions(as_set=True)
@@ -138,7 +135,7 @@ def _read_line(line: str, case: str, listed: dict[str, _Line], problems: Problem
     path = PureWindowsPath(fields[0])  # which takes / and \ alike
     key, folder = path.name.lower(), path.parent.name
     if LABEL.fullmatch(line):
-        problems[f'Lines of labels without names, like those of the {DEVKIT_LIST} of the devkit'].append(case)
+        problems['Lines of labels without names, like those of the devkit'].append(case)
     elif (
             len(fields) != 2 or not LABEL.fullmatch(fields[1]) or not NAME.fullmatch(path.name)
             or path.suffix.lower() not in EXTENSIONS

@@ -261,7 +261,7 @@ main(['val-tree', 'ILSVRC2012_img_val.tar', 'val.txt', 'val'])
     ('a.JPEG 1\n\nval/a.jpeg 1\n', "Names listed twice: 1 (line 3 'val/a.jpeg 1')"),
     ('val/n01751748/a.JPEG 66\n', f"Labels of another class than the path's: 1 (line 1 'val/n01751748/a.JPEG 66', "
                                   f'66 is {SYNSETS[66]})'),
-    ('490\n361\n171\n', 'labels without names, like those of the ILSVRC2012_validation_ground_truth.txt of the dev'),
+    ('490\n361\n171\n', 'labels without names, like those of the devkit: 3 ('),
     ('ILSVRC2012_val_00000001.JPEG 489\nILSVRC2012_val_00000002.JPEG 0\n', "Labels in the devkit's order: 1 ("),
     ('\n \n', 'It is empty.'),
 ], ids=['unreadable', 'range', 'from 1', 'twice', 'path', 'bare', 'devkit', 'empty'])
