@@ -29,10 +29,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_command(commands: Any, name: str, run: Run, help: str, *examples: str) -> argparse.ArgumentParser:
     """Add a command to the parsers of commands, with examples of its arguments, and return its parser."""
-    title = 'example:' if len(examples) == 1 else 'examples:'
     sub = commands.add_parser(
         name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='\n'.join([title, *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]))
+        epilog='\n'.join(['examples:', *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]))
     sub.set_defaults(run=run, parser=sub)
     return sub
 
