@@ -17,7 +17,7 @@ class _RegisterAfterTimm:
     def find_spec(self, name, path=None, target=None):
         if name != _TARGET:
             return None
-        _remove()
+        sys.meta_path.remove(self)
         from importlib.util import find_spec
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
@@ -31,10 +31,6 @@ class _RegisterAfterTimm:
 
             loader.exec_module = exec_module_then_register
         return spec
-
-
-def _remove():
-    sys.meta_path[:] = [f for f in sys.meta_path if type(f) is not _RegisterAfterTimm]
 
 
 def register():

@@ -3,6 +3,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from .errors import UserError, suggestion
@@ -28,10 +29,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_command(commands: Any, name: str, run: Run, help: str, *examples: str) -> argparse.ArgumentParser:
     """Add a command to the parsers of commands, with examples of its arguments, and return its parser."""
-    title = 'example:' if len(examples) == 1 else 'examples:'
     sub = commands.add_parser(
         name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='\n'.join([title, *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]))
+        epilog='\n'.join(['examples:', *(f'  t2t-timm {name} {example}'.rstrip() for example in examples)]))
     sub.set_defaults(run=run, parser=sub)
     return sub
 
@@ -81,8 +81,7 @@ def _add_publishing(commands: Any) -> None:
     sub.add_argument('tags', metavar='TAG', nargs='*', help='such as t2t_vit_14.in1k (default: all with a release)')
     sub.add_argument('--namespace', help='Hub user or organization (default: T2T_TIMM_HUB_NAMESPACE, or t2t-timm)')
     sub.add_argument('--from', dest='source', metavar='DIR', help="folder with the publishers' files, to download none")
-    sub.add_argument(
-        '--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes into, instead of printing a patch')
+    sub.add_argument('--manifest', metavar='FILE', help='manifest.yaml to write hashes and sizes to (default: printed)')
     sub.add_argument('--private', action='store_true', help='if a repo is created, make it private')
     sub.add_argument('--dry-run', action='store_true', help='fetch, convert and verify, but upload nothing')
 
@@ -97,9 +96,7 @@ def _add_checkpoints(commands: Any) -> None:
         '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
         'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument(
-        '--model', metavar='ARCH[.TAG]', required=True,
-        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
+    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, and tag of a published file')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
@@ -125,9 +122,7 @@ def _add_checkpoints(commands: Any) -> None:
 
 
 def _add_checkpoint(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        '--img-size', type=int, nargs='+', metavar='N',
-        help='height and width of the images, or one for both, if the file does not say them')
+    _add_img_size(sub, ', if the file does not say them')
     sub.add_argument('--key', help='which model to take of a file that holds several, such as teacher')
 
 
@@ -152,20 +147,17 @@ def _add_use(commands: Any) -> None:
     sub.add_argument('--model', default='t2t_vit_14', help='name, local-dir:DIR or hf-hub:REPO (default: %(default)s)')
     sub.add_argument('--topk', type=int, default=5, metavar='K', help='classes per image (default: %(default)s)')
     sub.add_argument('--batch-size', type=int, default=16, metavar='N', help='images at a time (default: %(default)s)')
-    sub.add_argument(
-        '--workers', type=int, default=0, metavar='N', help='processes that read images (default: %(default)s, none)')
+    sub.add_argument('--workers', type=int, default=0, metavar='N', help='processes that read images (default: none)')
     sub.add_argument('--device', default='cpu', help='such as cuda (default: %(default)s)')
     sub.add_argument('--amp', choices=('bfloat16', 'float16'), help='compute in this lower precision (autocast)')
     _add_img_size(sub)
-    sub.add_argument(
-        '--embeddings', action='store_true', help='add the vectors that the classifier reads (JSON, Parquet)')
+    sub.add_argument('--embeddings', action='store_true', help='add the vectors the classifier reads (JSON, Parquet)')
     form = sub.add_mutually_exclusive_group()
     for name, what in (('json', 'JSON'), ('csv', 'CSV, one line per class'), ('parquet', 'Parquet, one row per image')):
         form.add_argument(
             f'--{name}', dest='form', action='store_const', const=name, default='text', help=f'give results as {what}')
     sub.add_argument('--out', metavar='FILE', help='file to write instead of printing')
-    sub.add_argument(
-        '--resume', action='store_true', help='go on with the results that a run with the same --out has left')
+    sub.add_argument('--resume', action='store_true', help='go on with what a run with the same --out has left')
 
     sub = _add_command(
         commands, 'export', _export,
@@ -199,12 +191,11 @@ def _add_pictures(commands: Any) -> None:
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         _add_img_size(sub)
         sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
-    sub.add_argument(
-        '--blocks', type=int, nargs='+', metavar='I', help='block numbers, from 1 (default: first, middle and last)')
+    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='from 1 (default: first, middle and last)')
 
 
-def _add_img_size(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help='height and width, or one for both')
+def _add_img_size(sub: argparse.ArgumentParser, when: str = '') -> None:
+    sub.add_argument('--img-size', type=int, nargs='+', metavar='N', help=f'height and width, or one for both{when}')
 
 
 def _next_step(*commands: str) -> None:
@@ -214,6 +205,11 @@ def _next_step(*commands: str) -> None:
 def _tell(verdict: Any) -> int:
     print('\n'.join(verdict.lines))
     return 0 if verdict.good else 1
+
+
+def _require(package: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(f'{what} {package}: pip install {package}')
 
 
 def _recipe(args: argparse.Namespace) -> None:
@@ -276,16 +272,14 @@ def _classify(args: argparse.Namespace) -> int:
     import torch
 
     from .commands.classify import classify
-    from .commands.results import check_pyarrow, open_journal, tell_errors, write_results
+    from .commands.results import tell_errors, write_results, write_resumable
     from .files import check_target
     if args.embeddings and args.form not in ('json', 'parquet'):
         raise UserError('--embeddings needs --json or --parquet, which have a place for vectors.')
     if args.out is None and (args.resume or args.form == 'parquet'):
         raise UserError(f'--{"resume" if args.resume else "parquet"} needs --out FILE.')
     if args.form == 'parquet':
-        check_pyarrow()
-    if args.out is not None:
-        check_target(args.out, '.txt' if args.form == 'text' else f'.{args.form}')
+        _require('pyarrow', 'Parquet needs')
     options = dict(
         model=args.model, topk=args.topk, amp=args.amp and getattr(torch, args.amp), embeddings=args.embeddings,
         **_img_size(args))
@@ -299,11 +293,10 @@ def _classify(args: argparse.Namespace) -> int:
     if args.out is None:
         write_results(results([]), args.form)
     else:
-        out = Path(args.out)
-        with open_journal(out, {k: str(v) for k, v in options.items()}, args.resume) as journal:
-            journal.add(results(journal.done))
-            write_results(journal.results(), args.form, out)
-        print(out)
+        check_target(args.out, '.txt' if args.form == 'text' else f'.{args.form}')
+        write_resumable(
+            results, args.form, Path(args.out), {name: str(value) for name, value in options.items()}, args.resume)
+        print(args.out)
     return 1 if failed else 0
 
 
@@ -326,13 +319,16 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _draw(args: argparse.Namespace) -> None:
-    from .commands.images import require_image
+    from .commands.images import open_image
     from .commands.load import load_t2t_vit
-    from .commands.pictures import check_matplotlib, draw_attention, draw_features, read_image, save_picture
+    from .commands.pictures import draw_attention, draw_features, read_image, save_picture
     from .files import check_target
-    check_matplotlib()
+    _require('matplotlib', 'Pictures need')
     check_target(args.out, '.png')
-    require_image(args.image)  # before weights are fetched
+    try:
+        open_image(args.image)  # before weights are fetched
+    except ValueError as e:
+        raise UserError(f'{args.image} cannot be read as an image: {e}') from e
     model = load_t2t_vit(args.model, args.untrained, **_img_size(args))
     image = read_image(args.image, model)
     name = f'{args.model}, random weights' if args.untrained else args.model

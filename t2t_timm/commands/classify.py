@@ -3,7 +3,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -115,10 +115,9 @@ def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the process that computes ends them
 
 
-@contextmanager
-def _workers_may_end() -> Iterator[None]:
+def _batches(loader: DataLoader) -> Iterator[Any]:
     try:
-        yield
+        yield from loader
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e):
             raise
@@ -138,8 +137,8 @@ def _classify(
 ) -> Iterator[dict[str, Any]]:
     labels, device = class_names(model), next(model.parameters()).device
     head, model.head = model.get_classifier(), nn.Identity()  # from here on the model gives what its classifier reads
-    with bar, _workers_may_end():
-        for files, pixels, errors in loader:
+    with bar:
+        for files, pixels, errors in _batches(loader):
             bar.update(len(files) + len(errors))
             yield from errors
             if pixels is None:

@@ -11,7 +11,6 @@ from torch.fx.node import map_arg
 __all__ = ['fold_constants', 'split_linear_maps']
 
 aten = torch.ops.aten
-WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def fold_constants(program: ExportedProgram) -> None:
@@ -21,16 +20,16 @@ def fold_constants(program: ExportedProgram) -> None:
     """
     graph, signature = program.graph, program.graph_signature
     specs = dict(zip(graph.find_nodes(op='placeholder'), signature.input_specs, strict=True))
+    weights = {**program.state_dict, **program.constants}
     values: dict[torch.fx.Node, Any] = {}
     for node in graph.nodes:
         spec = specs.get(node)
-        if spec is not None and spec.kind in WEIGHTS:
-            values[node] = _wide((program.constants if spec.kind == InputKind.CONSTANT_TENSOR or
-                                  spec.persistent is False else program.state_dict)[spec.target])
+        if spec is not None and spec.target in weights:
+            weight = weights[spec.target].detach()
+            values[node] = weight.double() if weight.is_floating_point() else weight
         elif node.op == 'call_function' and node.all_input_nodes and values.keys() >= {*node.all_input_nodes}:
             args, kwargs = map_arg((node.args, node.kwargs), values.get)
-            # An assertion of the dtype of a weight has been met.
-            is_assertion = node.target is torch.ops.aten._assert_tensor_metadata.default
+            is_assertion = node.target is aten._assert_tensor_metadata.default  # of a weight's dtype: it has been met
             values[node] = None if is_assertion else node.target(*args, **kwargs)
     first = next(iter(specs))
     for node, value in values.items():
@@ -38,12 +37,12 @@ def fold_constants(program: ExportedProgram) -> None:
             continue
         name = f'folded_{node.name}'
         with graph.inserting_before(first):
-            weight = graph.placeholder(name)
-        weight.meta = dict(node.meta)
-        node.replace_all_uses_with(weight)
+            folded = graph.placeholder(name)
+        folded.meta = dict(node.meta)
+        node.replace_all_uses_with(folded)
         program.state_dict[name] = torch.nn.Parameter(
             value.to(node.meta['val'].dtype).clone(memory_format=torch.contiguous_format), requires_grad=False)
-        specs[weight] = InputSpec(InputKind.PARAMETER, TensorArgument(name=weight.name), name)
+        specs[folded] = InputSpec(InputKind.PARAMETER, TensorArgument(name=folded.name), name)
     for node in reversed(values):
         if not node.users:
             graph.erase_node(node)
@@ -91,7 +90,3 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     if bias is None or x.ndim == 2:
         return NotImplemented
     return F.linear(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().double() if x.is_floating_point() else x

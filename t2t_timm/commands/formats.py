@@ -5,18 +5,15 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
@@ -48,20 +45,14 @@ class _InFloat16(torch.nn.Module):
         return self.model(x.half()).float()
 
 
+@dataclass
 class Source:
-    """A model to be exported, and the graphs of it that formats are made from.
-
-    Args:
-        model: The model, in float32, for evaluation, on the CPU.
-        example: Images that the exporters trace it with.
-        folder: Temporary folder for what is made on the way.
-        opset: Opset of ONNX graphs.
-        half: Write a file in float16.
-    """
-
-    def __init__(self, model: T2TViT, example: torch.Tensor, folder: Path, opset: int | None, half: bool) -> None:
-        self.model, self.example, self.folder, self.half = model, example, folder, half
-        self.opset = opset or OPSET
+    """A model to be exported, and the graphs of it that formats are made from."""
+    model: T2TViT  # in float32, for evaluation, on the CPU
+    example: torch.Tensor  # images that the exporters trace it with
+    folder: Path  # temporary, for what is made on the way
+    opset: int  # of ONNX graphs
+    half: bool  # write a file in float16
 
     def program(
             self, for_runtimes: bool = False, written_out: bool = False, half: bool = False,
@@ -102,30 +93,24 @@ class Source:
             input_name: Name of the images.
             half: Compute in float16.
         """
-        file = self.folder / 'graph.onnx'
-        if not file.exists():
-            with quiet():  # they tell of each constant, the older one of each size that it takes for one
-                if self.opset < DYNAMO_OPSET:
-                    self._save_older_onnx(file)
-                else:
-                    self._save_onnx(self.program(True, self.opset < ATTENTION_OPSET, half), input_name, file)
-        return file
-
-    def _save_onnx(self, program: torch.export.ExportedProgram, input_name: str, file: Path) -> None:
         import onnx
         import onnx_ir
-        exported = torch.onnx.export(
-            program, (self.example,), dynamo=True, dynamic_shapes=self._sizes(), opset_version=self.opset,
-            input_names=[input_name], output_names=['logits'], verbose=False)
-        assert exported is not None  # dynamo=True gives one
+        file, images = self.folder / 'graph.onnx', (self.example,)
+        if file.exists():
+            return file
+        options: dict[str, Any] = dict(opset_version=self.opset, input_names=[input_name], output_names=['logits'])
+        with quiet():  # they tell of each constant, the older one of each size that it takes for one
+            if self.opset < DYNAMO_OPSET:
+                axes = {name: {0: 'batch'} for name in (input_name, 'logits')}
+                torch.onnx.export(self.model, images, str(file), dynamo=False, dynamic_axes=axes, **options)
+                return file
+            exported: Any = torch.onnx.export(
+                self.program(True, self.opset < ATTENTION_OPSET, half), images, dynamo=True,
+                dynamic_shapes=self._sizes(), verbose=False, **options)
         proto = onnx_ir.to_proto(exported.model)
         del proto.graph.value_info[:]  # with the names of free sizes, a runtime that fixes them refuses the file
         onnx.save(proto, file)
-
-    def _save_older_onnx(self, file: Path) -> None:
-        torch.onnx.export(
-            self.model, (self.example,), str(file), dynamo=False, opset_version=self.opset, input_names=['x'],
-            output_names=['logits'], dynamic_axes={'x': {0: 'batch'}, 'logits': {0: 'batch'}})
+        return file
 
 
 class Format(NamedTuple):
@@ -136,9 +121,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()  # that it needs
     quantize: Callable[[Source, Path, Calibration], Any] | None = None  # makes what was written an int8 model
     quantize_packages: tuple[str, ...] = ()
-    run_int8: Callable[[Path], Run] | None = None  # if not by `run`
-    has_float16: bool = False
-    has_opset: bool = False
+    options: tuple[str, ...] = ()  # that only some formats take
     is_fixed: bool = False  # for one image at a time, of one size
 
 
@@ -240,28 +223,11 @@ def _write_executorch(source: Source, file: Path) -> None:
     file.write_bytes(program.buffer)
 
 
-# The program of the process that runs a .pte: its runtime may end the process instead of raising an error.
-_RUN_PTE = '''
-import sys, numpy, torch
-from executorch.runtime import Runtime
-file, given, got = sys.argv[1:]
-method = Runtime.get().load_program(file).load_method('forward')
-numpy.save(got, method.execute([torch.from_numpy(numpy.load(given))])[0].numpy())
-'''
-
-
 def _run_executorch(file: Path) -> Run:
-    def run(x: torch.Tensor) -> torch.Tensor:
-        given, got = file.with_name('given.npy'), file.with_name('got.npy')
-        np.save(given, x.numpy())
-        done = subprocess.run(
-            [sys.executable, '-c', _RUN_PTE, file, given, got], capture_output=True, text=True, cwd=file.parent)
-        if done.returncode:
-            code, said = done.returncode, done.stderr.strip().splitlines()
-            reason = f'ended by {signal.Signals(-code).name}' if code < 0 else f'said: {said[-1] if said else code}'
-            raise UserError(f'The runtime of ExecuTorch cannot run the file, it {reason}; nothing was written.')
-        return torch.from_numpy(np.load(got))
-    return run
+    with quiet():  # it warns that it is experimental
+        from executorch.runtime import Runtime
+        method = Runtime.get().load_program(file).load_method('forward')
+    return lambda x: method.execute([x])[0].clone()
 
 
 def _write_transformers_js(source: Source, folder: Path) -> None:
@@ -304,8 +270,7 @@ FORMATS = {
         run=_run_onnx,
         packages=_ONNX,
         quantize=lambda source, file, calibration: quantize_onnx(source.onnx_file(), file),
-        has_float16=True,
-        has_opset=True),
+        options=('--opset', '--quantize int8', '--dtype float16')),
     'openvino': Format(
         ('.xml',),
         write=_write_openvino,
@@ -313,7 +278,7 @@ FORMATS = {
         packages=('openvino', 'onnx', 'onnxscript'),
         quantize=_quantize_openvino,
         quantize_packages=('nncf',),
-        has_float16=True),
+        options=('--quantize int8', '--dtype float16')),
     'export': Format(
         ('.pt2',),
         write=lambda source, file: _save(partial(torch.export.save, source.program()), file),
@@ -324,9 +289,9 @@ FORMATS = {
     'transformers.js': Format(
         (),
         write=_write_transformers_js,
-        run=lambda folder: _run_onnx(folder / 'onnx' / 'model.onnx'),
+        run=lambda folder: _run_onnx(max((folder / 'onnx').iterdir())),  # model_quantized.onnx, once it is there
         packages=_ONNX,
         quantize=lambda source, folder, calibration: quantize_onnx(
             source.onnx_file('pixel_values'), folder / 'onnx' / 'model_quantized.onnx'),
-        run_int8=lambda folder: _run_onnx(folder / 'onnx' / 'model_quantized.onnx')),
+        options=('--quantize int8',)),
 }

@@ -19,7 +19,7 @@ from ..weights.names import abbreviate
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['ImageReader', 'find_images', 'open_image', 'require_image', 'walk_files']
+__all__ = ['ImageReader', 'find_images', 'open_image', 'walk_files']
 
 EXTENSIONS = {'.webp', '.bmp', '.tif', '.tiff', '.gif', '.avif'}  # beside timm's
 BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -93,11 +93,13 @@ def open_image(file: str) -> Image.Image:
         source.load()
         with suppress(Exception):  # EXIF data that are damaged, in whatever way, do not damage the image
             ImageOps.exif_transpose(source, in_place=True)
-        image: Image.Image = source
-        if _is_deep(image):
-            image = _to_8_bits(image, source)
-        if colour_of_16_bits:
-            _check_colour_of_16_bits(image, source)
+        if colour_of_16_bits:  # of which Pillow reads the upper 8 alone
+            largest = int(np.asarray(source.convert('RGB')).max())
+            if 0 < largest < 16:
+                raise _too_dark(largest * 257)
+            if (_tag(source, *WHITE) or 65535.) < 65535.:
+                raise ValueError('its colours do not fill 16 bits, of which the upper 8 are read: scale its values')
+        image = _to_8_bits(source) if _is_deep(source) else source
         if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
         return image.convert('RGB')
@@ -113,19 +115,18 @@ def _tag(source: Image.Image, *tags: int) -> float | None:
     return next((float(np.max(known[tag])) for tag in tags if tag in known), None)
 
 
-def _to_8_bits(image: Image.Image, source: Image.Image) -> Image.Image:
+def _to_8_bits(source: Image.Image) -> Image.Image:
     """Scale grey values of more than 8 bits, of which Pillow itself would take all from 255 up for white."""
-    values, white, black = np.asarray(image), _tag(source, *WHITE), 0.
+    values, white, black = np.asarray(source), _tag(source, *WHITE), 0.
     if white is not None:
         black = _tag(source, *BLACK) or 0.
     elif _tag(source, BITS) == 12:
         white = 4095.
+    elif source.mode == 'F' or source.mode == 'I' and source.format not in ('PNG', 'PPM'):  # those have 16 bits
+        raise ValueError(
+            'its values are integers of 32 bits, signed ones or floating-point numbers, and nothing says which of them '
+            'is white: save it with 8 or 16 bits, or as a TIFF with the tag MaxSampleValue')
     else:
-        if image.mode in ('I', 'F') and source.format not in ('PNG', 'PPM') or image.mode == 'F':  # those have 16 bits
-            kind = 'floating-point numbers' if image.mode == 'F' else 'integers of 32 bits, or signed ones'
-            raise ValueError(
-                f'its values are {kind}, and nothing says which of them is white: save it with 8 or 16 bits, or as a '
-                'TIFF with the tag MaxSampleValue')
         white = 65535.
         if 0 < values.max() < 4096:
             raise _too_dark(int(values.max()))
@@ -133,7 +134,7 @@ def _to_8_bits(image: Image.Image, source: Image.Image) -> Image.Image:
         raise ValueError(f'its tags say that {black:g} is black and {white:g} white')
     if not np.isfinite(values).all():
         raise ValueError('it has values that are not finite')
-    levels = (values.astype(np.float64) - black) * 256 / (white - black + (image.mode != 'F'))
+    levels = (values.astype(np.float64) - black) * 256 / (white - black + (source.mode != 'F'))
     grey = levels.clip(0, 255).astype(np.uint8)
     return Image.fromarray(255 - grey if _tag(source, PHOTOMETRIC) == 0 else grey)  # Pillow inverts 8 bits alone
 
@@ -142,27 +143,6 @@ def _too_dark(largest: int) -> ValueError:
     return ValueError(
         f'its largest value is {largest:,} of 65,535, so that it would be nearly black: if it has fewer bits than 16, '
         'scale its values, or save it as a grey TIFF with the tag MaxSampleValue')
-
-
-def _check_colour_of_16_bits(image: Image.Image, source: Image.Image) -> None:
-    """Refuse colours whose values do not fill 16 bits: Pillow reads the upper 8 alone."""
-    largest = int(np.asarray(image.convert('RGB')).max())
-    if 0 < largest < 16:
-        raise _too_dark(largest * 257)
-    if (_tag(source, *WHITE) or 65535.) < 65535.:
-        raise ValueError('its colours do not fill their 16 bits, of which the upper 8 are read: scale its values')
-
-
-def require_image(file: str) -> Image.Image:
-    """Read an image file as `open_image` does, where a command cannot go on without it.
-
-    Raises:
-        UserError: The file cannot be read as an image.
-    """
-    try:
-        return open_image(file)
-    except ValueError as e:
-        raise UserError(f'{file} cannot be read as an image: {e}') from e
 
 
 class ImageReader:
@@ -205,19 +185,16 @@ class ImageReader:
         """
         image = open_image(file)
         with _as_value_error():
-            self._check_size(image)
+            limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow opens none with more
+            ratio = max(self._height / image.height, self._width / image.width)
+            width, height = round(ratio * image.width), round(ratio * image.height)
+            if self._keeps_ratio and limit and width * height > limit:
+                raise ValueError(
+                    f'it has {image.width:,} x {image.height:,} pixels (width x height) and would be resized to '
+                    f'{width:,} x {height:,}, over the limit of {limit:,} in all: crop it')
             return self._transform(image.convert(self.mode))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (B, C, H, W) in float32, of pixels on any device."""
         mean, std = (t.to(pixels.device) for t in (self._mean, self._std))
         return pixels.float().div_(255).sub(mean).div_(std)
-
-    def _check_size(self, image: Image.Image) -> None:
-        limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow opens none with more
-        ratio = max(self._height / image.height, self._width / image.width)
-        width, height = round(ratio * image.width), round(ratio * image.height)
-        if self._keeps_ratio and limit and width * height > limit:
-            raise ValueError(
-                f'it has {image.width:,} x {image.height:,} pixels (width x height) and would be resized to {width:,} '
-                f'x {height:,}, over the limit of {limit:,} in all: crop it')

@@ -14,18 +14,22 @@ __all__ = ['load_t2t_vit']
 
 
 def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
-    """Create a T2T-ViT for evaluation.
-
-    Args:
-        name: Any name that timm.create_model takes: an architecture, with a tag, local-dir:DIR, hf-hub:REPO.
-        untrained: Give it random weights instead of pretrained ones.
-        **kwargs: Further arguments of timm.create_model.
+    """Create a T2T-ViT for evaluation, of any name and with any argument that timm.create_model takes.
 
     Raises:
         UserError: No such model, no weights for it, or no T2T-ViT.
     """
     if ':' not in name:
-        _check_name(name, untrained)
+        if os.path.exists(name):
+            raise UserError(
+                f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
+                '`t2t-timm convert`, and convert a checkpoint file first.')
+        if is_model(name) and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
+            raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
+        architecture, _ = known_name(name)
+        if not tagged(architecture) and not untrained:
+            raise UserError(
+                f'{architecture} has no pretrained weights: `t2t-timm models` lists the models that have.')
     try:
         model = timm.create_model(name, pretrained=not untrained, **kwargs)
     except UserError:
@@ -41,15 +45,3 @@ def load_t2t_vit(name: str, untrained: bool = False, **kwargs: Any) -> T2TViT:
     if not isinstance(model, T2TViT):
         raise UserError(f'{name} is a {type(model).__name__}, not a T2T-ViT.')
     return model.eval()
-
-
-def _check_name(name: str, untrained: bool) -> None:
-    if os.path.exists(name):
-        raise UserError(
-            f'{name} is a file or folder, not the name of a model: write local-dir:DIR for a folder of '
-            '`t2t-timm convert`, and convert a checkpoint file first.')
-    if is_model(name) and not model_entrypoint(name).__module__.startswith('t2t_timm.'):
-        raise UserError(f'{name} is not a T2T-ViT: `t2t-timm models` lists those with weights.')
-    architecture, _ = known_name(name)
-    if not tagged(architecture) and not untrained:
-        raise UserError(f'{architecture} has no pretrained weights: `t2t-timm models` lists the models that have.')

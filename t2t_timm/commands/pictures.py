@@ -14,11 +14,10 @@ from ..files import new_file
 from ..layers import TokenPerformer, TokenTransformer, soft_split, soft_split_size
 from ..models import T2TViT
 from .classify import class_names
-from .images import ImageReader, require_image
+from .images import ImageReader, open_image
 
 __all__ = [
-    'Attention', 'check_matplotlib', 'draw_attention', 'draw_features', 'extract_attention', 'read_image',
-    'save_picture',
+    'Attention', 'draw_attention', 'draw_features', 'extract_attention', 'read_image', 'save_picture', 'step_attention',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -42,16 +41,16 @@ def read_image(file: str, model: T2TViT) -> Image.Image:
     """Read an image as the model sees it: its colour channels, centre-cropped and resized to its image size.
 
     Raises:
-        UserError: The file does not exist or is not an image, or the model reads neither 1 nor 3 channels.
+        UserError: The model reads neither 1 nor 3 channels.
+        ValueError: The file does not exist or is not an image.
     """
-    image = require_image(file).convert(ImageReader(model).mode)
+    image = open_image(file).convert(ImageReader(model).mode)
     height, width = model.patch_embed.img_size
-    left = min(image.width * height, image.height * width) / max(image.width * height, image.height * width)
-    if left < 0.99:
-        side = 'width' if image.width * height > image.height * width else 'height'
+    ratio = image.width * height / (image.height * width)
+    if not 0.99 < ratio < 1 / 0.99:
         _logger.info(
-            f'{file}: the picture shows the middle {left:.0%} of its {side}, since the model reads {height} x {width} '
-            'pixels (height x width).')
+            f'{file}: the picture shows the middle {min(ratio, 1 / ratio):.0%} of its '
+            f'{"width" if ratio > 1 else "height"}, since the model reads {height} x {width} pixels (height x width).')
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
@@ -123,14 +122,6 @@ def extract_attention(model: T2TViT, image: Image.Image) -> Attention:
     return Attention(maps[1:], maps[0], step_maps, probabilities)
 
 
-def check_matplotlib() -> None:
-    """Raise a UserError if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise UserError('Pictures need matplotlib: pip install matplotlib') from e
-
-
 def _new_figure(rows: list[int], image: Image.Image, title: str):
     """Return a matplotlib Figure and a part of it for each section; a section has some rows of panels."""
     from matplotlib.figure import Figure
@@ -145,7 +136,6 @@ def _show(axis, values: np.ndarray, title: str, image: Image.Image, interpolatio
     from matplotlib.patches import Rectangle
     # every map lies in the image's coordinates, whatever its grid
     axis.set_title(title, fontsize=10, y=1.)  # otherwise matplotlib measures ticks to place it
-    axis.set_axis_off()
     # An image on white has no edge without a frame.
     axis.add_patch(Rectangle((0, 0), image.width, image.height, fill=False, edgecolor='0.7', zorder=3))
     return axis.imshow(values, extent=(0, image.width, image.height, 0), interpolation=interpolation, **kwargs)
@@ -210,8 +200,7 @@ def _show_classes(figure, axes: np.ndarray, probabilities: np.ndarray, labels: l
         axis.barh(y, probabilities[i], height=0.8, color='#9ecae1')
         axis.text(0.01, y, textwrap.shorten(labels[i], 44, placeholder=' ...'), fontsize=10, va='center')
         axis.text(0.99, y, f'{100 * probabilities[i]:.1f} %', fontsize=10, va='center', ha='right')
-    axis.set_xlim(0, 1)
-    axis.set_ylim(CLASSES - 0.4, -0.6)
+    axis.set(xlim=(0, 1), ylim=(CLASSES - 0.4, -0.6))
 
 
 def draw_attention(model: T2TViT, image: Image.Image, name: str, show_classes: bool = True):

@@ -1,8 +1,9 @@
 """int8 models from exported ones, and how well they agree with the model on images."""
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +12,15 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import UserError
 from ..models import T2TViT
-from .images import ImageReader, find_images
+from .images import ImageReader
 
 _logger = logging.getLogger(__name__)
 
-__all__ = [
-    'Agreement', 'Calibration', 'Run', 'calibration_files', 'measure_agreement', 'quantize_onnx', 'quantize_openvino',
-    'quiet',
-]
+__all__ = ['Agreement', 'Calibration', 'Run', 'measure_agreement', 'quantize_onnx', 'quantize_openvino', 'quiet']
 
 SUBSET = 300  # images that ranges of activations are taken from, spread evenly over the folder; NNCF's default
 PRODUCTS = ['MatMul', 'Gemm']
+_BAR: dict[str, Any] = dict(unit='image', delay=1, disable=None)
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,73 +37,43 @@ class Agreement(NamedTuple):
             f'largest difference in a probability {self.max_diff:.3f}')
 
 
-def calibration_files(folder: str | Path) -> list[str]:
-    """Return the image files of a folder.
-
-    Raises:
-        UserError: No such folder, or no images in it.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f'There is no folder {folder} with images for --calibration.')
-    files = find_images([str(folder)])
-    if not files:
-        raise UserError(f'There are no images in {folder}: --calibration takes a folder with images.')
-    return files
-
-
 class Calibration:
     """Images by the model's own preprocessing; each is decoded once.
 
-    Up to SUBSET, spread evenly over the files, are read at once, and kept. The others are read when they are compared.
-    Those that cannot be read are left out, with a warning.
-
-    Args:
-        files: Image files.
-        model: Model that reads them; its img_size is the size of the images.
-
-    Raises:
-        UserError: None of the first images can be read, or a model without a classifier.
+    Up to SUBSET, spread evenly over the files, are read at once, and kept: `subset` has their names and pixels, (C, H,
+    W) in uint8. The others are read when they are compared. Those that cannot be read are left out, with a warning.
     """
 
     def __init__(self, files: list[str], model: T2TViT) -> None:
         if model.num_classes < 1:
             raise UserError('int8 models are compared by their classes, but this model has no classifier.')
-        self._reader, self._files = ImageReader(model), files
+        self._reader = ImageReader(model)
         count = min(len(files), SUBSET)
-        subset = [files[i * len(files) // count] for i in range(count)]
-        progress = tqdm(subset, desc='Reading', unit='image', delay=1, disable=None)
-        self._kept = {file: self._pixels(file) for file in progress}
-        if not self.subset():
+        first = {files[i * len(files) // count]: None for i in range(count)}
+        self._others = [file for file in files if file not in first]
+        self.subset = [*self._read(tqdm(first, desc='Reading', **_BAR))]
+        if not self.subset:
             raise UserError(f'None of the images in {Path(files[0]).parent} can be read.')
 
-    def _pixels(self, file: str) -> torch.Tensor | None:
-        try:
-            return self._reader.pixels(file)
-        except ValueError as e:
-            _logger.warning(f'Left out: {file} cannot be read as an image: {e}')
-            return None
-
-    def subset(self) -> list[torch.Tensor]:
-        """Return the images that were read at once, (C, H, W) in uint8."""
-        return [pixels for pixels in self._kept.values() if pixels is not None]
+    def _read(self, files: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for file in files:
+            try:
+                yield file, self._reader.pixels(file)
+            except ValueError as e:
+                _logger.warning(f'Left out: {file} cannot be read as an image: {e}')
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's input, (1, C, H, W), of an image."""
         return self._reader.normalize(pixels[None])
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for file in tqdm(self._files, desc='Comparing', unit='image', delay=1, disable=None):
-            pixels = self._kept[file] if file in self._kept else self._pixels(file)
-            if pixels is not None:
-                yield file, self.normalize(pixels)
+        images, total = chain(self.subset, self._read(self._others)), len(self.subset) + len(self._others)
+        for file, pixels in tqdm(images, desc='Comparing', total=total, **_BAR):
+            yield file, self.normalize(pixels)
 
 
 def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agreement:
-    """Compare the probabilities of an int8 model with those of the float model on all images.
-
-    Raises:
-        UserError: The int8 model gives a logit that is not finite.
-    """
+    """Compare the probabilities of an int8 model with those of the float model on all images."""
     images, same, max_diff = 0, 0, 0.
     for file, x in calibration:
         expected, got = model(x), run(x)
@@ -117,11 +86,7 @@ def measure_agreement(model: T2TViT, run: Run, calibration: Calibration) -> Agre
 
 
 def _performers(graph: Any) -> list:
-    """Return the Performers' nodes of an ONNX graph: in int8 their exponentials lose what tells keys apart.
-
-    Raises:
-        UserError: The graph does not say which module a node is of, as that of torch's exporter does.
-    """
+    """Return the Performers' nodes of an ONNX graph: in int8 their exponentials lose what tells keys apart."""
     modules = [(node, ' '.join(p.value for p in node.metadata_props)) for node in graph.node]
     if not any('patch_embed' in names for _, names in modules):
         raise UserError(
@@ -189,7 +154,7 @@ def quantize_openvino(ov_model, onnx_file: Path, calibration: Calibration):
             if op.get_friendly_name().split('/')[0] in left and op.get_type_name() not in ('Constant', 'Add')]
         return nncf.quantize(
             ov_model,
-            nncf.Dataset(calibration.subset(), lambda pixels: calibration.normalize(pixels).numpy()),
+            nncf.Dataset(calibration.subset, lambda image: calibration.normalize(image[1]).numpy()),
             subset_size=SUBSET,
             ignored_scope=nncf.IgnoredScope(names=names, types=['Add'], validate=False),
         )

@@ -4,19 +4,19 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import UserError, printable
 from ..files import naming, new_file, new_text_file, sole_writer
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ['Journal', 'check_pyarrow', 'open_journal', 'tell_errors', 'write_results']
+__all__ = ['tell_errors', 'write_results', 'write_resumable']
 
 Result = dict[str, Any]
 
@@ -77,14 +77,6 @@ def _csv(results: Iterable[Result]) -> Iterator[str]:
             yield line([printable(result['image']), rank, c['index'], printable(c['label']), f'{c["probability"]:.6f}'])
 
 
-def check_pyarrow() -> None:
-    """Raise a UserError if pyarrow is not installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as e:
-        raise UserError('Parquet needs pyarrow: pip install pyarrow') from e
-
-
 def _write_parquet(results: Iterable[Result], path: Path) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
@@ -106,59 +98,22 @@ def _row(result: Result) -> dict[str, Any]:
     return dict(image=name, **columns, embedding=result.get('embedding'))
 
 
-class Journal:
-    """Results in OUT.incomplete as they come, a line of JSON each, from which a run that was cut is continued.
+def write_resumable(
+        run: Callable[[list[str]], Iterable[Result]],
+        form: str,
+        out: Path,
+        options: dict[str, str],
+        resume: bool,
+) -> None:
+    """Write results to a file, and keep them in OUT.incomplete meanwhile, from which a run that was cut is continued.
 
-    Images that could not be read are not kept: a continued run tries them again. The first line has the options.
-    """
-
-    def __init__(self, path: Path, options: dict[str, Any], resume: bool) -> None:
-        self.path, self.options = path, options
-        self.done: list[str] = []  # the images whose results are there
-        with naming(path, path), open(path, 'a+b') as file:
-            file.seek(0)
-            head, end = file.readline(), file.tell()
-            try:
-                for line in file:
-                    if line.endswith(b'\n'):  # else a killed run has written it by half
-                        self.done.append(json.loads(line)['image'])
-                        end += len(line)
-                kept = json.loads(head) if self.done else options
-            except (ValueError, LookupError, TypeError) as e:
-                raise UserError(f'{path} is damaged: delete it to begin again.') from e
-            if self.done and not resume:
-                raise UserError(
-                    f'{path} holds results of a run that was cut: add --resume to go on, or delete it to begin again.')
-            if kept != options:
-                raise UserError(
-                    f'{path} holds results of other options, {head.decode().strip()}: repeat those, or delete it to '
-                    'begin again.')
-            file.truncate(end if self.done else 0)
-
-    def add(self, results: Iterable[Result]) -> None:
-        """Keep results as they come."""
-        with naming(self.path, self.path), open(self.path, 'a', encoding='ascii', newline='\n') as file:
-            if not self.done:
-                file.write(json.dumps(self.options) + '\n')
-            for result in results:
-                file.write(json.dumps(result) + '\n')
-                file.flush()
-                self.done.append(result['image'])
-
-    def results(self) -> Iterator[Result]:
-        """Give all results."""
-        with open(self.path, encoding='ascii') as file:
-            yield from map(json.loads, islice(file, 1, None))
-
-
-@contextmanager
-def open_journal(out: Path, options: dict[str, Any], resume: bool) -> Iterator[Journal]:
-    """Give the journal of a file to write; it goes when the file has been written, and stays if anything fails.
+    OUT.incomplete has the options in the first line, and then a line of JSON for each result. It goes when the file has
+    been written, and stays if anything fails. Images that could not be read are tried again.
 
     Args:
-        out: File to write.
+        run: Gives the results of all images but those of a list, without errors.
+        form: What `write_results` takes.
         options: What the results depend on, beside the images.
-        resume: Go on with the results that are there.
 
     Raises:
         UserError: There are results already and `resume` is False, or they are of other options, or another command
@@ -166,14 +121,46 @@ def open_journal(out: Path, options: dict[str, Any], resume: bool) -> Iterator[J
     """
     path = out.with_name(out.name + '.incomplete')
     with sole_writer(out):
-        journal = Journal(path, options, resume)
+        with naming(path, path), open(path, 'a+b') as journal:
+            done = _read_journal(journal, path, options, resume)
         try:
-            yield journal
+            with naming(path, path), open(path, 'a', encoding='ascii', newline='\n') as file:
+                if not done:
+                    file.write(json.dumps(options) + '\n')
+                for result in run(done):
+                    file.write(json.dumps(result) + '\n')
+                    file.flush()
+                    done.append(result['image'])
+            with open(path, encoding='ascii') as file:
+                write_results(map(json.loads, islice(file, 1, None)), form, out)
         except BaseException:
-            if journal.done:
-                _logger.warning(
-                    f'{len(journal.done):,} results are kept in {path}: the same command with --resume goes on.')
+            if done:
+                _logger.warning(f'{len(done):,} results are kept in {path}: the same command with --resume goes on.')
             else:
                 path.unlink()
             raise
         path.unlink()
+
+
+def _read_journal(file: BinaryIO, path: Path, options: dict[str, str], resume: bool) -> list[str]:
+    """Return the images whose results are there; cut off what a killed run has written by half."""
+    done = []
+    file.seek(0)
+    head, end = file.readline(), file.tell()
+    try:
+        for line in file:
+            if line.endswith(b'\n'):
+                done.append(json.loads(line)['image'])
+                end += len(line)
+        kept = json.loads(head) if done else options
+    except (ValueError, LookupError, TypeError) as e:
+        raise UserError(f'{path} is damaged: delete it to begin again.') from e
+    if done and not resume:
+        raise UserError(
+            f'{path} holds results of a run that was cut: add --resume to go on, or delete it to begin again.')
+    if kept != options:
+        raise UserError(
+            f'{path} holds results of other options, {head.decode().strip()}: repeat those, or delete it to begin '
+            'again.')
+    file.truncate(end if done else 0)
+    return done

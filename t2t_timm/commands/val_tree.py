@@ -29,19 +29,16 @@ Problems = dict[str, list[str]]  # cases of each kind
 
 CLASS_MAP = 'class_map.txt'
 FORM = '"NAME.JPEG LABEL", labels 0 to 999 in the order of the synsets'
-DEVKIT_LIST = 'ILSVRC2012_validation_ground_truth.txt'
 FIRST = 'ilsvrc2012_val_00000001.jpeg'  # 65 in the order of the synsets, 490 in the devkit's, which counts from 1
-FROM_1 = (
-    ' The labels seem to be counted from 1; timm counts from 0: if they are in the order of the synsets, subtract 1 '
-    "from each; if they are in the devkit's, which is another one, they cannot be used here.")
+FROM_1 = " The labels seem to be counted from 1; timm counts from 0, in the order of the synsets, not in the devkit's."
 
 SYNSETS = ImageNetInfo('imagenet-1k').label_names()
 EXTENSIONS = get_img_extensions(as_set=True)
 SYNSET = re.compile(r'n\d{8}')
 NAME = re.compile(r'[^:\x00-\x1f]+')  # a file name on every system
 LABEL = re.compile(r'-?[0-9]{1,9}')
-# Reading a tar may raise these beside OSError; a header that lacks a number raises ValueError.
-DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+# What reading a tar may raise; a header that lacks a number raises ValueError.
+DAMAGED = (tarfile.TarError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
 
 
 class _Line(NamedTuple):
@@ -50,7 +47,6 @@ class _Line(NamedTuple):
 
 
 class _Image(NamedTuple):
-    name: str  # name of the file, without folders
     size: int  # in bytes; -1 of what is no regular file
     source: Any  # the folder or tar that it comes from finds it by this
 
@@ -71,15 +67,19 @@ def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
     Raises:
         UserError: The list, the images or what is in `out` is not as it should be, or another command is writing there;
             nothing has been written.
+        OSError: A file cannot be read or written.
     """
     images, labels, out = Path(images), Path(labels), Path(out)
     listed = _read_list(labels)
-    _check_places(images, out)
     target = out.resolve()  # a link to a folder stays one
+    _check_places(images, out, target)
     classes = len({line.label for line in listed.values()})
     with _open_images(images) as place:
-        found = _match(place, listed, labels)
-        wanted = {f'{SYNSETS[listed[key].label]}/{image.name}': image for key, image in found.items()}
+        _logger.info(f'Looking for {len(listed):,} images in {images}.')
+        wanted, problems = _match(place, listed)
+        if problems:
+            raise UserError(
+                f'Nothing was written, as the images of {images} and {labels} do not match. {_summary(problems)}.')
         target.parent.mkdir(parents=True, exist_ok=True)
         with sole_writer(target):
             is_new = not target.is_dir() or not any(target.iterdir())
@@ -91,7 +91,10 @@ def val_tree(images: str | Path, labels: str | Path, out: str | Path) -> str:
                 _logger.info(
                     f'{place.verb} {len(missing):,} images into {work}, {len(wanted) - len(missing):,} are there '
                     'already. After an interruption the same command goes on.')
-                _fill(work, wanted, missing, place)
+            for key in tqdm(missing, desc=place.verb, unit='image', delay=1, disable=None):
+                (work / key).parent.mkdir(parents=True, exist_ok=True)
+                with new_file(work / key) as part:
+                    place.write(wanted[key].source, part)
             if classes < len(SYNSETS) and not (work / CLASS_MAP).exists():
                 with new_text_file(work / CLASS_MAP) as file:
                     file.writelines(f'{synset}\n' for synset in SYNSETS)
@@ -111,69 +114,54 @@ def _summary(problems: Problems) -> str:
 
 def _read_list(file: Path) -> dict[str, _Line]:
     """Return the lines by their names in lower case: some lists say .jpeg where the tar says .JPEG."""
-    if not file.is_file():
-        raise UserError(f'{file} is {"no file" if file.exists() else "not there"}: name a list of lines {FORM}.')
-    try:
-        with open(file, encoding='utf-8-sig') as text:
-            lines = [(number, line.strip()) for number, line in enumerate(text, 1) if line.strip()]
-    except UnicodeDecodeError as e:
-        raise UserError(f'{file} is not a text file: name a file with lines {FORM}.') from e
-    if not lines:
-        raise UserError(f'{file} is empty: name a list of lines {FORM}.')
-    if all(LABEL.fullmatch(line) for _, line in lines):
-        raise UserError(
-            f'{file} has labels without names, like the {DEVKIT_LIST} of the devkit, which numbers the classes in '
-            f'another order: name a list of lines {FORM}.')
     listed: dict[str, _Line] = {}
     problems: Problems = defaultdict(list)
-    for number, line in lines:
-        _read_line(line, f'line {number} {line[:80]!r}', listed, problems)
-    if listed.get(FIRST, _Line(FIRST, 65)).label in (489, 490):
-        raise UserError(
-            f"{file} numbers the classes in the devkit's order: ILSVRC2012_val_00000001.JPEG is 65 in the order of the "
-            f'synsets, which timm has. Name a list of lines {FORM}.')
-    if problems:
+    try:
+        with open(file, encoding='utf-8-sig') as text:
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    _read_line(line.strip(), f'line {number} {line.strip()[:80]!r}', listed, problems)
+    except UnicodeDecodeError as e:
+        raise UserError(f'{file} is not a text file: name a file with lines {FORM}.') from e
+    if problems or not listed:
         found = {line.label for line in listed.values()}
         from_1 = FROM_1 if 1000 in found and 0 not in found else ''
-        raise UserError(f'{file} should have lines {FORM}. {_summary(problems)}.{from_1}')
+        raise UserError(f'{file} should have lines {FORM}. {_summary(problems) or "It is empty"}.{from_1}')
     return listed
 
 
 def _read_line(line: str, case: str, listed: dict[str, _Line], problems: Problems) -> None:
     fields = line.split()
     path = PureWindowsPath(fields[0])  # which takes / and \ alike
-    if (
+    key, folder = path.name.lower(), path.parent.name
+    if LABEL.fullmatch(line):
+        problems['Lines of labels without names, like those of the devkit'].append(case)
+    elif (
             len(fields) != 2 or not LABEL.fullmatch(fields[1]) or not NAME.fullmatch(path.name)
             or path.suffix.lower() not in EXTENSIONS
     ):
         problems['Unreadable lines'].append(case)
-        return
-    key, label, folder = path.name.lower(), int(fields[1]), path.parent.name
-    if key in listed:
+    elif key in listed:
         problems['Names listed twice'].append(case)
-        return
-    listed[key] = _Line(path.name, label)
-    if not 0 <= label < len(SYNSETS):
-        problems[f'Labels outside 0 to {len(SYNSETS) - 1}'].append(case)
-    elif SYNSET.fullmatch(folder) and folder != SYNSETS[label]:
-        problems["Labels of another class than the path's"].append(f'{case}, {label} is {SYNSETS[label]}')
+    else:
+        label = int(fields[1])
+        listed[key] = _Line(path.name, label)
+        if not 0 <= label < len(SYNSETS):
+            problems[f'Labels outside 0 to {len(SYNSETS) - 1}'].append(case)
+        elif SYNSET.fullmatch(folder) and folder != SYNSETS[label]:
+            problems["Labels of another class than the path's"].append(f'{case}, {label} is {SYNSETS[label]}')
+        elif key == FIRST and label in (489, 490):
+            problems["Labels in the devkit's order"].append(f'{case}, which is 65 in the order of the synsets')
 
 
-def _check_places(images: Path, out: Path) -> None:
-    if not images.exists():
-        raise UserError(f'{images} is not there: name a folder or a tar of images.')
+def _check_places(images: Path, out: Path, target: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f'{out} is not a folder: name a new one.')
-    target = out.resolve()
-    if images.is_dir() and _is_within(target, images):
-        raise UserError(f'{out} lies in {images}, where the images come from: name a folder outside it.')
-    if target.is_dir() and _is_within(Path.cwd(), target):
-        raise UserError(f'{out} contains the current folder: name a new one.')
-
-
-def _is_within(path: Path, folder: Path) -> bool:
     # The files are compared, not their names, which may differ in case alone on macOS and Windows.
-    return any(folder.samefile(p) for p in (path, *path.parents) if p.exists())
+    if images.is_dir() and any(images.samefile(p) for p in (target, *target.parents) if p.exists()):
+        raise UserError(f'{out} lies in {images}, where the images come from: name a folder outside it.')
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f'{out} contains the current folder: name a new one.')
 
 
 class _Folder:
@@ -201,29 +189,19 @@ class _Tar:
     """Images of a tar, which are extracted."""
     verb, done, lacks = 'Extracting', 'extracted', 'Missing (is the tar complete?)'
 
-    def __init__(self, path: Path, tar: tarfile.TarFile) -> None:
-        self.path = path
+    def __init__(self, tar: tarfile.TarFile) -> None:
         self.tar = tar
 
     def scan(self) -> Iterator[tuple[str, int, tarfile.TarInfo]]:
-        with self._undamaged(OSError):
-            for member in self.tar:
-                if not member.isdir():
-                    yield member.name, member.size if member.isreg() else -1, member
+        for member in self.tar:
+            if not member.isdir():
+                yield member.name, member.size if member.isreg() else -1, member
 
     def write(self, source: tarfile.TarInfo, part: Path) -> None:
         data = self.tar.extractfile(source)
         assert data is not None  # scan says of what is no regular file that it is none
-        with self._undamaged(), data, open(part, 'wb') as file:
+        with data, open(part, 'wb') as file:
             shutil.copyfileobj(data, file)
-
-    @contextmanager
-    def _undamaged(self, *more: type[Exception]) -> Iterator[None]:
-        try:
-            yield
-        except (*DAMAGED, *more) as e:
-            raise UserError(
-                f'{self.path} is damaged or cut off, download it again: {str(e) or type(e).__name__}') from e
 
 
 @contextmanager
@@ -232,50 +210,42 @@ def _open_images(path: Path) -> Iterator[_Folder | _Tar]:
         yield _Folder(path)
         return
     try:
-        tar = tarfile.open(path)
+        with tarfile.open(path) as tar:
+            yield _Tar(tar)
     except DAMAGED as e:
-        raise UserError(f'{path} is neither a folder nor a readable tar: name a folder or a tar of images.') from e
-    with tar:
-        yield _Tar(path, tar)
-
-
-def _match(place: _Folder | _Tar, listed: dict[str, _Line], labels: Path) -> dict[str, _Image]:
-    """Find each listed image, once, and no other."""
-    found: dict[str, _Image] = {}
-    problems: Problems = defaultdict(list)
-    _logger.info(f'Looking for {len(listed):,} images in {place.path}.')
-    with tqdm(total=len(listed), desc='Looking', unit='image', delay=1, disable=None) as progress:
-        for name, size, source in place.scan():
-            path = PurePosixPath(name)
-            key, folder = path.name.lower(), path.parent.name
-            if key not in listed:
-                if path.suffix.lower() in EXTENSIONS and not path.name.startswith('.'):  # hidden by a system
-                    problems['Not in the list'].append(repr(path.name))
-            elif key in found:
-                problems['There twice'].append(repr(path.name))
-            else:
-                progress.update()
-                found[key] = _Image(path.name, size, source)
-                if size <= 0:
-                    problems['Empty, or no regular file'].append(repr(path.name))
-                synset = SYNSETS[listed[key].label]
-                if SYNSET.fullmatch(folder) and folder != synset:
-                    problems["In another class's folder"].append(f'{str(path)!r}, in the list {synset}')
-    missing = [repr(line.name) for key, line in listed.items() if key not in found]
-    if missing:
-        problems[place.lacks] = missing
-    if problems:
+        if isinstance(e, OSError) and e.filename is not None:  # not of the tar
+            raise
         raise UserError(
-            f'Nothing was written, as the images of {place.path} and {labels} do not match. {_summary(problems)}.')
-    return found
+            f'{path} is no readable tar, or it is damaged or cut off: name a folder or a tar of images, or download it '
+            f'again ({str(e) or type(e).__name__}).') from e
+
+
+def _match(place: _Folder | _Tar, listed: dict[str, _Line]) -> tuple[dict[str, _Image], Problems]:
+    """Return the listed images by their names in the tree, and what keeps each from being found once, and no other."""
+    wanted: dict[str, _Image] = {}
+    problems: Problems = defaultdict(list)
+    left = dict(listed)
+    for name, size, source in tqdm(place.scan(), desc='Looking', unit='file', delay=1, disable=None):
+        path = PurePosixPath(name)
+        key, folder = path.name.lower(), path.parent.name
+        if key in left:
+            synset = SYNSETS[left.pop(key).label]
+            wanted[f'{synset}/{path.name}'] = _Image(size, source)
+            if size <= 0:
+                problems['Empty, or no regular file'].append(repr(path.name))
+            if SYNSET.fullmatch(folder) and folder != synset:
+                problems["In another class's folder"].append(f'{str(path)!r}, in the list {synset}')
+        elif key in listed:
+            problems['There twice'].append(repr(path.name))
+        elif path.suffix.lower() in EXTENSIONS and not path.name.startswith('.'):  # hidden by a system
+            problems['Not in the list'].append(repr(path.name))
+    if left:
+        problems[place.lacks] = [repr(line.name) for line in left.values()]
+    return wanted, problems
 
 
 def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
-    """Return what a tree lacks, in the order of wanted; what a killed run was writing is deleted.
-
-    Raises:
-        UserError: It has something else in it.
-    """
+    """Return what a tree lacks, in the order of wanted; what a killed run was writing is deleted."""
     present, other = set(), []
     for path in folder.rglob('*'):
         key = path.relative_to(folder).as_posix()
@@ -291,13 +261,3 @@ def _missing(folder: Path, wanted: dict[str, _Image]) -> list[str]:
             f'{folder} has something else in it: take that out, or name a new folder. '
             f'{_summary({"Not of this list and these images": sorted(other)})}.')
     return [key for key in wanted if key not in present]
-
-
-def _fill(work: Path, wanted: dict[str, _Image], missing: list[str], place: _Folder | _Tar) -> None:
-    there = len(wanted) - len(missing)
-    with tqdm(total=len(wanted), initial=there, desc=place.verb, unit='image', delay=1, disable=None) as progress:
-        for key in missing:
-            (work / key).parent.mkdir(parents=True, exist_ok=True)
-            with new_file(work / key) as part:
-                place.write(wanted[key].source, part)
-            progress.update()
