@@ -133,8 +133,8 @@ class Export:
         is_folder = self.calibration is not None and Path(self.calibration).is_dir()
         self.files = find_images([str(self.calibration)]) if is_folder else []
         if self.quantize and not self.files:
-            given = '' if self.calibration is None else f', not {self.calibration}'
-            raise UserError(f'--quantize int8 needs --calibration FOLDER, a folder with images{given}.')
+            other = '' if self.calibration is None else f', not {self.calibration}'
+            raise UserError(f'--quantize int8 needs --calibration FOLDER, a folder with images{other}.')
 
     @torch.inference_mode(False)
     @torch.no_grad()
