@@ -96,7 +96,9 @@ def _add_checkpoints(commands: Any) -> None:
         '81.5_T2T_ViT_14.pth.tar --model t2t_vit_14.in1k --out converted',
         'model_best.pth.tar --model t2t_vit_14 --labels photos/train --out converted')
     sub.add_argument('file', metavar='FILE', help='checkpoint file; the format is recognised by its content')
-    sub.add_argument('--model', metavar='ARCH[.TAG]', required=True, help='architecture, and tag of a published file')
+    sub.add_argument(
+        '--model', metavar='ARCH[.TAG]', required=True,
+        help='architecture, such as t2t_vit_14; with the tag if the file is a published one')
     sub.add_argument('--out', metavar='DIR', required=True, help='folder to create')
     sub.add_argument(
         '--labels', metavar='FOLDER|FILE',
@@ -191,7 +193,7 @@ def _add_pictures(commands: Any) -> None:
         sub.add_argument('--out', metavar='PNG', required=True, help='PNG file to write')
         _add_img_size(sub)
         sub.add_argument('--untrained', action='store_true', help='use random weights instead of pretrained ones')
-    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='from 1 (default: first, middle and last)')
+    sub.add_argument('--blocks', type=int, nargs='+', metavar='I', help='blocks, from 1 (default: first, middle, last)')
 
 
 def _add_img_size(sub: argparse.ArgumentParser, when: str = '') -> None:
