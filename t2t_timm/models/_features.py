@@ -16,26 +16,18 @@ class T2TFeaturePyramid(nn.Module):
     for backbones of four stages, is the map of stride 16 max-pooled (as in ViTDet, arXiv 2203.16527, section 3).
     """
 
-    def __init__(
-            self,
-            model: Any,
-            out_indices: int | Sequence[int] = (0, 1, 2),
-            output_fmt: str = 'NCHW',
-    ) -> None:
+    def __init__(self, model: Any, out_indices: int | Sequence[int] = (0, 1, 2)) -> None:
         """Wrap a model.
 
         Args:
             model: T2TViT to wrap.
             out_indices: Levels to return, of 0, 1, 2 and 3; the last n of the first three if int, to which negative
                 levels refer too.
-            output_fmt: Shape of the maps; 'NCHW' is the only one.
 
         Raises:
-            ValueError: Another output_fmt, or a level that is not there.
+            ValueError: A level that is not there.
         """
         super().__init__()
-        if output_fmt != 'NCHW':
-            raise ValueError(f"The feature pyramid gives NCHW maps only, not {output_fmt!r}.")
         token_dim = model.patch_embed.token_dim
         info = [
             dict(module='patch_embed.attention1', num_chs=token_dim, reduction=4),
