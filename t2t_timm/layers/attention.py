@@ -5,8 +5,6 @@ import torch
 import torch.nn as nn
 from timm.layers import Attention
 
-__all__ = ['GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
-
 
 def _refuse(layer: nn.Module, **options: bool | None) -> None:
     for name, value in options.items():

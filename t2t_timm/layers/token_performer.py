@@ -8,8 +8,6 @@ import torch.nn as nn
 from .. import ops
 from .soft_split import soft_split, soft_split_size, tokens_to_map
 
-__all__ = ['TokenPerformer', 'performer_attention']
-
 
 class TokenPerformer(nn.Module):
     """Soft split followed by one Performer layer, the re-structurization of a tokens-to-token step.

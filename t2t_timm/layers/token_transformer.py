@@ -7,8 +7,6 @@ from timm.layers import Mlp, use_fused_attn
 from .. import ops
 from .soft_split import soft_split, soft_split_size, tokens_to_map
 
-__all__ = ['TokenTransformer']
-
 
 class TokenAttention(nn.Module):
     """Single-head attention that changes the width; its values are the skip connection."""

@@ -12,8 +12,6 @@ from .soft_split import SOFT_SPLITS, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
-__all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
-
 
 def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16."""
