@@ -15,24 +15,15 @@ def _refuse(layer: nn.Module, **options: bool | None) -> None:
 class SqueezeExciteAttention(Attention):
     """Attention whose projected output is gated by squeeze-excitation over all tokens (paper section 4.3, SE)."""
 
-    def __init__(
-            self,
-            dim: int,
-            num_heads: int = 8,
-            qkv_bias: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **kwargs: Any) -> None:
         """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
         """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         _refuse(self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'))
-        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **kwargs, **dd)
-        self.se_layer = SqueezeExcite(dim, **dd)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **kwargs)
+        self.se_layer = SqueezeExcite(dim, device=kwargs.get('device'), dtype=kwargs.get('dtype'))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # What timm's forward calls by this name, after the projection, is the method below.
@@ -78,23 +69,15 @@ class _ChannelScale(nn.Conv1d):
 class GhostAttention(Attention):
     """Attention on ghost features: q, k and v are half projected, half a scaled copy of that (paper section 4.3)."""
 
-    def __init__(
-            self,
-            dim: int,
-            num_heads: int = 8,
-            qkv_bias: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **kwargs: Any) -> None:
         """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
         """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
         _refuse(self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'))
-        super().__init__(dim, num_heads, **kwargs, **dd)
+        super().__init__(dim, num_heads, **kwargs)
         del self.qkv  # what timm's forward calls is the method below
         self.q, self.k, self.v = (nn.Linear(dim, dim // 2, bias=qkv_bias, **dd) for _ in range(3))
         self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = (

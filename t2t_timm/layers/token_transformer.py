@@ -34,9 +34,7 @@ class TokenAttention(nn.Module):
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn = attn.softmax(dim=-1)
-            attn = self.attn_drop(attn)
-            x = attn @ v
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
         return v.squeeze(1) + self.proj(x.squeeze(1))
 
 

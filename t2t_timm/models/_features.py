@@ -28,10 +28,10 @@ class T2TFeaturePyramid(nn.Module):
             ValueError: A level that is not there.
         """
         super().__init__()
-        token_dim = model.patch_embed.token_dim
+        embed = model.patch_embed
         info = [
-            dict(module='patch_embed.attention1', num_chs=token_dim, reduction=4),
-            dict(module='patch_embed.attention2', num_chs=token_dim, reduction=8),
+            dict(module=f'patch_embed.{embed.step_names[0]}', num_chs=embed.token_dim, reduction=4),
+            dict(module=f'patch_embed.{embed.step_names[1]}', num_chs=embed.token_dim, reduction=8),
             dict(model.feature_info[-1]),
             dict(module='pool', num_chs=model.num_features, reduction=32),
         ]
@@ -49,7 +49,8 @@ class T2TFeaturePyramid(nn.Module):
         self.num_levels = min(max(levels) + 1, 3)
         self.pool = nn.MaxPool2d(2, ceil_mode=True) if 3 in levels else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
-        model.patch_embed.prune_maps(self.num_levels)
+        for name in embed.step_names[self.num_levels:]:
+            setattr(embed, name, nn.Identity())
         if self.num_levels < 3:  # only the tokens-to-token module is needed
             model.blocks, model.norm = nn.Sequential(), nn.Identity()
             model.cls_token = model.reg_token = model.pos_embed = None
