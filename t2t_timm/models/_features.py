@@ -6,8 +6,6 @@ import torch
 import torch.nn as nn
 from timm.models import FeatureInfo, checkpoint
 
-__all__ = ['T2TFeaturePyramid']
-
 
 class T2TFeaturePyramid(nn.Module):
     """Maps at strides 4 and 8 from the tokens-to-token module, and at stride 16 the tokens that leave the last block.
