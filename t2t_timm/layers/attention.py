@@ -3,101 +3,35 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from timm.layers import maybe_add_mask, resolve_self_attn_mask, use_fused_attn
-
-__all__ = ['GhostAttention', 'GhostMlp', 'SqueezeExciteAttention']
+from timm.layers import Attention
 
 
-def _refuse(layer: nn.Module, **options: bool) -> None:
+def _refuse(layer: nn.Module, **options: bool | None) -> None:
     for name, value in options.items():
         if value:
             raise ValueError(f"{type(layer).__name__} has no {name}: use timm's attention and MLP with it.")
 
 
-class _HeadAttention(nn.Module):
-    """timm's Attention; a subclass has `qkv`, which maps tokens (B, N, dim) to (B, N, 3 * dim), and may have a gate."""
-    fused_attn: torch.jit.Final[bool]
-
-    def __init__(
-            self,
-            dim: int,
-            num_heads: int = 8,
-            qk_norm: bool = False,
-            scale_norm: bool = False,
-            proj_bias: bool = True,
-            attn_drop: float = 0.,
-            proj_drop: float = 0.,
-            norm_layer: type[nn.Module] | None = None,
-            depth: int = 0,
-            device=None,
-            dtype=None,
-    ) -> None:
-        """Initialize what the variants share; norm_layer and depth, which timm's blocks pass on, are not needed."""
-        super().__init__()
-        _refuse(self, qk_norm=qk_norm, scale_attn_norm=scale_norm)
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim ** -0.5
-        self.fused_attn = use_fused_attn()
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output (B, N, dim): as it is, or gated."""
-        return x
-
-    def forward(
-            self,
-            x: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            is_causal: bool = False,
-    ) -> torch.Tensor:
-        """Map tokens (B, N, dim) to (B, N, dim)."""
-        B, N, C = x.shape
-        qkv = self.qkv(x)  # type: ignore[operator]  # a layer or method of the subclass
-        q, k, v = qkv.reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused_attn:
-            x = F.scaled_dot_product_attention(
-                q, k, v,
-                attn_mask=attn_mask,
-                dropout_p=self.attn_drop.p if self.training else 0.,
-                is_causal=is_causal,
-            )
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
-            attn = attn.softmax(dim=-1)
-            x = self.attn_drop(attn) @ v
-        return self.proj_drop(self.gate(self.proj(x.transpose(1, 2).reshape(B, N, C))))
-
-
-class SqueezeExciteAttention(_HeadAttention):
+class SqueezeExciteAttention(Attention):
     """Attention whose projected output is gated by squeeze-excitation over all tokens (paper section 4.3, SE)."""
 
-    def __init__(
-            self,
-            dim: int,
-            num_heads: int = 8,
-            qkv_bias: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **kwargs: Any) -> None:
         """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
         """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        super().__init__(dim, num_heads, **kwargs, **dd)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.se_layer = SqueezeExcite(dim, **dd)
+        _refuse(self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'))
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **kwargs)
+        self.se_layer = SqueezeExcite(dim, device=kwargs.get('device'), dtype=kwargs.get('dtype'))
 
-    def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output (B, N, dim), gated."""
-        return self.se_layer(x)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What timm's forward calls by this name, after the projection, is the method below.
+        super().__setattr__('drop' if name == 'proj_drop' else name, value)
+
+    def proj_drop(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Return the projected output (B, N, dim), gated, with dropout."""
+        return self.drop(self.se_layer(x))  # type: ignore[operator]
 
 
 class SqueezeExcite(nn.Module):
@@ -132,34 +66,24 @@ class _ChannelScale(nn.Conv1d):
         return x * self.weight.view(-1)
 
 
-class GhostAttention(_HeadAttention):
+class GhostAttention(Attention):
     """Attention on ghost features: q, k and v are half projected, half a scaled copy of that (paper section 4.3)."""
 
-    def __init__(
-            self,
-            dim: int,
-            num_heads: int = 8,
-            qkv_bias: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **kwargs: Any) -> None:
         """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
             ValueError: qk_norm or scale_norm, which this layer does not have.
         """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        super().__init__(dim, num_heads, **kwargs, **dd)
-        half_dim = dim // 2
-        self.q = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
-        self.k = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
-        self.v = nn.Linear(dim, half_dim, bias=qkv_bias, **dd)
-        self.cheap_operation_q = _ChannelScale(half_dim, **dd)
-        self.cheap_operation_k = _ChannelScale(half_dim, **dd)
-        self.cheap_operation_v = _ChannelScale(half_dim, **dd)
+        dd: dict[str, Any] = {'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
+        _refuse(self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'))
+        super().__init__(dim, num_heads, **kwargs)
+        del self.qkv  # what timm's forward calls is the method below
+        self.q, self.k, self.v = (nn.Linear(dim, dim // 2, bias=qkv_bias, **dd) for _ in range(3))
+        self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = (
+            _ChannelScale(dim // 2, **dd) for _ in range(3))
 
-    def qkv(self, x: torch.Tensor) -> torch.Tensor:
+    def qkv(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Map tokens (B, N, dim) to queries, keys and values, (B, N, 3 * dim)."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         return torch.cat(

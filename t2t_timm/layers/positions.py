@@ -1,8 +1,6 @@
 """Positions of the tokens: the published sinusoidal table (paper section 3.2)."""
 import torch
 
-__all__ = ['join_positions', 'sinusoidal_pos_embed']
-
 
 def sinusoidal_pos_embed(num_positions: int, embed_dim: int, device=None, dtype=None) -> torch.Tensor:
     """Make the sinusoidal table (paper section 3.2; arXiv 1706.03762, section 3.5); position 0 is the class token's.

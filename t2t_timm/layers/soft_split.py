@@ -4,8 +4,6 @@ import torch.nn.functional as F
 
 from ..ops import view_patches
 
-__all__ = ['SOFT_SPLITS', 'soft_split', 'soft_split_size', 'tokens_to_map']
-
 SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel size, stride and padding of each, in pixels
 
 

@@ -8,8 +8,6 @@ import torch.nn as nn
 from .. import ops
 from .soft_split import soft_split, soft_split_size, tokens_to_map
 
-__all__ = ['TokenPerformer', 'performer_attention']
-
 
 class TokenPerformer(nn.Module):
     """Soft split followed by one Performer layer, the re-structurization of a tokens-to-token step.
@@ -138,11 +136,8 @@ def _attend(kqv: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
     if kqv.dtype == torch.float16 or kqv.dtype == torch.bfloat16:
         kqv, w = kqv.float(), w.float()
     kqv = kqv.unflatten(-1, (3, -1))
-    k, q = _features(kqv[:, :, :2], w).unbind(-2)  # chunk() would fix the batch size of an exported graph
+    x = kqv[:, :, :2]
+    phi = torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))  # times sqrt(m)
+    k, q = phi.unbind(-2)  # chunk() would fix the batch size of an exported graph
     denominator = q @ k.sum(dim=1).unsqueeze(-1) + eps * w.shape[0]  # the 1 / m of both products, and of eps
     return (q / denominator) @ (k.transpose(1, 2) @ kqv[:, :, 2])
-
-
-def _features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return phi(x) sqrt(m), (..., m)."""
-    return torch.exp(x @ w.t() - 0.5 * (x * x).sum(dim=-1, keepdim=True))

@@ -7,8 +7,6 @@ from timm.layers import Mlp, use_fused_attn
 from .. import ops
 from .soft_split import soft_split, soft_split_size, tokens_to_map
 
-__all__ = ['TokenTransformer']
-
 
 class TokenAttention(nn.Module):
     """Single-head attention that changes the width; its values are the skip connection."""
@@ -36,9 +34,7 @@ class TokenAttention(nn.Module):
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)
-            attn = attn.softmax(dim=-1)
-            attn = self.attn_drop(attn)
-            x = attn @ v
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
         return v.squeeze(1) + self.proj(x.squeeze(1))
 
 

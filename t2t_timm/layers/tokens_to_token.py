@@ -12,8 +12,6 @@ from .soft_split import SOFT_SPLITS, soft_split, soft_split_size, tokens_to_map
 from .token_performer import TokenPerformer
 from .token_transformer import TokenTransformer
 
-__all__ = ['ConvTokens', 'TokensToToken', 'check_image', 'tokens_grid_size']
-
 
 def tokens_grid_size(img_size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of tokens that an image of (H, W) pixels becomes: what convolutions give, not H // 16."""
@@ -171,10 +169,9 @@ class TokenEmbed(nn.Module):
 
     def maps(self, x: torch.Tensor, num_maps: int = 3) -> list[torch.Tensor]:
         """Return the first num_maps maps (B, C, H', W') on the way from image to tokens, at strides 4, 8 and 16."""
-        if not torch.jit.is_scripting():
-            if self.grad_checkpointing:
-                # Reentrant checkpoints give no gradient without one of their input, which images do not need.
-                return checkpoint(self._maps, x, num_maps, use_reentrant=False)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            # Reentrant checkpoints give no gradient without one of their input, which images do not need.
+            return checkpoint(self._maps, x, num_maps, use_reentrant=False)
         return self._maps(x, num_maps)
 
     def _maps(self, x: torch.Tensor, num_maps: int) -> list[torch.Tensor]:
@@ -182,11 +179,6 @@ class TokenEmbed(nn.Module):
         for i in range(1, num_maps):
             maps.append(self.step(maps[-1], i))
         return maps
-
-    def prune_maps(self, num_maps: int) -> None:
-        """Drop the modules that only maps past the first num_maps need."""
-        for name in self.step_names[num_maps:]:
-            setattr(self, name, nn.Identity())
 
     def check(self, x: torch.Tensor) -> torch.Tensor:
         """Return images (B, in_chans, H, W) as they are, or raise a ValueError that says what is wrong with them."""

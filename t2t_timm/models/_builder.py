@@ -19,11 +19,8 @@ def pretrained_cfgs(*architectures: str, **kwargs: Any) -> dict[str, Any]:
         *architectures: Names of the architectures.
         **kwargs: Further entries of each cfg.
     """
-    cfgs = {}
-    for architecture in architectures:
-        names = tagged(architecture) or [architecture]
-        cfgs.update({name: pretrained_cfg(name, **kwargs) for name in names})
-    return cfgs
+    names = [name for architecture in architectures for name in tagged(architecture) or [architecture]]
+    return {name: pretrained_cfg(name, **kwargs) for name in names}
 
 
 def _manifest_name(variant: str, cfg: Any, overlay: dict[str, Any]) -> str | None:

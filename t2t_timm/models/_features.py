@@ -6,8 +6,6 @@ import torch
 import torch.nn as nn
 from timm.models import FeatureInfo, checkpoint
 
-__all__ = ['T2TFeaturePyramid']
-
 
 class T2TFeaturePyramid(nn.Module):
     """Maps at strides 4 and 8 from the tokens-to-token module, and at stride 16 the tokens that leave the last block.
@@ -16,30 +14,22 @@ class T2TFeaturePyramid(nn.Module):
     for backbones of four stages, is the map of stride 16 max-pooled (as in ViTDet, arXiv 2203.16527, section 3).
     """
 
-    def __init__(
-            self,
-            model: Any,
-            out_indices: int | Sequence[int] = (0, 1, 2),
-            output_fmt: str = 'NCHW',
-    ) -> None:
+    def __init__(self, model: Any, out_indices: int | Sequence[int] = (0, 1, 2)) -> None:
         """Wrap a model.
 
         Args:
             model: T2TViT to wrap.
             out_indices: Levels to return, of 0, 1, 2 and 3; the last n of the first three if int, to which negative
                 levels refer too.
-            output_fmt: Shape of the maps; 'NCHW' is the only one.
 
         Raises:
-            ValueError: Another output_fmt, or a level that is not there.
+            ValueError: A level that is not there.
         """
         super().__init__()
-        if output_fmt != 'NCHW':
-            raise ValueError(f"The feature pyramid gives NCHW maps only, not {output_fmt!r}.")
-        token_dim = model.patch_embed.token_dim
+        embed = model.patch_embed
         info = [
-            dict(module='patch_embed.attention1', num_chs=token_dim, reduction=4),
-            dict(module='patch_embed.attention2', num_chs=token_dim, reduction=8),
+            dict(module=f'patch_embed.{embed.step_names[0]}', num_chs=embed.token_dim, reduction=4),
+            dict(module=f'patch_embed.{embed.step_names[1]}', num_chs=embed.token_dim, reduction=8),
             dict(model.feature_info[-1]),
             dict(module='pool', num_chs=model.num_features, reduction=32),
         ]
@@ -57,7 +47,8 @@ class T2TFeaturePyramid(nn.Module):
         self.num_levels = min(max(levels) + 1, 3)
         self.pool = nn.MaxPool2d(2, ceil_mode=True) if 3 in levels else nn.Identity()
         model.prune_intermediate_layers([-1], prune_norm=True)
-        model.patch_embed.prune_maps(self.num_levels)
+        for name in embed.step_names[self.num_levels:]:
+            setattr(embed, name, nn.Identity())
         if self.num_levels < 3:  # only the tokens-to-token module is needed
             model.blocks, model.norm = nn.Sequential(), nn.Identity()
             model.cls_token = model.reg_token = model.pos_embed = None

@@ -33,8 +33,6 @@ from ._registry import register_model
 
 __all__ = ['T2TViT']
 
-TOKEN_TYPES = ('performer', 'transformer', 'convolution')
-
 
 def make_embed_layer(
         token_type: str = 'performer',
@@ -42,8 +40,8 @@ def make_embed_layer(
         token_drop_rate: float = 0.1,
 ) -> Callable[..., nn.Module]:
     """Return the embed_layer of a token type; arguments as T2TViT has them."""
-    if token_type not in TOKEN_TYPES:
-        raise ValueError(f'Unknown token_type {token_type!r}: use one of {", ".join(map(repr, TOKEN_TYPES))}.')
+    if token_type not in FIRST_LAYERS:
+        raise ValueError(f'Unknown token_type {token_type!r}: use one of {", ".join(map(repr, FIRST_LAYERS))}.')
     if token_type == 'convolution':
         return partial(ConvTokens, token_dim=token_dim)
     return partial(TokensToToken, token_type=token_type, token_dim=token_dim, token_drop_rate=token_drop_rate)
@@ -75,7 +73,6 @@ class T2TViT(VisionTransformer):
             fc_norm: bool | None = False,
             embed_layer: Callable[..., nn.Module] | None = None,
             norm_layer: LayerType | None = None,
-            weight_init: str = '',
             **kwargs: Any,
     ) -> None:
         """Initialize the model.
@@ -93,7 +90,6 @@ class T2TViT(VisionTransformer):
             fc_norm: Move the final norm behind the pooling; None decides as timm does.
             embed_layer: Patch embedding; by default the tokens-to-token module that token_type names.
             norm_layer: Normalization layer of the backbone; by default LayerNorm with eps 1e-5.
-            weight_init: Initialization of the linear maps, as in timm.
             **kwargs: Further arguments of timm's VisionTransformer.
 
         Raises:
@@ -108,15 +104,11 @@ class T2TViT(VisionTransformer):
             qkv_bias=qkv_bias,
             pos_embed='learn' if pos_embed == 'sinusoidal' else pos_embed,
             fc_norm=fc_norm,
-            weight_init='skip',
             embed_layer=embed_layer or make_embed_layer(token_type, token_dim, token_drop_rate),
             norm_layer=norm_layer or partial(LayerNorm, eps=1e-5),
             **kwargs,
         )
         self._traits = {'first_conv': None}  # the checkpoint filter adapts the first layer, not timm
-        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
-        if weight_init != 'skip':
-            self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
         """Initialize all weights and buffers.

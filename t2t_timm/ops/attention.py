@@ -3,8 +3,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['class_token_attention']
-
 
 def class_token_attention(x: torch.Tensor, qkv: nn.Linear, num_heads: int, scale: float) -> torch.Tensor:
     """Return the heads of the first token's attention to tokens x, (B, N, C), as (B, 1, C), without keys and values.

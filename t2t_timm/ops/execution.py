@@ -6,13 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
-from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
-
-__all__ = [
-    'autocast_off', 'cast', 'in_chunks', 'is_compiled', 'is_exporting', 'is_traced', 'params', 'product_dtype',
-    'square_sum', 'wide_dtype',
-]
+from torch.utils._python_dispatch import _detect_infra_mode
 
 T = TypeVar('T')
 
@@ -36,22 +31,13 @@ def is_traced() -> bool:
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or any(
-            torch._C._get_dispatch_mode(mode) is not None or _get_dispatch_mode_pre_dispatch(mode) is not None
-            for mode in TRACING_MODES)
+        or any(_detect_infra_mode(mode) is not None for mode in TRACING_MODES)
     )
 
 
 def is_compiled() -> bool:
     """Return True if operations are compiled or traced: the compiler or runtime decides how they are executed."""
     return torch.compiler.is_compiling() or is_traced()
-
-
-def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the dtype of products with x: autocast's, where that is on and changes x, else that of x."""
-    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
-        return x.dtype
-    return torch.get_autocast_dtype(x.device.type)
 
 
 def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
@@ -65,9 +51,9 @@ def autocast_off(fn: Callable[..., T]) -> Callable[..., T]:
     return run
 
 
-def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return x in a dtype. Skips casts that change nothing, so that traced graphs stay small."""
-    return x if x.dtype == dtype else x.to(dtype)
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    """Return x, a tensor or None, in a dtype. Skips casts that change nothing, so that traced graphs stay small."""
+    return x if x is None or x.dtype == dtype else x.to(dtype)
 
 
 def wide_dtype(x: torch.Tensor) -> torch.dtype:
@@ -77,8 +63,7 @@ def wide_dtype(x: torch.Tensor) -> torch.dtype:
 
 def params(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return weight and bias of a linear map or a LayerNorm in a dtype, None for what it lacks."""
-    weight, bias = (None if t is None else cast(t, dtype) for t in (module.weight, module.bias))
-    return weight, bias
+    return cast(module.weight, dtype), cast(module.bias, dtype)
 
 
 def square_sum(x: torch.Tensor, dim: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ A layer asks `can_fuse`. How an operation is executed (traced, compiled, device,
 """
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -13,23 +13,13 @@ from torch.nn.modules import module as _global
 from .execution import is_compiled, is_exporting
 from .switch import is_on
 
-__all__ = ['can_fuse', 'is_dense', 'register']
-
 FEW_VALUES = 2 ** 19  # those of two images of 224 x 224 pixels, or of their maps: docs/development.md
 _GLOBAL_HOOKS = tuple(
     getattr(_global, f'_global_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
 
 
-class _Known(NamedTuple):
-    """What a class was when it was registered."""
-    forward: Callable[..., Any]
-    call: Callable[..., Any]
-    methods: dict[str, Callable[..., Any]]
-    children: dict[str, tuple[type[nn.Module], ...]]
-    check: Callable[[Any], bool]
-
-
-_known: dict[type, _Known] = {}
+# What a class was when it was registered: forward and __call__, further methods and children by name, and the check.
+_known: dict[type, tuple[Any, ...]] = {}
 
 
 def register(
@@ -49,7 +39,7 @@ def register(
     # not if it was patched before this import: functools.wraps copies a function's names, but not its globals
     if getattr(cls.forward, '__globals__', None) is vars(sys.modules[cls.__module__]):
         kept = {name: getattr(cls, name) for name in methods}
-        _known[cls] = _Known(cls.forward, cls.__call__, kept, children, check)
+        _known[cls] = cls.forward, cls.__call__, kept, children, check
 
 
 def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
@@ -75,12 +65,12 @@ def can_fuse(x: torch.Tensor, layer: nn.Module, *skipped: nn.Module) -> bool:
 def _is_unmodified(module: nn.Module, is_called: bool = False) -> bool:
     """Return True if a module is as its class was registered; of one that is called, only what is inside is asked."""
     cls = type(module)
-    known = _known.get(cls)
-    if known is None:
+    if cls not in _known:
         return False
+    forward, call, methods, children, check = _known[cls]
     if not is_called and (
-            cls.forward is not known.forward
-            or cls.__call__ is not known.call and not is_exporting()  # torch.export itself replaces __call__
+            cls.forward is not forward
+            or cls.__call__ is not call and not is_exporting()  # torch.export itself replaces __call__
             or 'forward' in module.__dict__
             or module._forward_hooks
             or module._forward_pre_hooks
@@ -89,14 +79,14 @@ def _is_unmodified(module: nn.Module, is_called: bool = False) -> bool:
             or module._compiled_call_impl is not None
     ):
         return False
-    for name, method in known.methods.items():
+    for name, method in methods.items():
         if getattr(cls, name) is not method or name in module.__dict__:
             return False
-    for name, classes in known.children.items():
+    for name, classes in children.items():
         child = module._modules.get(name)
         if child is None or type(child) not in classes or not _is_unmodified(child):
             return False
-    return known.check(module)
+    return check(module)
 
 
 def is_dense(*weights: torch.Tensor | None) -> bool:

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 
 from .execution import autocast_off, params
 
-__all__ = ['mlp_skip']
-
 
 @autocast_off
 def mlp_skip(x: torch.Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, drop: float = 0.) -> torch.Tensor:

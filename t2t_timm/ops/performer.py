@@ -4,8 +4,8 @@ With w_i the m random features, e(x)_i = exp(w_i.x - |x|^2 / 2) and phi = e / sq
 
     a = phi(q) (phi(k)' v) / (phi(q) phi(k)' 1 + eps)                                                  (1)
 
-Let t_ni = w_i.k_n - |k_n|^2 / 2,  T_i = max of t over the tokens n,  E = exp(t - T),  N_i = sum of E over n,  P = E / N
-and L = T + log N. Then phi(k)' v is exp(L_i) (P'v)_i / sqrt(m), and (1) times m exp(|q|^2 / 2), above and below, reads
+Let t_ni = w_i.k_n - |k_n|^2 / 2,  T_i = max of t over the tokens n,  E = exp(t - T),  U_i = sum of E over n,  P = E / U
+and L = T + log U. Then phi(k)' v is exp(L_i) (P'v)_i / sqrt(m), and (1) times m exp(|q|^2 / 2), above and below, reads
 
     a_n = sum_i R_ni (P'v)_i,    R_n = softmax over i of w_i.q_n + L_i,  with one more logit |q_n|^2 / 2 + log(m eps)
 
@@ -19,8 +19,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .execution import autocast_off, cast, is_compiled, is_traced, params, square_sum, wide_dtype
-
-__all__ = ['performer_skip']
 
 SUM_TOKENS = 2 ** 10  # sums over more tokens are scaled down to as many, so that values of 60 stay in float16's range
 TRACED_SCALE = 2 ** 6  # the same for graphs of any size
@@ -37,12 +35,7 @@ def performer_skip(kqv: torch.Tensor, w: torch.Tensor, eps: float, linear: nn.Li
     """
     if is_traced():
         return _traced_skip(kqv, w, eps, linear, drop)
-    needs_grad = torch.is_grad_enabled() and (kqv.requires_grad or linear.weight.requires_grad)
-    w, (weight, bias) = cast(w, kqv.dtype), params(linear, kqv.dtype)
-    if needs_grad:
-        return _PerformerSkip.apply(kqv, w, eps, weight, bias, drop)
-    r, _, _, z = _shares(kqv, w, eps)
-    return _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)[0]
+    return _PerformerSkip.apply(kqv, cast(w, kqv.dtype), eps, *params(linear, kqv.dtype), drop)
 
 
 def _traced_skip(kqv, w, eps, linear, drop):
@@ -66,17 +59,8 @@ def _traced_skip(kqv, w, eps, linear, drop):
     return cast(v, dtype) + (F.dropout(y, drop) if drop > 0. else y)
 
 
-def _add_product(v, bias, r, s, drop):
-    """Return v + dropout(r s + bias), and the mask of the dropout, or None without dropout."""
-    s = s + bias  # the shares of a token sum to 1
-    if drop == 0.:
-        return _baddbmm(v, r, s), None
-    y, mask = torch.native_dropout(r @ s, drop, True)
-    return y.add_(v), mask
-
-
 def _shares(kqv, w, eps):
-    """Return R, (B, N, m + SINKS), E, (B, N, m), N, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
+    """Return R, (B, N, m + SINKS), E, (B, N, m), U, (B, m, 1), and P'v, (B, m + SINKS, dim)."""
     m = len(w)
     k, q, v = kqv.split(w.shape[1], dim=-1)
     half_norms = (square_sum(kqv.unflatten(-1, (3, -1))[:, :, :2], -1) / 2).clamp(max=torch.finfo(kqv.dtype).max / 2)
@@ -88,31 +72,25 @@ def _shares(kqv, w, eps):
     total = e.sum(dim=1, keepdim=True, dtype=wide_dtype(e))
     log_sum = top + total.log()
     total = total.transpose(1, 2)
-    z = (_sum_products(e, v) / (total * _sum_scale(e))).to(v.dtype)
+    z, scale = _sum_products(e, v)
+    z = (z / (total * scale)).to(v.dtype)
 
     top = log_sum.amax(dim=-1, keepdim=True)  # subtracted, since half precision would not resolve the logits with it
     log_sum = F.pad(F.pad(log_sum - top, (0, 1)), (0, SINKS - 1), value=-math.inf)
-    logits = _baddbmm(log_sum.to(q.dtype), q, _with_sinks(w).t().expand(len(q), -1, -1))
+    logits = _baddbmm(log_sum.to(q.dtype), q, F.pad(w, (0, 0, 0, SINKS)).t().expand(len(q), -1, -1))
     logits[..., m] = (half_q - top + (math.log(eps * m) if eps > 0. else -math.inf)).squeeze(-1)
     return logits.softmax(dim=-1), e, total, F.pad(z, (0, 0, 0, SINKS))
 
 
-def _sum_scale(x: torch.Tensor) -> float:
-    return min(1., SUM_TOKENS / x.shape[1])
-
-
-def _sum_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return x'y times `_sum_scale(x)`, scaled before it is rounded: (B, N, m), (B, N, D) to (B, m, D)."""
-    return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=_sum_scale(x))
+def _sum_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return x'y, (B, N, m) by (B, N, D), times a scale that is applied before it is rounded, and the scale."""
+    scale = min(1., SUM_TOKENS / x.shape[1])
+    return torch.baddbmm(x.new_empty(1, 1, 1), x.transpose(1, 2), y, beta=0, alpha=scale), scale
 
 
 def _baddbmm(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, beta: float = 1.) -> torch.Tensor:
     """Return beta * x + y z; compilers add while they compute what comes next, and would copy x for baddbmm."""
     return beta * x + torch.bmm(y, z) if is_compiled() else torch.baddbmm(x, y, z, beta=beta)
-
-
-def _with_sinks(w: torch.Tensor) -> torch.Tensor:
-    return F.pad(w, (0, 0, 0, SINKS))
 
 
 class _PerformerSkip(torch.autograd.Function):
@@ -127,7 +105,12 @@ class _PerformerSkip(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kqv, w, eps, weight, bias, drop):
         r, e, total, z = _shares(kqv, w, eps)
-        y, mask = _add_product(kqv[..., 2 * w.shape[1]:], bias, r, F.linear(z, weight), drop)
+        v, s = kqv[..., 2 * w.shape[1]:], F.linear(z, weight) + bias  # the shares of a token sum to 1
+        if drop == 0.:
+            y, mask = _baddbmm(v, r, s), None
+        else:
+            y, mask = torch.native_dropout(r @ s, drop, True)
+            y.add_(v)
         ctx.eps, ctx.drop = eps, drop
         ctx.save_for_backward(kqv, w, weight, mask, r, e, total, z)
         return y
@@ -151,8 +134,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     k, q, v = kqv.split(w.shape[1], dim=-1)
     m = len(w)
 
-    scale = _sum_scale(r)
-    grad_s = _sum_products(r, grad_y)  # this and grad_z are scaled
+    grad_s, scale = _sum_products(r, grad_y)  # this and grad_z are scaled
     grad_z = (grad_s @ weight)[:, :m]
     grad_l = torch._softmax_backward_data(grad_y @ F.linear(z, weight).transpose(1, 2), r, -1, r.dtype)
     shift = scale * grad_l[..., :m].sum(dim=1, dtype=total.dtype).unsqueeze(-1)
@@ -163,7 +145,7 @@ def _performer_skip_backward(grad, grad_y, kqv, w, weight, r, e, total, z):
     # reshape() has a batching rule, which flatten() and einsum() lack where vmap meets a written gradient.
     grad_weight = grad_s.reshape(-1, z.shape[-1]).t() @ z.reshape(-1, z.shape[-1]) / scale
     k_rate, q_rate = grad_t.sum(dim=-1, keepdim=True), grad_l[..., m:m + 1]
-    w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, _with_sinks(w)))
+    w, w_sinks = (t.expand(len(k), -1, -1) for t in (w, F.pad(w, (0, 0, 0, SINKS))))
     if torch.is_grad_enabled() or is_compiled() or torch._C._functorch.is_legacy_batchedtensor(grad):
         grad_k = _baddbmm(k * k_rate, grad_t, w, beta=-1.)
         grad_q = _baddbmm(q * q_rate, grad_l, w_sinks)

@@ -16,13 +16,13 @@ gradient of the parameters needs no gradient of the patches.
 Maps of many channels (`_convolve_normed`). Their channels differ, so that s^2 is not small beside m^2: r = 0, and F u
 is a convolution. The patches, k^2 / stride^2 times the size of the map, are never written.
 """
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .execution import autocast_off, cast, is_compiled, is_traced, params, product_dtype, square_sum, wide_dtype
-
-__all__ = ['fold_norm_linear', 'soft_split_linear', 'soft_split_norm_linear', 'view_patches']
+from .execution import autocast_off, cast, is_compiled, is_traced, params, square_sum, wide_dtype
 
 MANY_CHANNELS = 32  # an image has fewer, or is split by a kernel that is wider than that of maps
 MAP_KERNEL_SIZE = 3
@@ -53,21 +53,8 @@ def soft_split_linear(
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-def fold_norm_linear(
-        norm_weight: torch.Tensor | None,
-        norm_bias: torch.Tensor | None,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the folded weight F, (D, n), and bias W b + c, (D,), in the notation above; g and b, or c, may be None."""
-    weight, bias = _fold_affine(norm_weight, norm_bias, weight, bias)
-    for _ in range(2):  # A second pass removes what rounding left of the mean.
-        weight = weight - weight.mean(dim=1, keepdim=True)
-    return weight, bias
-
-
 def _fold_affine(norm_weight, norm_bias, weight, bias):
-    """Return W G, (D, n), and W b + c, (D,)."""
+    """Return W G, (D, n), and W b + c, (D,); g and b, or c, may be None."""
     if norm_weight is None:
         return weight, weight.new_zeros(len(weight)) if bias is None else bias
     return weight * norm_weight, F.linear(norm_bias[None], weight, bias)[0]
@@ -85,7 +72,10 @@ def soft_split_norm_linear(
     float32 or wider; the tokens are in autocast's dtype where that is on, else in that of x.
     """
     is_image = x.shape[1] < MANY_CHANNELS or split[0] > MAP_KERNEL_SIZE
-    return (_norm_patches if is_image else _convolve_normed)(x, product_dtype(x), norm, linear, split)
+    dtype = x.dtype
+    if not x.is_meta and dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    return (_norm_patches if is_image else _convolve_normed)(x, dtype, norm, linear, split)
 
 
 @autocast_off
@@ -103,29 +93,26 @@ def _norm_patches(x, dtype, norm, linear, split):
 
 def _blocked_patches(x, kernel_size, stride, padding):
     """Return u - r, (B, N, n), with the values of a patch in the order (column, row, channel), from whole blocks."""
-    B, C = x.shape[:2]
-    num_blocks = -(-kernel_size // stride)  # that a patch reads along an axis
+    C = x.shape[1]
+    starts = range(0, kernel_size, stride)  # of the blocks that a patch reads along an axis, the last one in part
     # Written so that torch.export sees that blocks divide the padded map, of any size.
     below, right = (
-        (size + 2 * padding - kernel_size + num_blocks * stride) // stride * stride - padding - size
+        (size + 2 * padding - kernel_size + len(starts) * stride) // stride * stride - padding - size
         for size in x.shape[2:])
-    x = F.pad(x, (padding, right, padding, below)).transpose(1, 2)
+    x = F.pad(x, (padding, right, padding, below))
     width = x.shape[3]
-    # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
-    x = _join_blocks(x.reshape(B, -1, stride * C * width), 1, kernel_size, stride)
-    x = x.reshape(B, x.shape[1], kernel_size * C, width).transpose(2, 3)
-    x = _join_blocks(x.reshape(B, x.shape[1], -1, stride * kernel_size * C), 2, kernel_size, stride)
+    for axis in (1, 2):  # rows of (B, H, C, W), then columns of (B, H', W, kernel_size * C)
+        # unflatten() would fix the batch size of a graph of torch's older ONNX exporter.
+        x = x.reshape(*x.shape[:2], -1, width).transpose(axis, axis + 1)
+        inner = math.prod(x.shape[axis + 1:])
+        x = x.reshape(*x.shape[:axis], -1, stride * inner)
+        num_patches = x.shape[axis] - len(starts) + 1
+        x = torch.cat([
+            x.narrow(axis, i, num_patches)[..., :min(stride, kernel_size - start) * inner]
+            for i, start in enumerate(starts)
+        ], dim=-1)
     centre = kernel_size // 2 * (kernel_size + 1) * C
     return (x - x[..., centre:centre + C].mean(dim=-1, keepdim=True)).flatten(1, 2)
-
-
-def _join_blocks(x: torch.Tensor, axis: int, kernel_size: int, stride: int) -> torch.Tensor:
-    """Return what each patch reads along an axis of blocks: those that begin at its own, the last one in part."""
-    starts = range(0, kernel_size, stride)
-    size, width = x.shape[axis] - len(starts) + 1, x.shape[-1] // stride
-    return torch.cat([
-        x.narrow(axis, i, size)[..., :min(stride, kernel_size - start) * width] for i, start in enumerate(starts)
-    ], dim=-1)
 
 
 def _viewed_patches(x, dtype, kernel_size, stride, padding):
@@ -143,13 +130,13 @@ def _viewed_patches(x, dtype, kernel_size, stride, padding):
 def _convolve_normed(x, dtype, norm, linear, split):
     eager = not is_compiled()
     wide = wide_dtype(x)
-    weight, bias = fold_norm_linear(*params(norm, wide), *params(linear, wide))
+    weight, bias = _fold_affine(*params(norm, wide), *params(linear, wide))
+    for _ in range(2):  # a second pass removes what rounding left of the mean
+        weight = weight - weight.mean(dim=1, keepdim=True)
     if is_traced():
         variance = _centred_variance(x, *split)
     else:
-        in_one_pass = eager and torch.is_grad_enabled() and x.requires_grad
-        moments = _ChannelMoments.apply(x) if in_one_pass else _channel_moments(x)
-        mean, mean_square = _patch_mean(moments, *split).unsqueeze(-1).unbind(1)
+        mean, mean_square = _patch_mean(_ChannelMoments.apply(x), *split).unsqueeze(-1).unbind(1)
         variance = mean_square - mean * mean
     rstd = torch.rsqrt(variance.clamp(min=0.) + norm.eps)
     x, weight, rstd, bias = (cast(t, dtype) for t in (x, weight, rstd, bias))
@@ -183,18 +170,17 @@ def _centred_variance(x, kernel_size, stride, padding):
     return (mean_square - mean * mean).permute(0, 2, 3, 1)
 
 
-def _channel_moments(x: torch.Tensor) -> torch.Tensor:
-    """Return mean and mean square over the channels of a map (B, C, H, W), in float32 or wider, (B, 2, H, W)."""
-    return torch.cat([x.mean(dim=1, keepdim=True, dtype=wide_dtype(x)), square_sum(x, 1) / x.shape[1]], dim=1)
-
-
 class _ChannelMoments(torch.autograd.Function):
-    """`_channel_moments` with its gradient, (g1 + 2 x g2) / C, in one pass where autograd takes five."""
+    """Mean and mean square over the channels of a map (B, C, H, W), in float32 or wider, (B, 2, H, W).
+
+    The gradient, (g1 + 2 x g2) / C, takes one pass where autograd takes five.
+    """
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return _channel_moments(x)
+        mean_square = square_sum(x, 1) / x.shape[1]
+        return torch.cat([x.mean(dim=1, keepdim=True, dtype=mean_square.dtype), mean_square], dim=1)
 
     @staticmethod
     def backward(ctx, grad):

@@ -1,5 +1,4 @@
 """The switch of all fused operations: a default of the process, and what a `with` block holds in its own context."""
-from collections.abc import Callable
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
@@ -9,14 +8,12 @@ import torch
 
 from _t2t_timm_autoload import is_off
 
-__all__ = ['is_on', 'set_fused']
-
 _lock = Lock()
 _here: ContextVar[tuple[bool, ...]] = ContextVar('set_fused', default=())  # what this context has entered
 _entered: list['set_fused'] = []  # the same of all contexts
 # The calls that set the default, the last one of which counts. A call may still become a context manager, which sets no
 # default, as long as somebody has what it gave; the first one here cannot.
-_calls: list[tuple[Callable[[], Any], bool]] = [(lambda: None, not is_off('T2T_TIMM_FUSED'))]
+_calls: list[Any] = [(lambda: None, not is_off('T2T_TIMM_FUSED'))]
 _default = _anywhere = _calls[0][1]
 _COMPILES_CONTEXTS = torch.__version__ >= '2.14'  # older compilers cannot read a context variable
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import soft_split as reference_soft_split
 from rounding import TF32
 
-from t2t_timm.ops import fold_norm_linear, soft_split_linear, soft_split_norm_linear
+from t2t_timm.ops import soft_split_linear, soft_split_norm_linear
 
 FIRST, SECOND = (7, 4, 2), (3, 2, 1)
 
@@ -115,17 +115,6 @@ def test_what_is_kept_for_the_gradient(split, in_chans, image_grad):
     num_unfolded = out.shape[0] * out.shape[1] * in_chans * split[0] ** 2
     large = [n for n in kept.values() if n >= num_unfolded]
     assert kept and large == [num_unfolded] * (0 if split == SECOND else 1 + image_grad)
-
-
-@pytest.mark.parametrize('split, in_chans', [(FIRST, 3), (SECOND, 40)])
-def test_norm_folded_into_the_linear_map(split, in_chans):
-    args = norm_weight, norm_bias, weight, bias = parameters(in_chans, split[0])
-    x = 2.2 + 0.1 * torch.randn(2, in_chans, 21, 34, dtype=torch.float64)
-    folded, folded_bias = fold_norm_linear(*args)
-    assert folded.sum(dim=1).abs().max() < 1e-14
-    torch.testing.assert_close(fold_norm_linear(norm_weight, norm_bias, weight, None)[1] + bias, folded_bias)
-    out = run(x, (None, None, folded, folded_bias), split)
-    torch.testing.assert_close(out, reference(x, *args, split), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('split', [FIRST, SECOND])
