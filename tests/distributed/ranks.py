@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -56,7 +57,6 @@ def full(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the gradients of all that is trained."""
     return full({k: p.grad for k, p in model.named_parameters()})
 
 
@@ -140,13 +140,8 @@ def main() -> None:
         name, way = case.split('-')
         # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
         model = create_model(name, seed=0 if way in FSDP_WAYS else rank)
-        if way in FSDP_WAYS:
-            result = fsdp_step(model, way, images, labels)
-        elif way in DDP_WAYS:
-            result = ddp_step(model, way, images, labels)
-        else:
-            result = train(model, way, images, labels, args.output)
-        torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
+        step = fsdp_step if way in FSDP_WAYS else ddp_step if way in DDP_WAYS else partial(train, out=args.output)
+        torch.save(dict(step(model, way, images, labels), images=images), args.output / f'{case}.{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
