@@ -52,7 +52,7 @@ def time_limit(seconds=240):
 def torchrun(images_dir, out, cases):
     """Run the cases on two ranks, forked from a process that has imported torch; give what each rank has of a case."""
     argv = ['--standalone', '--nproc-per-node', '2', '--start-method', warm.METHOD, '--run-path', RANKS,
-            '--data-dir', str(images_dir), '--output', str(out), '--batch-size', '10', *cases]
+            str(images_dir), str(out), *cases]
     with time_limit(), ThreadPoolExecutor() as pool:  # in a main thread it would handle pytest's signals
         pool.submit(torch.distributed.run.main, argv).result()
     return lambda case: [torch.load(out / f'{case}.{rank}.pt', weights_only=True) for rank in range(2)]
@@ -66,7 +66,7 @@ def two_ranks(images_dir, tmp_path_factory):
 @pytest.fixture(scope='module')
 def one_process(images_dir):
     """Gradients, and weights after the step, of one process with the whole batch, by model."""
-    images, labels = load_batch(images_dir, 20)
+    images, labels = load_batch(images_dir)
     results = {}
     for name in MODELS:
         model = create_model(name, seed=0)
@@ -127,8 +127,7 @@ def test_a_killed_rank_loses_nothing(images_dir, tmp_path):
     code = 'import sys; from torch.distributed.run import main; main(sys.argv[1:])'
     with time_limit():
         done = warm.run(
-            code, '--standalone', '--nproc-per-node', '2', RANKS, '--data-dir', str(images_dir), '--output',
-            str(tmp_path), '--batch-size', '10', 'performer-killed')
+            code, '--standalone', '--nproc-per-node', '2', RANKS, str(images_dir), str(tmp_path), 'performer-killed')
     assert done.returncode and re.search(r'rank +: 1 \(local_rank: 1\)\s+exitcode +: -9 ', done.stderr), done.stderr
     assert torch.load(tmp_path / 'last.pth.tar', weights_only=True)['epoch'] == 1
     results = torchrun(images_dir, tmp_path, ['performer-whole', 'performer-resumed'])

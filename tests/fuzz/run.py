@@ -105,10 +105,8 @@ def _watch(folder: Path) -> list[str]:
 
 
 def _memory(which: str) -> int:
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(which)
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def _everything(folder: Path) -> set[str]:
