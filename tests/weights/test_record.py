@@ -442,3 +442,9 @@ def test_safetensors_of_paddle(tmp_path, names):
     published.save_file(published.paddle(expected.state_dict(), names), tmp_path / 'a.safetensors')
     out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', Path(tmp_path) / 'out')
     assert_same(timm.create_model(f'local-dir:{out}', pretrained=True).eval(), expected)
+
+
+def test_a_checkpoint_without_a_class_token_is_told():
+    state_dict = own(class_token=False, global_pool='avg', img_size=(40, 72)).state_dict()
+    with pytest.raises(ValueError, match='has no class token'):
+        own().load_state_dict(state_dict)
