@@ -1,15 +1,11 @@
 """Fixtures that all tests share."""
 import gc
-import json
 import os
 import sys
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest  # and no torch: a process that only starts workers loads this file too
-
-DATA = Path(__file__).parent / 'data'
 
 # two cores in all: of the one process, or one for each of two workers, where threads that wait for each other would
 # take ten times as long; started processes read it too, and workers that of the process that starts them
@@ -62,43 +58,58 @@ def heldout(tmp_path_factory):
     return extract_heldout(tmp_path_factory.mktemp('digits') / 'heldout')
 
 
-@pytest.fixture(scope='session')
-def golden_weights():
-    """The generator of deterministic weights and images behind the golden outputs."""
-    import golden_weights
-    return golden_weights
+@pytest.fixture
+def mistake(capsys):
+    """A function that runs a command that must fail, and gives what it says."""
+    from t2t_timm.cli import main
+
+    def mistake(*argv):
+        assert main([str(arg) for arg in argv]) == 1
+        out, err = capsys.readouterr()
+        assert out == '' and 'Traceback' not in err
+        return err
+    return mistake
+
+
+@pytest.fixture
+def file_limit():
+    """A function that lets no file grow beyond so many bytes, as on a full disk; without a number, any file."""
+    resource = pytest.importorskip('resource', reason='Windows limits no files: run it on Linux or macOS')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def file_limit(size=limits[0]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    yield file_limit
+    file_limit()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Refuse every connection."""
+    for name in ('socket.socket.connect', 'socket.getaddrinfo'):
+        monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail('the network was used'))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A function that makes a folder of class folders with an image each."""
+    from PIL import Image
+
+    def photos(*names):
+        for name in names:
+            (tmp_path / 'photos' / name).mkdir(parents=True)
+            Image.new('RGB', (4, 4)).save(tmp_path / 'photos' / name / 'x.png')
+        return tmp_path / 'photos'
+    return photos
 
 
 @pytest.fixture(scope='session')
-def layouts():
-    """Names, shapes and parameter counts of the published checkpoints, by architecture."""
-    return json.loads((DATA / 'state_dict_layout.json').read_text())
-
-
-@pytest.fixture(scope='session')
-def golden_model(golden_weights):
-    """A function that makes a model with deterministic weights, rounded to float32, in evaluation mode."""
-    import timm
-    import torch
-
-    from t2t_timm.layers import sinusoidal_pos_embed
-
-    def golden_model(architecture, regime='normal', dtype=torch.float32, **kwargs):
-        model = timm.create_model(architecture, device='meta', **kwargs)  # draws no weights that would be replaced
-        official = {k.replace('patch_embed.', 'tokens_to_token.', 1): v.shape for k, v in model.state_dict().items()}
-        state = golden_weights.deterministic_state(official, regime)
-        state = {k: torch.from_numpy(v).float().to(dtype) for k, v in state.items()}
-        state['pos_embed'] = sinusoidal_pos_embed(*model.pos_embed.shape[1:], dtype=dtype)
-        model.load_state_dict(state, assign=True)
-        return model.eval()
-    return golden_model
-
-
-@pytest.fixture(scope='session')
-def golden_images(golden_weights):
-    """A function that makes deterministic float64 images (batch, 3, size, size)."""
-    import torch
-    return lambda batch, size=224: torch.from_numpy(golden_weights.deterministic_images(batch, size))
+def embedded_folder(tmp_path_factory):
+    """Folder that convert writes of the weights inside the package."""
+    from t2t_timm.hub.convert import convert
+    from t2t_timm.weights.manifest import weight_entry
+    file = weight_entry('test_t2t_vit.mnist').path
+    return str(convert(file, 'test_t2t_vit.mnist', tmp_path_factory.mktemp('embedded') / 'model'))
 
 
 @pytest.fixture(params=[True, False], ids=['fused', 'equations'])
@@ -141,15 +152,6 @@ def called():
             sys.setprofile(before)
         return [names[id(m)] for m in modules if id(m) in names]
     return called
-
-
-@pytest.fixture(scope='session')
-def rel_error():
-    """A function that gives the largest difference over the largest magnitude expected."""
-    def rel_error(actual, expected):
-        actual, expected = np.asarray(actual), np.asarray(expected)
-        return np.abs(actual - expected).max() / np.abs(expected).max()
-    return rel_error
 
 
 @pytest.fixture(scope='session')

@@ -190,9 +190,6 @@ class HubHandler(LoopbackHandler):
             self.refuse(404 if self.headers.get('Authorization') else 401, 'RepoNotFound', 'Repository not found')
         return repo
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         path = urlparse(self.path).path
         if self.answers_fault(path):
@@ -207,6 +204,8 @@ class HubHandler(LoopbackHandler):
             return self.answer(404)
         if repo := self.find_repo(found[1]):
             self.resolve(repo, found[2])
+
+    do_HEAD = do_GET
 
     def resolve(self, repo: Repo, name: str) -> None:
         if repo.gated:
@@ -246,10 +245,9 @@ class HubHandler(LoopbackHandler):
 
     def create(self, request: dict[str, str]) -> None:
         name = f'{request["organization"]}/{request["name"]}'
-        exists = name in self.server.repos
-        if not exists:
-            self.server.repos[name] = Repo({'.gitattributes': b'*.safetensors filter=lfs\n'})
-        self.answer_json({'url': f'{self.server.url}/{name}'}, 409 if exists else 200)
+        status = 409 if name in self.server.repos else 200
+        self.server.repos.setdefault(name, Repo({'.gitattributes': b'*.safetensors filter=lfs\n'}))
+        self.answer_json({'url': f'{self.server.url}/{name}'}, status)
 
     def preupload(self, name: str, request: dict[str, list]) -> None:
         if repo := self.find_repo(name):

@@ -26,7 +26,6 @@ class Weights:
 
     def __init__(self, seed: int, architecture: str = 't2t_vit_7', **kwargs: Any) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.kwargs = kwargs
         meta = timm.create_model(architecture, device='meta', **kwargs).state_dict()  # initial weights take longer
         self.state_dict = {k: torch.empty(v.shape).uniform_(-0.1, 0.1, generator=generator) for k, v in meta.items()}
         self.safetensors = safetensors.torch.save(self.state_dict)

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn as nn
 from data import golden_weights as golden
 from safetensors.torch import save_file
 
+from t2t_timm.layers import sinusoidal_pos_embed
+
 DATA = Path(__file__).parent / 'data'
+LAYOUTS = json.loads((DATA / 'state_dict_layout.json').read_text())  # names, shapes, parameters, by architecture
 ARGS = argparse.Namespace(model='t2t_vit_7', lr=1e-3, img_size=224, mean=None, crop_pct=None, interpolation='')
 
 
 def layout(architecture: str) -> dict[str, list[int]]:
     """Return the official names and shapes."""
-    return json.loads((DATA / 'state_dict_layout.json').read_text())[architecture]['state_dict']
+    return LAYOUTS[architecture]['state_dict']
 
 
 @cache
@@ -45,14 +49,30 @@ def pos_embed(architecture: str) -> np.ndarray:
     return table[None].astype(np.float32)
 
 
-def images() -> torch.Tensor:
-    """Return the two golden images."""
-    return torch.from_numpy(golden.deterministic_images(2, 224)).float()
+def golden_model(architecture: str, regime: str = 'normal', dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
+    """Return a model with golden weights, rounded to float32, in evaluation mode."""
+    model = timm.create_model(architecture, device='meta', **kwargs)  # draws no weights that would be replaced
+    shapes = {k: v.shape for k, v in official(model.state_dict()).items()}
+    state = {k: torch.from_numpy(v).float().to(dtype) for k, v in golden.deterministic_state(shapes, regime).items()}
+    state['pos_embed'] = sinusoidal_pos_embed(*model.pos_embed.shape[1:], dtype=dtype)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def images(batch: int = 2, size: int = 224, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return golden images (batch, 3, size, size)."""
+    return torch.from_numpy(golden.deterministic_images(batch, size)).to(dtype)
 
 
 def logits(architecture: str) -> np.ndarray:
     """Return what the published implementation makes of them, float64."""
     return np.load(DATA / f'{architecture}.normal.npz')['logits']
+
+
+def rel_error(actual, expected) -> float:
+    """Return the largest difference over the largest magnitude expected."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 def tiny(**kwargs) -> dict[str, torch.Tensor]:
@@ -78,6 +98,14 @@ def paddle(state_dict: dict[Any, Any], names: str = 'official') -> dict[Any, Any
     return {
         k.replace('patch_embed.attention', 'patch_embed.attn').replace('patch_embed.project', 'patch_embed.proj'): v
         for k, v in state_dict.items()}
+
+
+def prefixed(prefix: str, state_dict: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + k: v for k, v in state_dict.items()}
+
+
+def zeros(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: torch.zeros_like(v) for k, v in state_dict.items()}
 
 
 class Evil:
@@ -122,7 +150,7 @@ def official_ema(path: Path) -> None:
     torch.save({
         'epoch': 309,
         'arch': 't2t_vit_7',
-        'state_dict': {k: torch.zeros_like(v) for k, v in state.items()},
+        'state_dict': zeros(state),
         'state_dict_ema': state,
         'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
         'args': ARGS,
@@ -187,14 +215,9 @@ def paddle_article(path: Path) -> None:
     path.write_bytes(pickle.dumps(dict(state), protocol=4))
 
 
-def paddlevit(path: Path) -> None:
-    """PaddleViT's names, as the older paddle.save wrote them."""
-    path.write_bytes(pickle.dumps(dict(foreign('paddlevit', 't2t_vit_7', True)), protocol=2))
-
-
-def paddlevit_t(path: Path) -> None:
-    """PaddleViT's names of a model with transformer tokens."""
-    path.write_bytes(pickle.dumps(foreign('paddlevit', 't2t_vit_t_14', True), protocol=4))
+def paddlevit(path: Path, architecture: str = 't2t_vit_7', protocol: int = 2) -> None:
+    """PaddleViT's names, as the older paddle.save (protocol 2) or the newer one wrote them."""
+    path.write_bytes(pickle.dumps(foreign('paddlevit', architecture, True), protocol=protocol))
 
 
 def safetensors(path: Path) -> None:
@@ -213,6 +236,7 @@ FORMATS = {  # name of the format: what writes it, the file's name, architecture
     'OpenMMLab (mmpretrain)': (mmpretrain, 'mm1.pth', 't2t_vit_t_14', "OpenMMLab's names"),
     'Paddle article': (paddle_article, 'a.pdparams', 't2t_vit_7', 'Paddle parameters; linear weights transposed'),
     'PaddleViT': (paddlevit, 'b.pdparams', 't2t_vit_7', "PaddleViT's names"),
-    'PaddleViT, transformer tokens': (paddlevit_t, 'c.pdparams', 't2t_vit_t_14', "PaddleViT's names"),
+    'PaddleViT, transformer tokens': (
+        partial(paddlevit, architecture='t2t_vit_t_14', protocol=4), 'c.pdparams', 't2t_vit_t_14', "PaddleViT's names"),
     'safetensors': (safetensors, 'x.safetensors', 't2t_vit_7', 'safetensors'),
 }

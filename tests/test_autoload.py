@@ -84,12 +84,10 @@ FORK = '''
 '''
 
 
-def run_python(folder, code, *args, autoload=None):
-    """Run Python code in a fresh process and return its output; T2T_TIMM_AUTOLOAD as given."""
+def run_python(folder, code, *args, **more):
+    """Run Python code in a fresh process and return its output, with `more` variables of the environment."""
     unset = ('T2T_TIMM_AUTOLOAD', 'PYTHONPATH', 'PYTHONWARNINGS')  # a warning is looked for
-    env = {k: v for k, v in os.environ.items() if k not in unset}
-    if autoload is not None:
-        env['T2T_TIMM_AUTOLOAD'] = autoload
+    env = {k: v for k, v in os.environ.items() if k not in unset} | more
     return subprocess.run(
         [sys.executable, '-c', textwrap.dedent(code), *args], env=env, cwd=folder, check=True, text=True,
         capture_output=True)
@@ -105,7 +103,7 @@ def forked(tmp_path_factory):
     (folder / 'scripts' / 'helper.py').write_text('VALUE = 5')
     (folder / 'scripts' / 'script.py').write_text(
         'import sys, helper, timm\nprint(sys.argv[1:], helper.VALUE, len(timm.list_models("t2t*")), __name__)')
-    run_python(folder, FORK, *(code for code, _, _ in FORKED.values()), autoload='0')
+    run_python(folder, FORK, *(code for code, _, _ in FORKED.values()), T2T_TIMM_AUTOLOAD='0')
     return {
         name: [(folder / f'{i}.{end}').read_text() for end in ('out', 'err')] for i, name in enumerate(FORKED)}
 

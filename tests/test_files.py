@@ -55,15 +55,6 @@ def test_parts_are_told_from_other_files(tmp_path):
     assert not any(map(is_part, ('x', '.part', '.1.part', 'ILSVRC2012_val_00000001.JPEG', '.DS_Store')))
 
 
-@pytest.fixture
-def file_limit():
-    """A function that lets no file grow beyond so many bytes, as on a full disk."""
-    resource = pytest.importorskip('resource', reason='Windows limits no files: run it on Linux or macOS')
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize('begin', [new_file, new_folder, folder_beside])
 @pytest.mark.parametrize('error', [None, RuntimeError, KeyError])
 def test_a_full_disk_is_told_with_the_name_that_the_user_gave(tmp_path, file_limit, begin, error):

@@ -87,9 +87,9 @@ def test_every_page_is_listed_and_every_link_leads_somewhere():
     docs = ROOT / 'docs'
     listed = set(re.findall(r'\]\((\w+\.md)\)', (docs / 'README.md').read_text(encoding='utf-8')))
     assert listed == {path.name for path in docs.glob('*.md')} - {'README.md'}
-    for path in docs.glob('*.md'):
+    for path in (ROOT / 'README.md', *docs.glob('*.md')):
         links = re.findall(r'\]\(([^)#]*)', path.read_text(encoding='utf-8'))
-        assert [link for link in links if not link.startswith('https://') and not (docs / link).exists()] == [], path
+        assert [link for link in links if not link.startswith('https://') and not (path.parent / link).exists()] == []
 
 
 def test_choosing_has_every_model_with_the_figures_of_the_manifest():

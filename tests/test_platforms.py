@@ -24,11 +24,6 @@ def folder(tmp_path):
     return folder
 
 
-def test_names_with_spaces_and_other_letters(folder):
-    out = convert(folder / f'{NAME}.pth', 'test_t2t_vit', folder / f'{NAME} out')
-    assert main(['verify', str(folder / f'{NAME}.pth'), str(out)]) == 0
-
-
 @pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
 def test_a_console_without_the_letters(folder, encoding, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), encoding=encoding))

@@ -4,11 +4,12 @@ tests/data/train_args.json holds those names, written in a checkout of pytorch-i
 
     python -c "import json, train; print(json.dumps(sorted(a.dest for a in train.parser._actions), indent=0))"
 """
-import importlib.util
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,10 +39,7 @@ def load(name):
 
 @pytest.fixture(scope='module')
 def train_script(timm_scripts):
-    spec = importlib.util.spec_from_file_location('timm_train', timm_scripts / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(timm_scripts / 'train.py'), run_name='timm_train'))
 
 
 def test_the_architectures():

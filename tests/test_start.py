@@ -19,11 +19,7 @@ def test_answers_before_anything_heavy_is_imported(argv):
     imported = {line.split('|')[-1].strip() for line in done.stderr.splitlines() if line.startswith('import time:')}
     assert 'argparse' in imported and not imported & {'torch', 'timm', 'numpy', 'PIL', 'huggingface_hub'}
     assert 'Traceback' not in done.stderr
-
-
-def test_version():
-    done = subprocess.run([*CLI, '--version'], text=True, capture_output=True)
-    assert done.stdout.split()[0] == 't2t-timm' and not done.returncode
+    assert done.stdout.startswith('t2t-timm ') or argv != ['--version']
 
 
 def test_ctrl_c_while_packages_are_imported(tmp_path):

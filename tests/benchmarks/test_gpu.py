@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 
+from t2t_timm import T2TViT
+
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 CPU = torch.device('cpu')
 MIB = 2 ** 20
@@ -83,22 +85,20 @@ def test_a_broken_model_fails(gpu, cases, monkeypatch):
     half = [case for case in cases('flat') if 'autocast' in case.label]
     right = gpu.measure(half, minutes=5)
     assert gpu.verdict('flat', right) == 'PASS, all of 4 rows'
-    forward = type(timm.create_model('test_t2t_vit')).forward
-    monkeypatch.setattr(type(timm.create_model('test_t2t_vit')), 'forward', lambda self, x: 1.1 * forward(self, x))
+    forward = T2TViT.forward
+    monkeypatch.setattr(T2TViT, 'forward', lambda self, x: 1.1 * forward(self, x))
     wrong = gpu.measure(half, minutes=5)
     assert gpu.verdict('flat', wrong) == 'FAIL, 4 of 4 rows are over their threshold or not finite'
     assert all(0.08 < row['error'] < 0.13 for row in wrong['flat'])
 
 
 def test_what_is_not_finite_fails(gpu, cases, monkeypatch):
-    model_class = type(timm.create_model('test_t2t_vit'))
-    forward = model_class.forward
-    monkeypatch.setattr(
-        model_class, 'forward', lambda self, x: forward(self, x) * (math.inf if self.training else 1.))
+    forward = T2TViT.forward
+    monkeypatch.setattr(T2TViT, 'forward', lambda self, x: forward(self, x) * (math.inf if self.training else 1.))
     report = gpu.measure(cases('range')[1:2], minutes=5)
     assert gpu.verdict('range', report).startswith('FAIL, 1 of 1')
     assert report['range'][0]['not_finite'] == {s: ['logits in training', 'gradients'] for s in (1, 3, 10)}
-    monkeypatch.setattr(model_class, 'forward', lambda self, x: forward(self, x) * math.nan)
+    monkeypatch.setattr(T2TViT, 'forward', lambda self, x: forward(self, x) * math.nan)
     report = gpu.measure(cases('flat')[:1], minutes=5)
     assert gpu.verdict('flat', report).startswith('FAIL')
     assert gpu.rounded(report)['flat'][0]['error'] is None  # JSON has no infinity

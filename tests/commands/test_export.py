@@ -17,7 +17,6 @@ from t2t_timm.commands.images import ImageReader, find_images
 from t2t_timm.commands.quantize import SUBSET, Calibration, measure_agreement, quantize_onnx
 from t2t_timm.errors import UserError
 
-TOKEN_TYPES = ('performer', 'transformer', 'convolution')
 PACKAGES = {
     'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('openvino', 'nncf', 'onnx', 'onnxscript'),
     'executorch': ('executorch',)}
@@ -189,7 +188,7 @@ def test_int8(tmp_path, embedded, digits, format):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('token_type', TOKEN_TYPES[:2])
+@pytest.mark.parametrize('token_type', ['performer', 'transformer'])
 def test_openvino_reads_a_trace(token_type):
     skip_without('openvino')
     import openvino
@@ -199,14 +198,6 @@ def test_openvino_reads_a_trace(token_type):
     x = images(3, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(run([x.numpy()])[0]), model(x), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize('token_type', TOKEN_TYPES)
-def test_torch_export_of_one_shape(token_type):
-    model, x = make_model(token_type=token_type), images(2, 3, 56, 56)
-    with torch.no_grad():
-        program = torch.export.export(model, (x,))
-        torch.testing.assert_close(program.module()(x), model(x))
 
 
 def test_aoti_in_a_full_temporary_folder_is_one_sentence(tmp_path, monkeypatch):
@@ -241,19 +232,14 @@ class TestNothingIsWritten:
         """A function that replaces parts of a format."""
         return lambda format, **what: monkeypatch.setitem(FORMATS, format, FORMATS[format]._replace(**what))
 
-    def test_of_a_model_that_differs(self, out, replace):
+    @pytest.mark.parametrize('wrong, words', [(2e-3, '2.0e-03'), (torch.nan, 'nan')])
+    def test_of_a_model_that_differs(self, out, replace, wrong, words):
         run = FORMATS['torchscript'].run
-        replace('torchscript', run=lambda file: lambda x: run(file)(x) + 2e-3)
+        replace('torchscript', run=lambda file: lambda x: run(file)(x) + wrong)
         (out / 'model.pt').write_text('before')
-        with pytest.raises(UserError, match='differs from the model by 2.0e-03'):
+        with pytest.raises(UserError, match=f'differs from the model by {words}'):
             export_model(make_model(), out / 'model.pt', 'torchscript')
         assert [p.read_text() for p in out.iterdir()] == ['before']
-
-    def test_of_a_model_that_gives_nan(self, out, replace):
-        replace('torchscript', run=lambda file: lambda x: torch.full((len(x), 10), torch.nan))
-        with pytest.raises(UserError, match='differs from the model by nan'):
-            export_model(make_model(), out / 'model.pt', 'torchscript')
-        assert not list(out.iterdir())
 
     def test_by_an_exporter_that_is_too_old(self, out, capsys, monkeypatch, replace):
         def write(source, file):
@@ -302,8 +288,6 @@ class TestNothingIsWritten:
         assert not list(out.iterdir())
 
     @pytest.mark.parametrize('arguments, message', [
-        (['test_t2t_vat'], "There is no architecture 'test_t2t_vat'"),
-        (['resnet18'], 'resnet18 is not a T2T-ViT'),
         (['t2t_vit_dense'], 't2t_vit_dense has no pretrained weights'),
         (['test_t2t_vit', '--untrained', '--img-size', '2'], '--img-size takes a height and a width'),
         (['test_t2t_vit', '--untrained', '--img-size', '56', '56', '3'], '--img-size takes a height and a'),

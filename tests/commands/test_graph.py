@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from flat import flat_images
+from published import golden_model
 
 from t2t_timm.commands.constants import fold_constants, split_linear_maps
 from t2t_timm.commands.export import export_model
@@ -42,7 +43,7 @@ def test_float16_reads_the_digits(run_in_float16, onnx_file, embedded, heldout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('gain', [1., 10.])
-def test_float16_keeps_its_range(golden_model, run_in_float16, tmp_path, gain):
+def test_float16_keeps_its_range(run_in_float16, tmp_path, gain):
     """Large keys and queries, values of 30, and flat images, whose tokens are all alike."""
     model = golden_model('t2t_vit_7', 'large_norm', img_size=112, depth=1, num_classes=10)
     with torch.no_grad():

@@ -12,18 +12,13 @@ from PIL import Image
 from t2t_timm.commands.images import ImageReader, find_images, open_image
 from t2t_timm.commands.pictures import read_image
 
+PIXELS = np.arange(54, dtype=np.uint8).reshape(6, 9) * 4  # grey; no rotation or reflection leaves them as they are
 FORMATS = ['png', 'jpg', 'jpeg', 'webp', 'bmp', 'tif', 'tiff', 'gif', 'avif']
 
 
 @pytest.fixture
 def model():
     return timm.create_model('test_t2t_vit').eval()
-
-
-@pytest.fixture
-def pixels():
-    """Grey pixels that no rotation or reflection leaves as they are, (6, 9)."""
-    return np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
 
 
 def test_names_and_globs(tmp_path):
@@ -86,35 +81,32 @@ def test_other_modes(tmp_path, mode):
     (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]),
     (5, lambda a: a.T), (6, lambda a: a[::-1].T), (7, lambda a: a[::-1, ::-1].T), (8, lambda a: a.T[::-1]),
 ])
-def test_every_exif_orientation_for_every_command(tmp_path, pixels, model, orientation, turned):
+def test_every_exif_orientation_for_every_command(tmp_path, model, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
     file, upright = str(tmp_path / 'a.png'), str(tmp_path / 'b.png')
-    Image.fromarray(pixels).save(file, exif=exif)
-    Image.fromarray(np.ascontiguousarray(turned(pixels))).save(upright)
-    np.testing.assert_array_equal(np.asarray(open_image(file))[..., 0], turned(pixels))
+    Image.fromarray(PIXELS).save(file, exif=exif)
+    Image.fromarray(np.ascontiguousarray(turned(PIXELS))).save(upright)
+    np.testing.assert_array_equal(np.asarray(open_image(file))[..., 0], turned(PIXELS))
     assert torch.equal(ImageReader(model)(file), ImageReader(model)(upright))
     assert read_image(file, model).tobytes() == read_image(upright, model).tobytes()
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
-def test_damaged_exif_leaves_the_image(tmp_path, pixels):
-    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12')
-    np.testing.assert_array_equal(np.asarray(open_image(str(tmp_path / 'a.png')))[..., 0], pixels)
+def test_damaged_exif_leaves_the_image(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / 'a.png', exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12')
+    np.testing.assert_array_equal(np.asarray(open_image(str(tmp_path / 'a.png')))[..., 0], PIXELS)
 
 
 @pytest.mark.parametrize(
     'mode, suffix', [('RGBA', 'png'), ('LA', 'png'), ('RGBA', 'tiff'), ('RGBA', 'gif'), ('RGBA', 'webp')])
 def test_transparency_is_on_white(tmp_path, mode, suffix):
-    image = Image.new('RGBA', (2, 1), (0, 0, 0, 0))
+    image = Image.new('RGBA', (3, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (100, 100, 100, 255))
+    image.putpixel((2, 0), (200, 200, 200, 0 if suffix == 'gif' else 51))  # 51 / 255 is a fifth
     image.convert(mode).save(tmp_path / f'a.{suffix}', **(dict(lossless=True) if suffix == 'webp' else {}))
-    np.testing.assert_array_equal(np.asarray(open_image(str(tmp_path / f'a.{suffix}')))[0], [[255] * 3, [100] * 3])
-
-
-def test_half_transparent(tmp_path):
-    Image.new('RGBA', (1, 1), (200, 0, 100, 51)).save(tmp_path / 'a.png')  # 51 / 255 is a fifth
-    assert open_image(str(tmp_path / 'a.png')).getpixel((0, 0)) == (244, 204, 224)
+    expected = [[255] * 3, [100] * 3, [255 if suffix == 'gif' else 244] * 3]
+    np.testing.assert_array_equal(np.asarray(open_image(str(tmp_path / f'a.{suffix}')))[0], expected)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tiff'])
@@ -186,10 +178,10 @@ def test_a_thin_image_is_not_resized(tmp_path, model, size):
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('mode', ['center', 'border', 'squash'])
-def test_what_is_read_is_timms_transform(tmp_path, pixels, channels, mode):
+def test_what_is_read_is_timms_transform(tmp_path, channels, mode):
     model = timm.create_model(
         'test_t2t_vit', in_chans=channels, img_size=(40, 56), pretrained_cfg_overlay=dict(crop_mode=mode, crop_pct=0.8))
-    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    Image.fromarray(PIXELS).save(tmp_path / 'a.png')
     config = timm.data.resolve_model_data_config(model, dict(input_size=(channels, 40, 56)))
     for name in ('mean', 'std') if channels == 1 else ():  # as timm's loader does
         config[name] = (np.mean(config[name]),)

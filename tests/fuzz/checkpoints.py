@@ -19,8 +19,6 @@ from safetensors.torch import save as save_safetensors
 
 from .data import mutate_bytes, mutate_json, number, word
 
-__all__ = ['FORMATS', 'copies', 'laughs', 'mutated_checkpoint', 'mutated_config', 'whole_file']
-
 LARGEST = 16 << 20  # bytes; some formats write out what others say in strides
 
 

@@ -2,8 +2,6 @@
 from random import Random
 from typing import Any
 
-__all__ = ['WORDS', 'mutate_bytes', 'mutate_json', 'number', 'word']
-
 WORDS = (
     '', '.', '..', '../../evil', '/tmp/evil', 'C:\\evil', 'a\\b', 'CON', 'x' * 300, 'é', '\u202e', '\ud800', '\x00',
     '\n', ' ', '-1', '1e999', 'nan', '__class__', 'os', 'head.weight', 'pos_embed', 'norm.bias', 'module.', 'backbone.',

@@ -1,7 +1,7 @@
 """Fuzzing of what reads foreign bytes, `make fuzz`: mutated files through convert, verify and val-tree.
 
-    cd tests && python -m fuzz.run [--checkpoints N] [--trees N] [--seed FIRST]     all cases of so many seeds
-    cd tests && python -m fuzz.run --only checkpoint:17 --keep DIR                  one again, its files kept
+    cd tests && python -m fuzz.run [--cases N] [--seed FIRST]           all cases of so many seeds
+    cd tests && python -m fuzz.run --only checkpoint:17 --keep DIR      one again, its files kept
 
 Each case runs in a forked process, and must end within 10 s and 1 GiB in success or in a UserError of one sentence,
 start no process, open no connection, write nothing outside its folder, and leave nothing there after a failure.
@@ -33,8 +33,6 @@ from t2t_timm.hub.verify import verify
 
 from . import trees
 from .checkpoints import FORMATS, mutated_checkpoint, mutated_config, whole_file
-
-__all__ = ['CASES', 'fuzz', 'main']
 
 MEMORY = 1 << 30  # bytes that a case may take, in RAM and beyond what the process had
 SECONDS = 10  # of computing: how long it waits depends on what else the machine does
@@ -107,10 +105,8 @@ def _watch(folder: Path) -> list[str]:
 
 
 def _memory(which: str) -> int:
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(which)
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def _everything(folder: Path) -> set[str]:
@@ -156,7 +152,7 @@ def _run(case: str, folder: Path, connection: Connection) -> None:
     tempfile.tempdir, seen = str(temporary), _watch(folder)
     ends = [_call(seen, folder, *each) for each in calls]
     taken, seconds = _memory('VmHWM') - before, time.process_time() - start
-    found = [what for _, problems in ends for what in problems]
+    found = sum((problems for _, problems in ends), [])
     found += [f'took {taken >> 20} MiB'] * (taken > MEMORY)
     found += [f'took {seconds:.1f} s'] * (seconds > SECONDS)
     found += [f'left in the folder of temporary files: {path.name}' for path in temporary.iterdir()]
@@ -194,12 +190,7 @@ def _warm_up() -> None:
 
 
 def fuzz(cases: list[str], keep: Path | None = None) -> tuple[Counter, dict[str, str]]:
-    """Run cases such as 'checkpoint:17'; return how many ended how, and the findings.
-
-    Args:
-        cases: What each is made of: its kind and its seed.
-        keep: Folder to keep the files of findings in.
-    """
+    """Run cases such as 'checkpoint:17'; return how many ended how, and the findings; keep the files of those."""
     outcomes, findings = Counter(), {}
     _warm_up()
     for case in tqdm(cases, unit='case', delay=1, disable=None):
@@ -217,15 +208,12 @@ def fuzz(cases: list[str], keep: Path | None = None) -> tuple[Counter, dict[str,
 def main(argv: list[str] | None = None) -> int:
     """Run the cases that the arguments name, and print how they ended; exit code 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--checkpoints', type=int, default=2000, metavar='N', help='default: %(default)s')
-    parser.add_argument('--trees', type=int, default=2000, metavar='N', help='default: %(default)s')
+    parser.add_argument('--cases', type=int, default=2000, metavar='N', help='of each kind (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='the first (default: %(default)s)')
     parser.add_argument('--only', nargs='+', metavar='KIND:SEED', help='these cases and no others')
     parser.add_argument('--keep', type=Path, metavar='DIR', help='keep the files of findings there')
     args = parser.parse_args(argv)
-    cases = args.only or [
-        f'{kind}:{seed}' for kind, count in (('checkpoint', args.checkpoints), ('tree', args.trees))
-        for seed in range(args.seed, args.seed + count)]
+    cases = args.only or [f'{kind}:{args.seed + i}' for kind in CASES for i in range(args.cases)]
     start = time.monotonic()
     outcomes, findings = fuzz(cases, args.keep)
     for how, count in sorted(outcomes.items()):

@@ -18,24 +18,20 @@ def test_seeded_cases():
     assert outcomes.total() == 50 and len(outcomes) == 4, outcomes  # some succeed, some are refused
 
 
+def refuse(folder, message):
+    (folder / 'x').write_text('x')
+    raise UserError(message)
+
+
 @pytest.mark.parametrize('harm, words', [
     (lambda folder: 1 / 0, 'ZeroDivisionError'),
     (lambda folder: os.system('true'), 'os.system'),
     (lambda folder: Path('/nowhere/x').mkdir(), 'os.mkdir'),
-    (lambda folder: leave(folder), 'left behind'),
-    (lambda folder: refuse(''), 'no message of one line'),
+    (lambda folder: refuse(folder, 'A sentence.'), 'left behind'),
+    (lambda folder: refuse(folder, ''), 'no message of one line'),
     (lambda folder: os._exit(3), 'killed the process, exit code 3'),
 ], ids=['exception', 'execution', 'outside', 'left', 'message', 'end'])
 def test_what_is_looked_for_is_found(monkeypatch, harm, words):
     from fuzz.run import CASES, fuzz
     monkeypatch.setitem(CASES, 'harm', lambda rng, folder: [(harm, folder)])
     assert words in fuzz(['harm:1'])[1]['harm:1']
-
-
-def refuse(message):
-    raise UserError(message)
-
-
-def leave(folder):
-    (folder / 'x').write_text('x')
-    refuse('A sentence.')

@@ -12,8 +12,6 @@ from timm.data import ImageNetInfo
 
 from .data import mutate_bytes, number, word
 
-__all__ = ['mutated_list', 'mutated_names', 'mutated_tar', 'mutate_folder', 'write_originals']
-
 LABELS = (65, 970, 230, 0, 516, 999, 65, 334)
 NAMES = [f'ILSVRC2012_val_{i:08d}.JPEG' for i in range(1, 1 + len(LABELS))]
 SYNSETS = ImageNetInfo('imagenet-1k').label_names()

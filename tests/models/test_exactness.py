@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flat import flat_images
+from published import golden_model
 from rounding import TF32
 
 from t2t_timm import set_fused
@@ -28,34 +29,25 @@ MODES = {  # dtype of the model, what it runs in, tolerance of the logits
 }
 
 
-@pytest.fixture(scope='module')
-def make(golden_model):
-    """A function that makes one of MODELS, shallow: what flat regions are hard for is the tokens-to-token module."""
-    def make(name, **kwargs):
-        architecture, regime, in_chans = MODELS[name]
-        return golden_model(architecture, regime, in_chans=in_chans, **kwargs)
-    return make
+def make(name, **kwargs):
+    """Make one of MODELS, shallow: what flat regions are hard for is the tokens-to-token module."""
+    architecture, regime, in_chans = MODELS[name]
+    return golden_model(architecture, regime, in_chans=in_chans, **kwargs)
 
 
 @pytest.fixture(scope='module', params=MODELS)
-def case(request, make):
+def case(request):
     """(model, its images by name, function that gives logits in float64)."""
     model = make(request.param, img_size=64, depth=2, num_classes=100)
     images = flat_images(64, model.in_chans)
 
     @cache
-    def logits_in_float64(dtype, eps=None):
+    def logits_in_float64(dtype):
         """What the equations give for weights and images rounded to a dtype."""
         rounded = copy.deepcopy(model).to(dtype).double()
-        if eps is not None:
-            rounded.patch_embed.attention1.eps = rounded.patch_embed.attention2.eps = eps
         with set_fused(False):
             return rounded(torch.cat([*images.values()]).to(dtype).double())
     return model, images, logits_in_float64
-
-
-def relative_errors(logits, expected):
-    return (logits.double() - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
 
 
 @torch.no_grad()
@@ -67,19 +59,10 @@ def test_logits(case, mode):
         logits = copy.deepcopy(model).to(dtype)(torch.cat([*images.values()]).to(dtype))
     assert not isinstance(counter, TF32) or counter.count >= 2  # some products were rounded
     expected = logits_in_float64(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
-    errors = dict(zip(images, relative_errors(logits, expected).tolist(), strict=True))
+    errors = (logits.double() - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
+    errors = dict(zip(images, errors.tolist(), strict=True))
     worst = max(errors, key=errors.get)
-    print(f'{mode}: {errors[worst]:.1e} at {worst}')
     assert errors[worst] < tolerance, worst
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('case', ['performer, large keys and queries'], indirect=True)
-def test_the_epsilon_decides_where_keys_and_queries_are_large(case):
-    """Or the test above would not see an epsilon that low precision loses."""
-    *_, logits_in_float64 = case
-    errors = relative_errors(logits_in_float64(torch.float32, eps=1e-20), logits_in_float64(torch.float32))
-    assert errors.median() > 2 * MODES['bfloat16'][2]
 
 
 def gradients(model, x, probe):
@@ -89,7 +72,7 @@ def gradients(model, x, probe):
 
 
 @pytest.fixture(scope='module', params=MODELS)
-def gradient_case(request, make):
+def gradient_case(request):
     """(name, model, its images by name, their gradients in float64, the probe)."""
     model = make(request.param, img_size=40, depth=1, embed_dim=96, num_heads=2, num_classes=10)
     images = flat_images(40, model.in_chans)
@@ -99,12 +82,14 @@ def gradient_case(request, make):
         return request.param, model, images, {k: gradients(wide, image, probe) for k, image in images.items()}, probe
 
 
-@pytest.mark.parametrize('mode, tolerance', [('float64', 1e-9), ('float32', 2e-5), ('TF32 convolutions', 3e-3)])
+@pytest.mark.parametrize('mode, tolerance', [
+    ('float64', 1e-9), ('float32', 2e-5), ('TF32 convolutions', 3e-3), ('float16 autocast', 1e-2),
+    ('bfloat16 autocast', 0.1)])
 def test_gradients(gradient_case, mode, tolerance):
     model_name, model, images, expected, probe = gradient_case
-    if mode.startswith('TF32') and 'large' in model_name:
+    if 'large' in model_name and mode not in ('float64', 'float32'):
         # rounding what the map to keys and queries multiplies is 1e-2 in the equations too: docs/development.md
-        tolerance = 2e-2
+        tolerance = {'TF32 convolutions': 2e-2, 'float16 autocast': 4e-2, 'bfloat16 autocast': 0.25}[mode]
     dtype, context, _ = MODES[mode]
     model, worst = copy.deepcopy(model).to(dtype), (0., '', '')
     for name, image in images.items():
@@ -112,5 +97,4 @@ def test_gradients(gradient_case, mode, tolerance):
             actual = gradients(model, image.to(dtype), probe)
         worst = max(worst, *(
             (((actual[k] - v).abs().max() / v.abs().max()).item(), name, k) for k, v in expected[name].items()))
-    print(f'{mode}: {worst[0]:.1e} at {worst[1]} of {worst[2]}')
     assert worst[0] < tolerance, worst

@@ -110,27 +110,6 @@ def test_every_weight_that_remains_is_needed(out_indices, images):
     assert [n for n, _ in pyramid.named_buffers() if 'attention2' not in n] == buffers
 
 
-@pytest.mark.usefixtures('reentrant')
-@pytest.mark.parametrize('out_indices', [(0, 1), (0, 1, 2)])
-def test_grad_checkpointing_changes_no_gradient(out_indices, images):
-    pyramid = make(features_only=True, out_indices=out_indices).train()
-
-    def gradients():
-        pyramid.zero_grad()
-        torch.manual_seed(1)  # of the dropout
-        sum(y.square().mean() for y in pyramid(images)).backward()
-        return {n: p.grad.clone() for n, p in pyramid.named_parameters()}
-
-    expected = gradients()
-    recomputed = []
-    pyramid.model.patch_embed.attention1.register_forward_hook(lambda *_: recomputed.append(1))
-    pyramid.set_grad_checkpointing()
-    got = gradients()
-    assert len(recomputed) == 2  # once forward, once on the way back
-    for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, msg=lambda m, name=name: f'{name}: {m}')
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('feature_cls', ['getter', 'hook', 'fx'])
 @pytest.mark.parametrize('token_type', TOKEN_TYPES)
@@ -151,21 +130,12 @@ def test_timms_views_of_the_blocks(request, feature_cls, token_type, images):
     ('Linknet', dict(encoder_depth=4)), ('Segformer', dict(encoder_depth=4)), ('FPN', dict()), ('UPerNet', dict()),
     ('Unet', dict()),
 ], ids=str)
-def test_decoders_of_segmentation_models_train_a_step(decoder, kwargs):
-    torch.manual_seed(0)
+def test_decoders_of_segmentation_models_train_the_encoder(decoder, kwargs):
     smp = pytest.importorskip('segmentation_models_pytorch', reason='pip install segmentation-models-pytorch')
     model = getattr(smp, decoder)(
         'tu-test_t2t_vit', encoder_weights=None, classes=2, dynamic_img_size=True, token_drop_rate=0., **kwargs)
     assert model.encoder.out_channels == [3, 0, 64, 64, 64, 64][:kwargs.get('encoder_depth', 5) + 1]
-    x, target = torch.randn(2, 3, 64, 96), torch.randint(0, 2, (2, 64, 96))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(2):
-        out = model(x)
-        assert out.shape == (2, 2, 64, 96)
-        losses.append(torch.nn.functional.cross_entropy(out, target))
-        optimizer.zero_grad()
-        losses[-1].backward()
-        assert all(p.grad is not None for p in model.encoder.parameters())
-        optimizer.step()
-    assert losses[1] < losses[0]
+    out = model(torch.randn(2, 3, 64, 96))
+    assert out.shape == (2, 2, 64, 96)
+    out.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.encoder.parameters())

@@ -1,15 +1,14 @@
 """Numbers equal to the published implementation's (golden outputs, made in float64 from float32 weights)."""
 import copy
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from data.golden_weights import flat_images
+from published import DATA, LAYOUTS, golden_model, images, official, rel_error
 
-DATA = Path(__file__).parents[1] / 'data'
 NORMS = json.loads((DATA / 'grad_norms.json').read_text())
 PUBLISHED = np.load(DATA / 'published_logits.npz')
 FLAT = np.load(DATA / 'flat.npz')
@@ -19,18 +18,14 @@ FLAT_CASES = sorted({key.rsplit('.', 2)[0] for key in FLAT.files})
 
 
 @pytest.fixture(scope='module', params=CASES)
-def golden(request, golden_model):
+def golden(request):
     """(case, model in float64)."""
     return request.param, golden_model(*request.param.split('.'), dtype=torch.float64)
 
 
-def test_every_published_architecture_is_here(layouts):
-    assert {case.split('.')[0] for case in NORMS} == set(PUBLISHED.files) == set(layouts)
-    assert len(layouts) == 15
-
-
-def official(name):
-    return re.sub(r'^patch_embed\.', 'tokens_to_token.', name)
+def test_every_published_architecture_is_here():
+    assert {case.split('.')[0] for case in NORMS} == set(PUBLISHED.files) == set(LAYOUTS)
+    assert len(LAYOUTS) == 15
 
 
 def call(model, images):
@@ -41,51 +36,51 @@ def call(model, images):
         return dict(logits=model(images), **seen)
 
 
-def test_outputs_and_gradients(golden, fused, golden_images, rel_error):
+def test_outputs_and_gradients(golden, fused):
     case, model = golden
     size = model.patch_embed.img_size[0]
-    images, tolerance = golden_images(2, size), 1e-9
+    x, tolerance = images(2, size, torch.float64), 1e-9
     if case in FAST:
-        outputs = call(model, images)
+        outputs = call(model, x)
         logits = outputs['logits']
         for name, expected in np.load(DATA / f'{case}.npz').items():
             assert rel_error(outputs[name].detach(), expected) < 1e-9, name
         with torch.no_grad():
-            assert rel_error(copy.deepcopy(model).float()(images.float()), logits.detach()) < 1e-5
+            assert rel_error(copy.deepcopy(model).float()(x.float()), logits.detach()) < 1e-5
     else:
         with torch.no_grad():
-            assert rel_error(model(golden_images(1, size)), PUBLISHED[case.split('.')[0]][None]) < 1e-9
+            assert rel_error(model(images(1, size, torch.float64)), PUBLISHED[case.split('.')[0]][None]) < 1e-9
         if not fused:  # autograd's gradient of the equations whose outputs were just compared, in half the time
-            model, images, tolerance = copy.deepcopy(model).float(), images.float(), 2e-5
-        logits = model(images)
+            model, x, tolerance = copy.deepcopy(model).float(), x.float(), 2e-5
+        logits = model(x)
     model.zero_grad()
     probe = torch.from_numpy(np.random.RandomState(7).standard_normal(tuple(logits.shape)))
     (logits * probe).sum().backward()
-    norms = {official(name): p.grad.double().norm().item() for name, p in model.named_parameters()}
-    assert norms == pytest.approx(NORMS[case], rel=tolerance)
+    norms = {name: p.grad.double().norm().item() for name, p in model.named_parameters()}
+    assert official(norms) == pytest.approx(NORMS[case], rel=tolerance)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize('golden', FLAT_CASES, indirect=True)
-def test_images_with_flat_regions(golden, dtype, tolerance, golden_weights, rel_error):
+def test_images_with_flat_regions(golden, dtype, tolerance):
     case, model = golden
     model = copy.deepcopy(model).to(dtype)
-    images = golden_weights.flat_images(224)
+    flat = flat_images(224)
     assert {key for key in FLAT.files if key.startswith(f'{case}.')} == {
-        f'{case}.{name}.{output}' for name in images for output in ('logits', 'tokens_every_7th')}
-    for name, image in images.items():
+        f'{case}.{name}.{output}' for name in flat for output in ('logits', 'tokens_every_7th')}
+    for name, image in flat.items():
         image = torch.from_numpy(image).to(dtype)
         outputs = call(model, image)
         for output in ('logits', 'tokens_every_7th'):
             assert rel_error(outputs[output], FLAT[f'{case}.{name}.{output}']) < tolerance, name
 
 
-def test_every_published_layout(layouts):
-    for architecture, layout in layouts.items():
+def test_every_published_layout():
+    for architecture, layout in LAYOUTS.items():
         model = timm.create_model(architecture, device='meta')
         state = model.state_dict()
         trained = dict(model.named_parameters())
-        assert {official(k): list(v.shape) for k, v in state.items()} == layout['state_dict']
-        assert sorted(official(k) for k in state if k not in trained) == sorted(layout['not_trained'])
+        assert official({k: list(v.shape) for k, v in state.items()}) == layout['state_dict']
+        assert set(official({k: v for k, v in state.items() if k not in trained})) == set(layout['not_trained'])
         assert sum(p.numel() for p in trained.values()) == layout['parameters']

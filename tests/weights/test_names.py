@@ -5,20 +5,12 @@ import published
 import pytest
 import timm
 import torch
+from published import prefixed, zeros
 
 from t2t_timm.cli import main
 from t2t_timm.errors import UserError
 from t2t_timm.weights.checkpoint import read_checkpoint
 from t2t_timm.weights.names import find_weights
-
-
-def prefixed(prefix, state_dict):
-    return {prefix + k: v for k, v in state_dict.items()}
-
-
-def zeros(state_dict):
-    return {k: torch.zeros_like(v) for k, v in state_dict.items()}
-
 
 WRAPPED = {  # what training code saves of weights; if it saves two sets, the other one is zeros; what is noted
     "the authors' transfer_learning.py": (
@@ -72,38 +64,19 @@ def equal(state_dict, weights):
     return state_dict.keys() == weights.keys() and all(torch.equal(v, weights[k]) for k, v in state_dict.items())
 
 
-@pytest.fixture
-def write(tmp_path):
-    """A function that writes a file of wrapped weights; it gives the file and the weights."""
-    def write(kind):
-        weights = published.tiny(num_classes=10)
-        torch.save(WRAPPED[kind][0](published.official(weights)), tmp_path / 'a.pth')
-        return str(tmp_path / 'a.pth'), weights
-    return write
-
-
 @pytest.mark.parametrize('kind', WRAPPED)
-def test_wrapped_weights_are_found(kind, write):
-    file, weights = write(kind)
-    checkpoint, words = read_checkpoint(file), WRAPPED[kind][1]
+def test_wrapped_weights_are_found(kind, tmp_path):
+    file, weights, (wrap, words) = str(tmp_path / 'a.pth'), published.tiny(num_classes=10), WRAPPED[kind]
+    torch.save(wrap(published.official(weights)), file)
+    checkpoint = read_checkpoint(file)
     assert words in '; '.join(checkpoint.notes) and bool(words) == bool(checkpoint.notes)
     assert equal(checkpoint.state_dict, weights)
-
-
-@pytest.mark.parametrize('kind', [k for k in WRAPPED if k not in ('ema', 'an average inside the model')])
-def test_wrapped_weights_are_pretrained(kind, write):
-    """timm unwraps what it knows first; where a file has 'model' and 'ema', that is 'model'."""
-    file, weights = write(kind)
-    model = timm.create_model('test_t2t_vit', pretrained=True, pretrained_cfg_overlay=dict(file=file))
-    assert equal(model.state_dict(), weights)
-
-
-@pytest.mark.parametrize('kind', [
-    "the authors' transfer_learning.py", 'model_state', 'model_state_dict', 'DeepSpeed', 'Composer', 'BasicSR'])
-def test_a_whole_checkpoint_loads(kind, write):
-    """timm's loader hands over what it does not know."""
-    file, weights = write(kind)
-    assert equal(timm.create_model('test_t2t_vit', checkpoint_path=file).state_dict(), weights)
+    if kind not in ('ema', 'an average inside the model'):  # of 'model' and 'ema', timm takes 'model' out first
+        model = timm.create_model('test_t2t_vit', pretrained=True, pretrained_cfg_overlay=dict(file=file))
+        assert equal(model.state_dict(), weights)
+    if kind in ("the authors' transfer_learning.py", 'model_state', 'DeepSpeed', 'Composer', 'BasicSR'):
+        # what timm's loader does not know, it hands over
+        assert equal(timm.create_model('test_t2t_vit', checkpoint_path=file).state_dict(), weights)
 
 
 def test_a_checkpoint_of_something_else_is_torchs_to_refuse():

@@ -12,7 +12,6 @@ import published
 import pytest
 import timm
 import torch
-from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.models._hub import save_for_hf
 
@@ -23,17 +22,14 @@ from t2t_timm.hub.verify import verify
 pytestmark = pytest.mark.timm('1.0.31')  # convert says so
 
 
-@pytest.fixture
-def own():
-    """A function that makes a model whose weights no other has, in evaluation mode."""
-    def own(architecture='test_t2t_vit', **kwargs):
-        torch.manual_seed(0)
-        model = timm.create_model(architecture, num_classes=kwargs.pop('num_classes', 10), **kwargs).eval()
-        for name, value in model.named_parameters():
-            if name != 'pos_embed':
-                value.data += 0.05 * torch.randn_like(value)
-        return model
-    return own
+def own(architecture='test_t2t_vit', **kwargs):
+    """Make a model whose weights no other has, in evaluation mode."""
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=kwargs.pop('num_classes', 10), **kwargs).eval()
+    for name, value in model.named_parameters():
+        if name != 'pos_embed':
+            value.data += 0.05 * torch.randn_like(value)
+    return model
 
 
 @pytest.fixture
@@ -84,7 +80,7 @@ def assert_same(model, expected, size=None):
     )),
 ], ids=str)
 @pytest.mark.parametrize('kind', ['timm', 'Lightning', 'beside'])
-def test_every_argument_is_kept(own, converted, tmp_path, kind, args, kwargs):
+def test_every_argument_is_kept(converted, tmp_path, kind, args, kwargs):
     expected = own(**kwargs)
     if kind == 'timm':
         checkpoint = run(expected, **args)
@@ -102,14 +98,14 @@ def test_every_argument_is_kept(own, converted, tmp_path, kind, args, kwargs):
 
 
 @pytest.mark.parametrize('start', ['x' * 5000, 'x\x1b[31m', 'x\0'], ids=['long', 'control characters', 'null'])
-def test_a_start_that_no_folder_can_have(own, converted, caplog, start):
+def test_a_start_that_no_folder_can_have(converted, caplog, start):
     caplog.set_level(logging.INFO)
     assert_same(converted(run(own(), model=f'local-dir:{start}'))[1], own())
     assert 'which is no longer there' in caplog.text and '\x1b' not in caplog.text and '\0' not in caplog.text
 
 
 @pytest.mark.parametrize('folder', ['timm', 'transformers'])
-def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
+def test_folders_of_timm_and_transformers(converted, tmp_path, folder):
     expected = own(global_pool='avg', img_size=64, num_heads=8)
     data = dict(mean=[0.2, 0.3, 0.4], std=[0.3, 0.3, 0.2], crop_pct=0.8, interpolation='bilinear')
     save_for_hf(
@@ -132,7 +128,7 @@ def test_folders_of_timm_and_transformers(own, converted, tmp_path, folder):
     assert verdict.good, verdict.lines
 
 
-def test_verify_builds_each_side_from_its_own_record(own, tmp_path):
+def test_verify_builds_each_side_from_its_own_record(tmp_path):
     expected, file = own(global_pool='avg'), tmp_path / 'run.pth.tar'
     torch.save(run(expected, gp='avg', mean=[0.5, 0.5, 0.5]), file)
     out = convert(file, 'test_t2t_vit', tmp_path / 'out')
@@ -162,7 +158,7 @@ def test_verify_builds_each_side_from_its_own_record(own, tmp_path):
     (3, dict(model='t2t_vit_14.in1k_ft_cifar10'), dict(
         mean=(0.4914, 0.4822, 0.4465), crop_pct=1, crop_mode='squash', interpolation='bilinear')),
 ], ids=str)
-def test_preprocessing(own, converted, in_chans, args, expected):
+def test_preprocessing(converted, in_chans, args, expected):
     architecture = args.get('model', 'test_t2t_vit').split('.')[0]
     kwargs = dict(depth=1) if architecture != 'test_t2t_vit' else {}
     _, model = converted(run(own(architecture, in_chans=in_chans, **kwargs), model_kwargs=kwargs, **args), architecture)
@@ -171,7 +167,7 @@ def test_preprocessing(own, converted, in_chans, args, expected):
         assert (cfg[key] if isinstance(cfg[key], (str, float, int)) else tuple(cfg[key])) == pytest.approx(value), key
 
 
-def test_a_run_that_started_from_a_folder(own, converted, tmp_path, caplog):
+def test_a_run_that_started_from_a_folder(converted, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     save_for_hf(own(global_pool='avg'), tmp_path / 'start', data_config=dict(mean=[0.1, 0.2, 0.3], crop_pct=0.7),
                 model_config=dict(label_names=list('abcdefghij')))
@@ -189,14 +185,14 @@ def test_a_run_that_started_from_a_folder(own, converted, tmp_path, caplog):
     assert 'which is no longer there: its preprocessing is not known' in caplog.text
 
 
-def test_a_run_of_another_size_than_its_start(own, converted, tmp_path):
+def test_a_run_of_another_size_than_its_start(converted, tmp_path):
     save_for_hf(own(img_size=64), tmp_path / 'start', model_args=dict(img_size=64))
     expected = own(img_size=(32, 128), pos_embed='learn')
     args = dict(input_size=(3, 32, 128), model_kwargs=dict(pos_embed='learn'))
     assert_same(converted(run(expected, model=f'local-dir:{tmp_path / "start"}', **args))[1], expected)
 
 
-def test_a_run_that_reads_other_sizes(own, converted):
+def test_a_run_that_reads_other_sizes(converted):
     expected = own(dynamic_img_size=True)
     out, model = converted(run(expected, img_size=96, model_kwargs=dict(dynamic_img_size=True)))
     assert tuple(resolve_model_data_config(model)['input_size']) == (3, 96, 96)
@@ -209,7 +205,7 @@ def test_a_run_that_reads_other_sizes(own, converted):
     ('test_t2t_vit', dict(model_kwargs=dict(img_size=[128, 32])), (128, 32)),
     ('t2t_vit_7', dict(input_size=(3, 112, 448)), (112, 448)),
 ], ids=str)
-def test_the_runs_own_size_goes_first(own, converted, architecture, args, size):
+def test_the_runs_own_size_goes_first(converted, architecture, args, size):
     expected = own(architecture, img_size=size, pos_embed='learn')
     _, model = converted(run(expected, model=architecture, **args), architecture)
     assert model.patch_embed.img_size == size
@@ -218,18 +214,7 @@ def test_the_runs_own_size_goes_first(own, converted, architecture, args, size):
 
 # ---------------------------------------------------------------- names of the classes
 
-@pytest.fixture
-def photos(tmp_path):
-    """A function that makes a folder of class folders with an image each."""
-    def photos(*names):
-        for name in names:
-            (tmp_path / 'photos' / name).mkdir(parents=True)
-            Image.new('RGB', (4, 4)).save(tmp_path / 'photos' / name / 'x.png')
-        return tmp_path / 'photos'
-    return photos
-
-
-def test_a_runs_class_map_numbers_the_classes(own, converted, photos, tmp_path):
+def test_a_runs_class_map_numbers_the_classes(converted, photos, tmp_path):
     labels = photos('1', '2', '10')
     (tmp_path / 'map.txt').write_text('2\n10\n1\n')
     _, model = converted(run(own(num_classes=3), class_map=str(tmp_path / 'map.txt')), labels=labels)
@@ -240,7 +225,7 @@ def test_a_runs_class_map_numbers_the_classes(own, converted, photos, tmp_path):
 
 
 @pytest.mark.parametrize('is_timms', [True, False])
-def test_the_order_that_was_taken_is_said_if_another_program_may_have_trained(own, converted, photos, caplog, is_timms):
+def test_the_order_that_was_taken_is_said_if_another_program_may_have_trained(converted, photos, caplog, is_timms):
     caplog.set_level(logging.INFO)
     checkpoint = run(own(num_classes=3))
     _, model = converted(
@@ -250,7 +235,7 @@ def test_the_order_that_was_taken_is_said_if_another_program_may_have_trained(ow
     assert said == (not is_timms)
 
 
-def test_names_that_timm_numbers_by_chance_are_refused(own, converted, photos):
+def test_names_that_timm_numbers_by_chance_are_refused(converted, photos):
     with pytest.raises(UserError, match="classes '0?1' and '0?1' of .* in either order"):
         converted(run(own(num_classes=3)), labels=photos('1', '01', '2'))
 
@@ -328,7 +313,6 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
 @pytest.mark.parametrize('args, words', [
     (dict(gp='nonsense'), "global_pool='nonsense'"),
     (dict(model_kwargs=dict(num_heads=7)), 'num_heads=7.* cannot be built'),
-    (dict(model_kwargs=dict(depth='x')), "depth='x'.* cannot be built"),
     (dict(model_kwargs=dict(act_layer=torch.float16)), 'act_layer=torch.float16, which a config.json cannot hold'),
     (dict(model_kwargs=dict(nonsense=3)), "unexpected keyword argument 'nonsense'"),
     (dict(model_kwargs='nonsense'), 'says what it is in a way that cannot be read: AttributeError'),
@@ -338,7 +322,6 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(crop_pct='x'), "crop_pct='x'"),
     (dict(crop_pct=1e-9), 'crop_pct should lie between 0.1 and 4.0'),
     (dict(interpolation='../../x'), "interpolation='../../x'"),
-    (dict(img_size=-5), 'a side between 8 and 4096'),
     (dict(input_size='abc'), 'run.pth.tar'),
     (dict(img_size=96), r'\(1, 17, 64\) instead of \(1, 37, 64\), for images of 96 x 96 pixels: give the size'),
     (dict(input_img_mode='L'), "input_img_mode='L'"),
@@ -355,14 +338,14 @@ def test_mmclss_scale_is_the_usual_one(tmp_path):
     (dict(model_kwargs=dict(features_only=True)), 'features_only=True.*: it makes a T2TFeaturePyramid'),
     (dict(model_kwargs={3: 4}), 'says what it is in a way that cannot be read: TypeError'),
 ], ids=str)
-def test_a_record_that_cannot_be_kept(own, refused, tmp_path, args, words):
+def test_a_record_that_cannot_be_kept(refused, tmp_path, args, words):
     refused(run(own(), **args), words)
     verdict = verify(str(tmp_path / 'run.pth.tar'))
     assert not verdict.good and re.search(words, verdict.lines[-1])
 
 
 @pytest.mark.parametrize('key', ['mean', 'CLASSES', 'dataset_meta'])
-def test_what_would_be_endless_when_written_out(own, refused, key):
+def test_what_would_be_endless_when_written_out(refused, key):
     value = ['x']
     for _ in range(60):
         value = [value, value]
@@ -370,31 +353,30 @@ def test_what_would_be_endless_when_written_out(own, refused, key):
     refused(dict(run(own()), meta=metas[key]) if key in metas else run(own(), **{key: value}), r'\[\[<list>, <list>\]')
 
 
-def test_a_table_that_is_missing_is_not_made_up(own, refused):
+def test_a_table_that_is_missing_is_not_made_up(refused):
     checkpoint = run(own(), model_kwargs=dict(pos_embed='learn'))
     del checkpoint['state_dict']['pos_embed']
     refused(checkpoint, 'missing pos_embed')
 
 
-def test_a_sinusoidal_table_that_is_missing_is_the_models(own, converted):
+def test_a_sinusoidal_table_that_is_missing_is_the_models(converted):
     expected = own(reg_tokens=2)
     checkpoint = run(expected, model_kwargs=dict(reg_tokens=2))
     del checkpoint['state_dict']['pos_embed']
     assert_same(converted(checkpoint)[1], expected)
 
 
-def test_a_way_out_of_a_name_that_contradicts_the_weights(own, refused):
+def test_a_way_out_of_a_name_that_contradicts_the_weights(refused):
     refused(run(own(), model='t2t_vit_12'), 'with a file of the state dict alone, if t2t_vit_12 is wrong')
 
 
-def test_a_run_with_options_of_its_own_is_no_published_file(own, refused):
+def test_a_run_with_options_of_its_own_is_no_published_file(refused):
     checkpoint = run(own(global_pool='avg'), gp='avg')
     refused(checkpoint, "global_pool='avg', so it is not the published test_t2t_vit.mnist", 'test_t2t_vit.mnist')
 
 
 @pytest.mark.parametrize('config, words', [
     ('{"label_names": 5}', 'name the classes in a list of texts, not 5'),
-    ('{"label_names": [1, 2]}', 'name the classes in a list of texts'),
     ('{"label_names": ["a\\n# b"]}', 'name the classes in a list of texts'),
     ('{"pretrained_cfg": {"mean": [0.1, 0.2, Infinity]}}', 'which a config.json cannot hold'),
     ('{"pretrained_cfg": {"input_size": 7}}', 'input_size=7'),
@@ -403,14 +385,14 @@ def test_a_run_with_options_of_its_own_is_no_published_file(own, refused):
     ('[' * 200000, 'config.json is not readable JSON'),
     ('nonsense', 'config.json is not readable JSON'),
 ])
-def test_configs_of_others(own, refused, tmp_path, config, words):
+def test_configs_of_others(refused, tmp_path, config, words):
     (tmp_path / 'config.json').write_text(config.replace('{', '{"architecture": "test_t2t_vit", ', 1))
     refused(own().state_dict(), words)
 
 
 @pytest.mark.parametrize('config', [
     '{"model_type": "bert"}', '{"architecture": "resnet18", "pretrained_cfg": {"mean": "abc"}}'])
-def test_a_config_of_something_else_is_left_alone(own, converted, tmp_path, config):
+def test_a_config_of_something_else_is_left_alone(converted, tmp_path, config):
     (tmp_path / 'config.json').write_text(config)
     assert_same(converted(own().state_dict())[1], own())
 
@@ -418,7 +400,7 @@ def test_a_config_of_something_else_is_left_alone(own, converted, tmp_path, conf
 @pytest.mark.parametrize('config', [
     '{"architecture": "test_t2t_vit", "global_pool": "avg", "pretrained_cfg": {"tag": "mine", "crop_pct": 0.8}}',
     '\ufeff{"architecture": "mine", "global_pool": "avg", "pretrained_cfg": {"crop_pct": 0.8}}'])
-def test_a_tag_or_architecture_of_ones_own(own, converted, tmp_path, config):
+def test_a_tag_or_architecture_of_ones_own(converted, tmp_path, config):
     (tmp_path / 'config.json').write_text(config, encoding='utf-8')
     out, model = converted(own(global_pool='avg').state_dict())
     assert_same(model, own(global_pool='avg'))
@@ -430,7 +412,7 @@ def test_a_tag_or_architecture_of_ones_own(own, converted, tmp_path, config):
 @pytest.mark.parametrize('text, note', [
     ('model = Foo(3)\ntest_pipeline = [Foo()]', False), ('model = = 3', True), ('x = 1\n' * 20000, True),
 ], ids=['objects', 'no Python', 'long'])
-def test_openmmlabs_config_that_says_nothing(own, converted, caplog, text, note):
+def test_openmmlabs_config_that_says_nothing(converted, caplog, text, note):
     caplog.set_level(logging.INFO)
     assert_same(converted(dict(state_dict=own().state_dict(), meta=dict(cfg=text)))[1], own())
     assert ('is no readable Python, or longer than 65536 characters: nothing was taken' in caplog.text) == note
@@ -443,19 +425,19 @@ def test_openmmlabs_config_that_says_nothing(own, converted, caplog, text, note)
     (lambda state_dict: {k: v for k, v in state_dict.items() if k != 'cls_token'}, torch.save,
      'missing cls_token.* a model without a class token needs'),
 ], ids=['protocol 4', 'too large', 'no class token'])
-def test_files_that_are_refused(own, refused, change, write, words):
+def test_files_that_are_refused(refused, change, write, words):
     refused(change(own().state_dict()), words, write=write)
 
 
 @pytest.mark.parametrize('names', ['official', 'PaddleViT'])
-def test_safetensors_of_paddle(own, tmp_path, names):
+def test_safetensors_of_paddle(tmp_path, names):
     expected = own()
     published.save_file(published.paddle(expected.state_dict(), names), tmp_path / 'a.safetensors')
     out = convert(tmp_path / 'a.safetensors', 'test_t2t_vit', Path(tmp_path) / 'out')
     assert_same(timm.create_model(f'local-dir:{out}', pretrained=True).eval(), expected)
 
 
-def test_a_checkpoint_without_a_class_token_is_told(own):
+def test_a_checkpoint_without_a_class_token_is_told():
     state_dict = own(class_token=False, global_pool='avg', img_size=(40, 72)).state_dict()
     with pytest.raises(ValueError, match='has no class token'):
         own().load_state_dict(state_dict)
