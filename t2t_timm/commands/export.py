@@ -127,14 +127,14 @@ class Export:
                 raise UserError(f'OpenVINO reads NAME.xml and NAME.bin: name a file .xml, not {self.path.name}.')
             if weights.is_dir() or weights.exists() and not self.path.exists():
                 raise UserError(f'{weights} exists and is not the weights of {self.path.name}: use another name.')
-        missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
-        if missing:
-            raise UserError(f'The format {name} needs more packages: pip install {" ".join(missing)}')
         is_folder = self.calibration is not None and Path(self.calibration).is_dir()
         self.files = find_images([str(self.calibration)]) if is_folder else []
         if self.quantize and not self.files:
             other = '' if self.calibration is None else f', not {self.calibration}'
             raise UserError(f'--quantize int8 needs --calibration FOLDER, a folder with images{other}.')
+        missing = [p for p in kind.packages + kind.quantize_packages * bool(self.quantize) if find_spec(p) is None]
+        if missing:
+            raise UserError(f'The format {name} needs more packages: pip install {" ".join(missing)}')
 
     @torch.inference_mode(False)
     @torch.no_grad()
