@@ -34,7 +34,7 @@ def push(
 
     The repo is created if there is none. Files that the repo already holds are left alone. The card that is uploaded
     names the repo where the one in the folder says `local-dir:DIR`. The arguments are those of `t2t-timm push`;
-    dry_run keeps off the network.
+    with dry_run nothing is sent.
 
     Raises:
         UserError: The card has places to fill in, the config names no tag, or the Hub refused.
