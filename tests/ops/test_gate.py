@@ -124,7 +124,8 @@ def test_what_is_not_known_is_not_fused(module):
 @pytest.mark.parametrize('compiled', [False, True])
 def test_weights_that_wrap_others_are_not_fused(compiled):
     linear = nn.Linear(2, 2)
-    linear.weight = nn.Parameter(TwoTensor(torch.randn(2, 2), torch.randn(2, 2)), requires_grad=False)  # as quantized weights do
+    wrapped = TwoTensor(torch.randn(2, 2), torch.randn(2, 2))  # as quantized weights do
+    linear.weight = nn.Parameter(wrapped, requires_grad=False)
 
     def ask(x, *modules):
         return x + ops.can_fuse(x, *modules)
