@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
@@ -223,11 +226,28 @@ def _write_executorch(source: Source, file: Path) -> None:
     file.write_bytes(program.buffer)
 
 
+# Runs a .pte in a process of its own: its runtime writes to stderr, and may end the process instead of raising.
+_RUN_PTE = '''
+import sys, numpy, torch
+from executorch.runtime import Runtime
+file, given, got = sys.argv[1:]
+method = Runtime.get().load_program(file).load_method('forward')
+numpy.save(got, method.execute([torch.from_numpy(numpy.load(given))])[0].numpy())
+'''
+
+
 def _run_executorch(file: Path) -> Run:
-    with quiet():  # it warns that it is experimental
-        from executorch.runtime import Runtime
-        method = Runtime.get().load_program(file).load_method('forward')
-    return lambda x: method.execute([x])[0].clone()
+    def run(x: torch.Tensor) -> torch.Tensor:
+        given, got = file.with_name('given.npy'), file.with_name('got.npy')
+        np.save(given, x.numpy())
+        done = subprocess.run(
+            [sys.executable, '-c', _RUN_PTE, file, given, got], capture_output=True, text=True, cwd=file.parent)
+        if done.returncode:
+            raise UserError(
+                f'The runtime of ExecuTorch cannot run the file (exit code {done.returncode}); nothing was written. '
+                f'{done.stderr.strip().rpartition(chr(10))[2]}')
+        return torch.from_numpy(np.load(got))
+    return run
 
 
 def _write_transformers_js(source: Source, folder: Path) -> None:

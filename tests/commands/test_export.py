@@ -2,6 +2,7 @@
 import errno
 import os
 import re
+import subprocess
 import tempfile
 
 import pytest
@@ -335,6 +336,14 @@ class TestNothingIsWritten:
         with pytest.raises(UserError, match='exists and is not empty'):
             export_model(make_model(), out, 'transformers.js')
         assert [p.name for p in out.iterdir()] == ['model']
+
+    def test_of_a_file_that_ends_its_runtime(self, out, monkeypatch, replace):
+        replace('executorch', write=lambda source, file: file.touch(), packages=())
+        done = subprocess.CompletedProcess([], -9, '', '')
+        monkeypatch.setattr('subprocess.run', lambda *args, **kwargs: done)
+        with pytest.raises(UserError, match=r'The runtime of ExecuTorch cannot run the file \(exit code -9\); nothing'):
+            export_model(make_model(), out / 'model.pte', 'executorch')
+        assert not list(out.iterdir())
 
 
 class TestCalibration:

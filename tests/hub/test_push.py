@@ -51,7 +51,7 @@ def test_the_default_repo_is_the_one_that_pretrained_loads(dry_run, monkeypatch)
 
 
 @pytest.mark.parametrize('file, content, repo, words', [
-    *((name, None, 'a/b', f'{name}: No such file or directory') for name in FILES),
+    *((name, None, 'a/b', f'has no {name}: name a folder that') for name in FILES),
     ('README.md', b'\xfc', 'a/b', 'README.md is not a text file in UTF-8'),
     ('config.json', b'not json', '', 'is not readable JSON'),
     ('config.json', b'[]', '', 'names no architecture and tag'),
