@@ -37,11 +37,13 @@ def push(
     with dry_run nothing is sent.
 
     Raises:
-        UserError: The card has places to fill in, the config names no tag, or the Hub refused.
+        UserError: A file is missing, the card has places to fill in, the config names no tag, or the Hub refused.
         HFValidationError: No Hub repo can have that name.
-        OSError: A file is missing.
     """
     folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:  # before a REPO is asked for, which does not help if the folder is another one
+        raise UserError(f'{folder} has no {", ".join(missing)}: name a folder that `t2t-timm convert` wrote.')
     if not repo:
         name = record_of({}, folder).model
         if not ModelName.parse(name).tag:
