@@ -3,7 +3,8 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.layers import Attention
+import torch.nn.functional as F
+from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
 
 
 def _refuse(layer: nn.Module, **options: bool | None) -> None:
@@ -19,19 +20,30 @@ class SqueezeExciteAttention(Attention):
         """Initialize the layer; arguments as timm's Attention has them.
 
         Raises:
-            ValueError: qk_norm or scale_norm, which this layer does not have.
+            ValueError: qk_norm, scale_norm or gated, which this layer does not have.
         """
-        _refuse(self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'))
+        _refuse(
+            self, qk_norm=kwargs.get('qk_norm'), scale_attn_norm=kwargs.get('scale_norm'), gated=kwargs.get('gated'))
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, **kwargs)
         self.se_layer = SqueezeExcite(dim, device=kwargs.get('device'), dtype=kwargs.get('dtype'))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # What timm's forward calls by this name, after the projection, is the method below.
-        super().__setattr__('drop' if name == 'proj_drop' else name, value)
-
-    def proj_drop(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Return the projected output (B, N, dim), gated, with dropout."""
-        return self.drop(self.se_layer(x))  # type: ignore[operator]
+    def forward(
+            self,
+            x: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Map tokens (B, N, dim) to (B, N, dim), as timm's Attention, which has no place for the gate."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attn:
+            dropout_p = self.attn_drop.p if self.training else 0.
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal)
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+            attn = maybe_add_mask(attn, resolve_self_attn_mask(N, attn, attn_mask, is_causal))
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
+        return self.proj_drop(self.se_layer(self.proj(x.transpose(1, 2).flatten(2))))
 
 
 class SqueezeExcite(nn.Module):

@@ -135,12 +135,14 @@ def _read_config(folder: Path, record: Record, source: str = 'config.json', is_s
     architecture = _text(_dict(config).get('architecture'))
     if not architecture or is_model(architecture) and 't2t_vit' not in architecture:
         return False
-    cfg = _dict(config.get('pretrained_cfg'))
+    cfg, args = _dict(config.get('pretrained_cfg')), config.get('model_args') or {}
+    if not isinstance(args, dict):
+        raise UserError(f'{path} should have model_args as names with values, not {shown(args)}.')
     record.add(
         source,
         model=str(ModelName(architecture, _text(cfg.get('tag')))),
         label_names=None if is_start else config.get('label_names', cfg.get('label_names')),
-        model_args=_given(config, ('global_pool',)) | (config.get('model_args') or {}),
+        model_args=_given(config, ('global_pool',)) | args,
         data=_given(cfg, PREPROCESSING) | ({} if is_start else _given(config, ('num_classes',))),
     )
     return True
@@ -207,6 +209,8 @@ def _literal(node: ast.AST) -> Any:
     # The value of Python's text, which is not run: plain values, and dict() of them; None for all else.
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {k.arg: _literal(k.value) for k in node.keywords if k.arg}
+    if isinstance(node, ast.Dict):
+        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(v) for v in node.elts]
     try:

@@ -51,9 +51,10 @@ def test_the_default_repo_is_the_one_that_pretrained_loads(dry_run, monkeypatch)
 
 
 @pytest.mark.parametrize('file, content, repo, words', [
-    *((name, None, 'a/b', f'has no {name}: name a folder that') for name in FILES),
+    *((name, None, '', f'has no {name}: name a folder that `t2t-timm convert` wrote') for name in FILES),
     ('README.md', b'\xfc', 'a/b', 'README.md is not a text file in UTF-8'),
     ('config.json', b'not json', '', 'is not readable JSON'),
+    ('config.json', b'{"architecture": "t2t_vit_7", "model_args": 5}', '', 'should have model_args as names'),
     ('config.json', b'[]', '', 'names no architecture and tag'),
     ('config.json', b'{"architecture": "t2t_vit_7"}', '', 'names no architecture and tag'),
     *(('README.md', b'', repo, 'Repo id must ') for repo in ('a/b/c', 'some one/model', '../model')),

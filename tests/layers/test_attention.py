@@ -36,6 +36,16 @@ def test_fused_and_unfused_attention_with_masks(attention, masked):
 
 
 @pytest.mark.parametrize('attention', ATTENTIONS)
+def test_what_is_hooked_is_called(attention):
+    layer, calls = attention(32), []
+    for name in ('attn_drop', 'proj', 'proj_drop'):
+        layer.get_submodule(name).register_forward_hook(lambda *args, name=name: calls.append(name))
+    layer.fused_attn = False
+    layer(torch.randn(1, 3, 32))
+    assert calls == ['attn_drop', 'proj', 'proj_drop']
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
 @pytest.mark.parametrize('option', ['qk_norm', 'scale_attn_norm'])
 def test_options_that_the_attentions_do_not_have(attention, option):
     with pytest.raises(ValueError, match=f'{attention.__name__} has no {option}'):

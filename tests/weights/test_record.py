@@ -368,6 +368,7 @@ def test_a_sinusoidal_table_that_is_missing_is_the_models(converted):
 
 def test_a_way_out_of_a_name_that_contradicts_the_weights(refused):
     refused(run(own(), model='t2t_vit_12'), 'with a file of the state dict alone, if t2t_vit_12 is wrong')
+    refused(run(own(), model='test_t2t_vit'), 'not t2t_vit_12: use --model test_t2t_vit.', 't2t_vit_12')
 
 
 def test_a_run_with_options_of_its_own_is_no_published_file(refused):
@@ -381,7 +382,7 @@ def test_a_run_with_options_of_its_own_is_no_published_file(refused):
     ('{"pretrained_cfg": {"mean": [0.1, 0.2, Infinity]}}', 'which a config.json cannot hold'),
     ('{"pretrained_cfg": {"input_size": 7}}', 'input_size=7'),
     ('{"num_classes": 5}', 'has 10 classes, and the config.json beside it says 5'),
-    ('{"model_args": 5}', 'says what it is in a way that cannot be read: TypeError'),
+    ('{"model_args": 5}', 'should have model_args as names with values, not 5'),
     ('[' * 200000, 'config.json is not readable JSON'),
     ('nonsense', 'config.json is not readable JSON'),
 ])
