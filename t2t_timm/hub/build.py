@@ -49,10 +49,9 @@ def build(
         raise UserError(f'{file} has shapes that fit no architecture: name the expected one with --model.')
     name = known_name(asked)
     if is_model(said) and said != name.architecture:
-        other = f', or --model {found} with a file of the state dict alone, if {said} is wrong'
-        raise UserError(
-            f'{file} says that it is {said}, not {name.architecture}: use --model {said}'
-            f'{"" if found in (None, said) else other}.')
+        other = '' if found in (None, said) else (
+            f', or --model {found} with a file of the state dict alone, if {said} is wrong')
+        raise UserError(f'{file} says that it is {said}, not {name.architecture}: use --model {said}{other}.')
     if name.tag:
         own = {k: v for k, v in record.model_args.items() if k != 'img_size'}
         if img_size or own:

@@ -310,8 +310,8 @@ def test_what_a_cut_run_leaves(five, tmp_path, monkeypatch, capsys):
     code, said = resumed('--resume', '--img-size', '40')
     assert code == 1 and 'holds results of other options, {' in said
     kept = left.read_bytes()
-    for damaged in (b'', b'{"options": 1', b'[]\n', b'null\n'):
-        left.write_bytes(b'{}\n' * (damaged != b'') + damaged + b'\n' + kept)
+    for damaged in (b'\n', b'{}\n{"options": 1\n', b'{}\n[]\n', b'{}\nnull\n'):
+        left.write_bytes(damaged + kept)
         assert resumed('--resume') == (1, f't2t-timm classify: {left} is damaged: delete it to begin again.')
     left.write_bytes(kept + b'{"image": "half')  # what a full disk leaves
     (tmp_path / '0.png').write_bytes(b'not read again')
